@@ -1,0 +1,262 @@
+"""L0-SIGN's interactions as functions.
+
+Each works on a batch of graphs, dense or ragged:
+
+- dense: nodes [B, n, d], B graphs of n nodes;
+- ragged: nodes [N, d] with ``offsets`` int64 [B+1]; graph g has the rows offsets[g] to offsets[g+1].
+
+A network of one hidden layer is a tuple (hidden weight [H, in], hidden bias [H], out weight [out, H], out
+bias [out]). All float tensors of a call share one dtype (float32, float64, bfloat16 or float16) and one
+device; under autocast they are cast first. Accumulation and the penalties are float64 for float64 and
+float32 for everything else.
+
+``backend``: "fused" is the compiled operator, "reference" is :mod:`l0sign_cuda.reference`. None or "auto"
+takes the environment variable L0SIGN_BACKEND, or else "fused". There is no silent fallback: where the binary
+does not load, "fused" raises its ImportError.
+
+Errors: ValueError for a wrong shape, dtype, device, option or offsets, IndexError for rows out of range,
+TypeError for something that is no tensor, NotImplementedError for a device that this build has no kernel
+for. Each names the argument, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, ops, reference
+from .reference import LayerOutput, Network
+
+__all__ = ["LayerOutput", "complete_sign", "gate_noise", "l0_sign", "pair_gates", "sign"]
+
+
+def l0_sign(
+    nodes: Tensor,
+    edge_nodes: Tensor,
+    message: Network,
+    edge: Network,
+    offsets: Tensor | None = None,
+    *,
+    seed: int | Tensor | None = None,
+    aggr: str = "mean",
+    temperature: float = 2 / 3,
+    limits: tuple[float, float] = (-0.1, 1.1),
+    l2_penalty: bool = True,
+    backend: str | None = None,
+) -> LayerOutput:
+    """Gated interactions of all pairs of each graph, self-pairs included (Eq. 4, and the penalties of Eq. 6).
+
+    v'_i = (1/n) sum_j g_ij z_ij with z_ij = MLP_message(u_i * u_j) and the hard concrete gate g_ij in [0, 1]
+    of the logit a_ij = MLP_edge(e_i * e_j). A pair whose gate is 0 has no message, and costs none.
+
+    Args:
+        nodes: u, [B, n, d] or [N, d].
+        edge_nodes: e, [B, n, b] or [N, b].
+        message: the network d -> H -> d.
+        edge: the network b -> He -> 1.
+        offsets: int64 [B+1] for ragged nodes, else None.
+        seed: None for deterministic gates; an integer or an int64 tensor of one element draws them, the same
+            for the same seed on every device and in every layout.
+        aggr: "mean" divides by n, "neighbor_mean" by the number of open edges of i (not differentiated),
+            "sum" does not.
+        temperature: beta of the gate.
+        limits: (gamma, zeta) of the gate, gamma < 0 and zeta > 1.
+        l2_penalty: False leaves that field None and saves its work, about d * H multiplications a pair.
+        backend: see the module.
+
+    Returns:
+        LayerOutput: nodes of the shape given, l0_penalty [B], l2_penalty [B] or None, num_edges int64 [B]
+        (unordered pairs with g > 0).
+    """
+    nodes, edge_nodes, message, edge = _autocast(nodes, edge_nodes, message, edge)
+    if _use_reference(backend):
+        return reference.l0_sign(
+            nodes, edge_nodes, message, edge, offsets,
+            seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
+        )  # fmt: skip
+    graphs = _checks.nodes("nodes", nodes, offsets)
+    _checks.edge_nodes(edge_nodes, nodes)
+    _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
+    _checks.network("edge", edge, edge_nodes.shape[-1], 1, nodes)
+    out, l0, l2, num_edges, _ = ops.l0_sign(
+        *_rows(nodes, edge_nodes, *message, *edge),
+        graphs.offsets,
+        graphs.size,
+        _checks.seed(seed, nodes.device),
+        _checks.aggregation(aggr),
+        *_checks.gate_options(temperature, limits),
+        l2_penalty,
+    )
+    return LayerOutput(out.view(nodes.shape), l0, l2 if l2_penalty else None, num_edges)
+
+
+def sign(
+    nodes: Tensor,
+    message: Network,
+    offsets: Tensor | None = None,
+    *,
+    edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    aggr: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Interactions without gates, on all pairs or on given edges (SIGN: Eq. 3, Eq. 4 with g = 1).
+
+    With ``edge_index`` an edge j -> i adds edge_weight * z_ij to v'_i; each edge counts as often as it is
+    listed.
+
+    Args:
+        nodes: u, [B, n, d] or [N, d].
+        message: the network d -> H -> d.
+        offsets: int64 [B+1] for ragged nodes, else None.
+        edge_index: int64 [2, E], rows (source, target) over all N nodes (row g * n + i of dense nodes); each
+            edge stays within one graph. None: all pairs, self-pairs included.
+        edge_weight: [E], differentiable; None: 1.
+        aggr: "mean" divides by n, "neighbor_mean" by the number of edges into i of positive weight, "sum"
+            does not.
+        backend: see the module.
+
+    Returns:
+        v', of the shape of nodes.
+    """
+    if edge_index is None:
+        if edge_weight is not None:
+            raise ValueError("edge_weight: expected None without edge_index, got a tensor")
+        return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=False, backend=backend).nodes
+    nodes, edge_weight, message = _autocast(nodes, edge_weight, message)
+    if _use_reference(backend):
+        return reference.sign(
+            nodes, message, offsets, edge_index=edge_index, edge_weight=edge_weight, aggr=aggr
+        )
+    graphs = _checks.nodes("nodes", nodes, offsets)
+    _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
+    _checks.edges(edge_index, edge_weight, nodes, graphs)
+    out = ops.sign_edges(
+        *_rows(nodes, *message),
+        graphs.offsets,
+        graphs.size,
+        edge_index.contiguous(),
+        None if edge_weight is None else edge_weight.contiguous(),
+        _checks.aggregation(aggr),
+    )
+    return out.view(nodes.shape)
+
+
+def complete_sign(
+    nodes: Tensor,
+    message: Network,
+    offsets: Tensor | None = None,
+    *,
+    aggr: str = "mean",
+    l2_penalty: bool = True,
+    backend: str | None = None,
+) -> LayerOutput:
+    """:func:`sign` on all pairs, with the report of :func:`l0_sign`.
+
+    l0_penalty is 0 and num_edges is n(n+1)/2.
+    """
+    nodes, message = _autocast(nodes, message)
+    if _use_reference(backend):
+        return reference.complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
+    graphs = _checks.nodes("nodes", nodes, offsets)
+    _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
+    out, l2 = ops.sign(
+        *_rows(nodes, *message), graphs.offsets, graphs.size, _checks.aggregation(aggr), l2_penalty
+    )
+    report = reference.ungated_report(graphs.bounds(nodes.device), l2.dtype, l2 if l2_penalty else None)
+    return LayerOutput(out.view(nodes.shape), *report)
+
+
+def pair_gates(
+    edge_nodes: Tensor,
+    edge: Network,
+    offsets: Tensor | None = None,
+    *,
+    seed: int | Tensor | None = None,
+    temperature: float = 2 / 3,
+    limits: tuple[float, float] = (-0.1, 1.1),
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gate and the logit of every unordered pair, differentiable: those of :func:`l0_sign`.
+
+    Pairs are in canonical order: graph by graph, i <= j, row-major. Their number depends on the offsets, so
+    that a GPU is waited for.
+
+    Returns:
+        (pair_index int64 [2, P], the rows i and j of 0..N-1; gates [P]; logits [P]).
+    """
+    edge_nodes, edge = _autocast(edge_nodes, edge)
+    if _use_reference(backend):
+        return reference.pair_gates(
+            edge_nodes, edge, offsets, seed=seed, temperature=temperature, limits=limits
+        )
+    graphs = _checks.nodes("edge_nodes", edge_nodes, offsets)
+    _checks.network("edge", edge, edge_nodes.shape[-1], 1, edge_nodes)
+    pairs = reference.pair_index(graphs.bounds(edge_nodes.device))
+    gates, logits = ops.edge_gates(
+        *_rows(edge_nodes, *edge),
+        graphs.offsets,
+        graphs.size,
+        _checks.seed(seed, edge_nodes.device),
+        *_checks.gate_options(temperature, limits),
+        pairs.shape[1],
+    )
+    return pairs, gates, logits
+
+
+def gate_noise(
+    seed: int | Tensor,
+    offsets: Tensor,
+    device: torch.device | str | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """The uniform draws U_ij in (0, 1) behind the gates of ``seed``: float32 [P] in canonical pair order.
+
+    A pure function of (seed, graph's index in the batch, pair's index in its graph): Philox4x32-10.
+
+    Args:
+        seed: an integer or an int64 tensor of one element.
+        offsets: int64 [B+1].
+        device: of the result; by default that of the offsets.
+        backend: see the module.
+    """
+    if _use_reference(backend):
+        return reference.gate_noise(seed, offsets, device)
+    if seed is None:
+        raise TypeError("seed: expected an integer or an int64 tensor, got None")
+    _checks.check_offsets(offsets, None, None)
+    offsets = offsets.to(device or offsets.device).contiguous()
+    n = offsets.diff()
+    num_pairs = int((n * (n + 1) // 2).sum())
+    return ops.gate_noise(_checks.seed(seed, offsets.device), offsets, 0, n.shape[0], num_pairs)
+
+
+def _use_reference(backend: str | None) -> bool:
+    if backend is None or backend == "auto":
+        backend = os.environ.get("L0SIGN_BACKEND") or "auto"
+    _checks.backend(backend)
+    return backend == "reference"
+
+
+def _autocast(first: Tensor, *others: Any) -> tuple[Any, ...]:
+    """Tensors and tuples of tensors as autocast wants them; float64 is left alone, as in torch."""
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return first, *others
+    dtype = torch.get_autocast_dtype(first.device.type)
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return tuple(map(cast, value))
+        low = isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return value.to(dtype) if low else value
+
+    return tuple(map(cast, (first, *others)))
+
+
+def _rows(first: Tensor, *others: Tensor) -> list[Tensor]:
+    """Contiguous tensors, nodes [B, n, d] flattened to rows [N, d]."""
+    return [t.flatten(0, -2).contiguous() if t.dim() == 3 else t.contiguous() for t in (first, *others)]

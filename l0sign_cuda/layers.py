@@ -1,0 +1,217 @@
+"""The interaction layers as modules: gated (L0-SIGN) and not (SIGN)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks, functional
+from .reference import LayerOutput, Network
+
+
+class PairNetwork(nn.Module):
+    """The network of one hidden layer that a pair's product of embeddings goes through.
+
+    Its modules hold the weights; the fused operators apply them.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(inputs, hidden)
+        self.out = nn.Linear(hidden, outputs)
+
+    def reset_parameters(self) -> None:
+        """Torch's defaults."""
+        self.hidden.reset_parameters()
+        self.out.reset_parameters()
+
+    def weights(self) -> Network:
+        """The weights as the functions take them."""
+        return self.hidden.weight, self.hidden.bias, self.out.weight, self.out.bias
+
+    def forward(self, product: Tensor) -> Tensor:
+        """The network itself, [..., in] -> [..., out]."""
+        return self.out(torch.relu(self.hidden(product)))
+
+
+class L0SIGNLayer(nn.Module):
+    """Gated pairwise interactions on complete graphs: v'_i = (1/n) sum_j g_ij z_ij (Eq. 4).
+
+    In training mode gates are drawn from the hard concrete distribution, from ``seed`` or else from torch's
+    default generator, so that :func:`torch.manual_seed` governs them. In evaluation mode they are
+    deterministic and ``seed`` is ignored.
+
+    Args:
+        embedding_dim: d, the columns of nodes.
+        hidden_dim: H, hidden units of the message network.
+        edge_dim: b, the columns of edge_nodes.
+        edge_hidden_dim: He, hidden units of the edge network.
+        aggr: "mean" divides by n, "neighbor_mean" by the number of open edges, "sum" does not.
+        temperature: beta of the gates.
+        limits: (gamma, zeta) of the gates, gamma < 0 and zeta > 1.
+        gated: False sets every gate to 1: no edge network, edge_nodes are not looked at, l0_penalty is 0.
+        l2_penalty: False leaves that field None and saves its work, about d * H multiplications a pair.
+        backend: None, "auto", "fused" or "reference"; see :mod:`l0sign_cuda.functional`.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        hidden_dim: int,
+        edge_dim: int,
+        edge_hidden_dim: int,
+        aggr: str = "mean",
+        *,
+        temperature: float = 2 / 3,
+        limits: tuple[float, float] = (-0.1, 1.1),
+        gated: bool = True,
+        l2_penalty: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _checks.positive(
+            embedding_dim=embedding_dim,
+            hidden_dim=hidden_dim,
+            edge_dim=edge_dim,
+            edge_hidden_dim=edge_hidden_dim,
+        )
+        _checks.aggregation(aggr)
+        temperature, gamma, zeta = _checks.gate_options(temperature, limits)
+        _checks.backend(backend)
+        self.aggr = aggr
+        self.temperature = temperature
+        self.limits = (gamma, zeta)
+        self.gated = gated
+        self.l2_penalty = l2_penalty
+        self.backend = backend
+        self.message = PairNetwork(embedding_dim, hidden_dim, embedding_dim)
+        self.edge = PairNetwork(edge_dim, edge_hidden_dim, 1) if gated else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Torch's defaults, and edge output weights raised by 0.2, as the authors do: gates start open."""
+        self.message.reset_parameters()
+        if self.edge is not None:
+            self.edge.reset_parameters()
+            with torch.no_grad():
+                self.edge.out.weight.add_(0.2)
+
+    def draw_seed(self) -> Tensor | None:
+        """A seed from torch's default generator, or None (deterministic gates) in evaluation mode."""
+        if not (self.training and self.gated):
+            return None
+        return torch.randint(2**63 - 1, (1,), device=self.message.hidden.weight.device)
+
+    def forward(
+        self,
+        nodes: Tensor,
+        edge_nodes: Tensor | None,
+        offsets: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> LayerOutput:
+        """Apply the layer to a batch of graphs.
+
+        Args:
+            nodes: u, [B, n, d], or [N, d] with offsets.
+            edge_nodes: e, [B, n, b] or [N, b]; None without gates.
+            offsets: int64 [B+1].
+            seed: an integer or an int64 tensor of one element, for training mode.
+
+        Returns:
+            LayerOutput(nodes of the shape given, l0_penalty [B], l2_penalty [B] or None, num_edges int64
+            [B]).
+
+        Raises:
+            ValueError, IndexError, TypeError: as :func:`l0sign_cuda.functional.l0_sign`.
+        """
+        message = self.message.weights()
+        if self.edge is None:
+            return functional.complete_sign(
+                nodes, message, offsets, aggr=self.aggr, l2_penalty=self.l2_penalty, backend=self.backend
+            )
+        if not self.training:
+            seed = None
+        elif seed is None:
+            seed = self.draw_seed()
+        return functional.l0_sign(
+            nodes,
+            edge_nodes,  # type: ignore[arg-type]  # None is refused there
+            message,
+            self.edge.weights(),
+            offsets,
+            seed=seed,
+            aggr=self.aggr,
+            temperature=self.temperature,
+            limits=self.limits,
+            l2_penalty=self.l2_penalty,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """What print() shows beside the modules."""
+        gates = f"temperature={self.temperature:.4g}, limits={self.limits}" if self.gated else "gated=False"
+        return f"aggr={self.aggr!r}, {gates}, l2_penalty={self.l2_penalty}, backend={self.backend!r}"
+
+
+class SIGNLayer(nn.Module):
+    """Pairwise interactions without gates, on all pairs of each graph or on given edges (SIGN, Eq. 3 and 4
+    with g = 1).
+
+    Args:
+        embedding_dim: d, the columns of nodes.
+        hidden_dim: H, hidden units of the message network.
+        aggr: "mean" divides by n, "neighbor_mean" by the number of edges into a node of positive weight,
+            "sum" does not.
+        backend: None, "auto", "fused" or "reference"; see :mod:`l0sign_cuda.functional`.
+    """
+
+    def __init__(
+        self, embedding_dim: int, hidden_dim: int, aggr: str = "mean", *, backend: str | None = None
+    ) -> None:
+        super().__init__()
+        _checks.positive(embedding_dim=embedding_dim, hidden_dim=hidden_dim)
+        _checks.aggregation(aggr)
+        _checks.backend(backend)
+        self.aggr = aggr
+        self.backend = backend
+        self.message = PairNetwork(embedding_dim, hidden_dim, embedding_dim)
+
+    def reset_parameters(self) -> None:
+        """Torch's defaults."""
+        self.message.reset_parameters()
+
+    def forward(
+        self,
+        nodes: Tensor,
+        offsets: Tensor | None = None,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Apply the layer to a batch of graphs.
+
+        Args:
+            nodes: u, [B, n, d], or [N, d] with offsets.
+            offsets: int64 [B+1].
+            edge_index: int64 [2, E], rows (source, target) over all nodes; None: all pairs, self-pairs
+                included.
+            edge_weight: [E]; None: 1.
+
+        Returns:
+            v', of the shape of nodes.
+
+        Raises:
+            ValueError, IndexError, TypeError: as :func:`l0sign_cuda.functional.sign`.
+        """
+        return functional.sign(
+            nodes,
+            self.message.weights(),
+            offsets,
+            edge_index=edge_index,
+            edge_weight=edge_weight,
+            aggr=self.aggr,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """What print() shows beside the modules."""
+        return f"aggr={self.aggr!r}, backend={self.backend!r}"

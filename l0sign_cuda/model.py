@@ -1,0 +1,156 @@
+"""L0-SIGN: embeddings, gated interactions, a linear head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from .layers import L0SIGNLayer
+from .reference import node_graphs
+
+
+class L0SIGNOutput(NamedTuple):
+    """What the model gives for a batch of B graphs."""
+
+    logits: Tensor
+    """[B], or [B, K] with K > 1 outputs: logits for classification, values for regression"""
+    l0_penalty: Tensor
+    """[B], the sum over unordered pairs of the probability that their edge is open"""
+    l2_penalty: Tensor | None
+    """[B], the sum over open unordered pairs of ||z||^2, over all iterations; None with l2_penalty=False"""
+    num_edges: Tensor
+    """int64 [B], the number of open unordered pairs"""
+
+
+class L0SIGN(nn.Module):
+    """The L0-SIGN model (Su et al., AAAI 2021): a prediction for each graph of features.
+
+    With u_i = x_i v_i, one iteration is v'_i = (1/n) sum_j g_ij MLP_message(u_i * u_j), and the prediction is
+    y = (1/n) sum_i w_g^T (x_i v'_i) + bias. Gates depend on edge embeddings alone and are the same in each
+    iteration: drawn in training mode, deterministic in evaluation mode.
+
+    Args:
+        num_embeddings: J, the size of the vocabulary.
+        embedding_dim: d.
+        hidden_dim: H, hidden units of the message network.
+        edge_dim: b.
+        edge_hidden_dim: He, hidden units of the edge network.
+        num_outputs: K.
+        aggr: "mean" divides by n, "neighbor_mean" by the number of open edges, "sum" does not.
+        iterations: T, how often the same interactions are applied.
+        temperature: beta of the gates.
+        limits: (gamma, zeta) of the gates, gamma < 0 and zeta > 1.
+        gated: False is plain SIGN: no edge embedding, no edge network, l0_penalty 0.
+        head_bias: whether the head has a bias.
+        l2_penalty: False leaves that field None and saves its work, about d * H multiplications a pair.
+        backend: None, "auto", "fused" or "reference"; see :mod:`l0sign_cuda.functional`.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int = 8,
+        hidden_dim: int = 32,
+        edge_dim: int = 8,
+        edge_hidden_dim: int = 32,
+        num_outputs: int = 1,
+        aggr: str = "mean",
+        iterations: int = 1,
+        temperature: float = 2 / 3,
+        limits: tuple[float, float] = (-0.1, 1.1),
+        gated: bool = True,
+        head_bias: bool = True,
+        *,
+        l2_penalty: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _checks.positive(num_embeddings=num_embeddings, num_outputs=num_outputs, iterations=iterations)
+        self.iterations = iterations
+        self.interaction = L0SIGNLayer(
+            embedding_dim,
+            hidden_dim,
+            edge_dim,
+            edge_hidden_dim,
+            aggr,
+            temperature=temperature,
+            limits=limits,
+            gated=gated,
+            l2_penalty=l2_penalty,
+            backend=backend,
+        )
+        self.node_embedding = nn.Embedding(num_embeddings, embedding_dim)
+        self.edge_embedding = nn.Embedding(num_embeddings, edge_dim) if gated else None
+        self.head = nn.Linear(embedding_dim, num_outputs, bias=head_bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Node embeddings N(0, 0.1), edge embeddings N(0.2, 0.01) so that gates start open."""
+        nn.init.normal_(self.node_embedding.weight, 0.0, 0.1)
+        if self.edge_embedding is not None:
+            nn.init.normal_(self.edge_embedding.weight, 0.2, 0.01)
+        self.interaction.reset_parameters()
+        self.head.reset_parameters()
+
+    def forward(
+        self,
+        ids: Tensor,
+        offsets: Tensor | None = None,
+        values: Tensor | None = None,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> L0SIGNOutput:
+        """Predict for each graph.
+
+        Args:
+            ids: int64 [B, n], or [N] with offsets; 0..J-1.
+            offsets: int64 [B+1], offsets[0] = 0 and offsets[B] = N.
+            values: x, float, of the shape of ids; None: 1.
+            seed: an integer or an int64 tensor of one element fixes the draw of the gates in training mode;
+                by default it comes from torch's generator. Evaluation mode ignores it.
+
+        Raises:
+            IndexError: ids out of range.
+            ValueError, TypeError: anything else that does not fit, by name.
+        """
+        weight = self.node_embedding.weight
+        graphs = _checks.ids(ids, offsets, values, weight.shape[0], weight.device)
+        if seed is None:
+            seed = self.interaction.draw_seed()
+        nodes = self.node_embedding(ids)
+        edge_nodes = None if self.edge_embedding is None else self.edge_embedding(ids)
+        scale = None if values is None else values.to(nodes.dtype).unsqueeze(-1)
+
+        def scaled(rows: Tensor) -> Tensor:
+            return rows if scale is None else rows * scale
+
+        nodes, l0_penalty, l2_penalty, num_edges = self.interaction(scaled(nodes), edge_nodes, offsets, seed)
+        for _ in range(self.iterations - 1):  # the same gates again: their report stands
+            update = self.interaction(scaled(nodes), edge_nodes, offsets, seed)
+            nodes = update.nodes
+            if l2_penalty is not None:
+                l2_penalty = l2_penalty + update.l2_penalty
+        logits = self.head(_mean_rows(scaled(nodes), graphs))
+        if self.head.out_features == 1:
+            logits = logits.squeeze(-1)
+        return L0SIGNOutput(logits, l0_penalty, l2_penalty, num_edges)
+
+    def extra_repr(self) -> str:
+        """What print() shows beside the modules."""
+        return f"iterations={self.iterations}"
+
+
+def _mean_rows(rows: Tensor, graphs: _checks.Graphs) -> Tensor:
+    """The mean of each graph's rows, 0 of an empty graph: [B, d]. Sums in float32 at least."""
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    if rows.dim() == 3:
+        mean = wide.sum(1) / max(rows.shape[1], 1)
+    else:
+        assert graphs.offsets is not None
+        graph = node_graphs(graphs.offsets, rows.shape[0])
+        total = wide.new_zeros(graphs.num_graphs, rows.shape[1]).index_add(0, graph, wide)
+        mean = total / graphs.offsets.diff().clamp(min=1).unsqueeze(-1)
+    return mean.to(rows.dtype)

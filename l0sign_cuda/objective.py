@@ -1,0 +1,115 @@
+"""The objective of L0-SIGN: empirical risk with both penalties (Eq. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _checks
+
+if TYPE_CHECKING:
+    from .model import L0SIGNOutput
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def empirical_risk(
+    output: L0SIGNOutput,
+    target: Tensor,
+    l0_weight: float | Tensor = 0.0,
+    l2_weight: float | Tensor = 0.0,
+    loss: str | Loss = "bce",
+) -> Tensor:
+    """The mean over the batch of loss(y, target) + l0_weight * l0_penalty + l2_weight * l2_penalty (Eq. 6).
+
+    Args:
+        output: what :class:`~l0sign_cuda.L0SIGN` returned.
+        target: of the shape of output.logits for "bce" (values in 0..1) and "mse"; int64 [B] for
+            "cross_entropy" (classes 0..K-1). With K > 1 outputs "bce" and "mse" are means over the outputs
+            too.
+        l0_weight: lambda_1, for a graph's penalty summed over its unordered pairs.
+        l2_weight: lambda_2, likewise.
+        loss: "bce" (of logits), "mse", "cross_entropy", or a function (logits, target) -> losses [B] or
+            their mean.
+
+    Returns:
+        A scalar; of an empty batch 0, unless ``loss`` is a function that says otherwise.
+
+    Raises:
+        ValueError: unfitting shapes or dtypes, an unknown loss, targets of "bce" outside 0..1, or a non-zero
+        l2_weight with
+            an output that has no l2_penalty.
+    """
+    logits = output.logits
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    risk = loss(logits, target) if callable(loss) else _LOSSES[_known(loss)](logits, target)
+    if risk.dim():
+        risk = _mean(risk)
+    if _is_used(l0_weight):
+        risk = risk + l0_weight * _mean(output.l0_penalty)
+    if _is_used(l2_weight):
+        if output.l2_penalty is None:
+            raise ValueError(
+                f"l2_weight: expected 0 for an output without l2_penalty, got {l2_weight};"
+                " build the model with l2_penalty=True"
+            )
+        risk = risk + l2_weight * _mean(output.l2_penalty)
+    return risk
+
+
+def _bce(logits: Tensor, target: Tensor) -> Tensor:
+    _same_shape(logits, target)
+    if _checks.readable(target) and target.numel():
+        low, high = float(target.min()), float(target.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f'target: expected values in 0..1 for loss="bce", got values in {low:g}..{high:g}'
+            )
+    return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+
+
+def _mse(logits: Tensor, target: Tensor) -> Tensor:
+    _same_shape(logits, target)
+    return F.mse_loss(logits, target.to(logits.dtype), reduction="none")
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    if logits.dim() != 2:
+        raise ValueError(
+            f'output: expected logits [B, K] for loss="cross_entropy", got shape {list(logits.shape)};'
+            " build the model with num_outputs=K"
+        )
+    if target.dtype != torch.int64 or target.shape != logits.shape[:1]:
+        got = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
+        raise ValueError(f"target: expected int64 classes of shape [{logits.shape[0]}], got {got}")
+    if _checks.readable(target) and target.numel():
+        _checks.in_range("target", target.numpy(), logits.shape[1], "num_outputs")
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+_LOSSES: dict[str, Loss] = {"bce": _bce, "mse": _mse, "cross_entropy": _cross_entropy}
+
+
+def _known(loss: str) -> str:
+    if loss not in _LOSSES:
+        raise ValueError(f"loss: expected a function or one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
+    return loss
+
+
+def _same_shape(logits: Tensor, target: Tensor) -> None:
+    if target.shape != logits.shape:
+        raise ValueError(f"target: expected shape {list(logits.shape)}, got shape {list(target.shape)}")
+
+
+def _is_used(weight: float | Tensor) -> bool:
+    return isinstance(weight, Tensor) or weight != 0
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, and of no values 0."""
+    return values.sum() / max(values.numel(), 1)

@@ -1,0 +1,220 @@
+"""The compiled operators of ``torch.ops.l0sign_cuda`` with autograd, fake implementations and vmap.
+
+Arguments are positional, as in docs/architecture.md, and already checked. Everything about one operator
+stands in its entry
+below: the fake implementation of its outputs, and what its backward operator takes and gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _extension
+
+
+class Operator:
+    """An operator of the binary, called by the cheapest path that is right.
+
+    A compiler sees the operator itself, which carries its registrations. Under functorch transforms only a
+    Function with ``setup_context`` works, and in eager mode one without is several times cheaper than what
+    ``register_autograd`` makes.
+
+    ``backward`` is called with the gradients of the first ``outputs`` outputs (None where there is none),
+    the first ``inputs`` inputs and the outputs ``extra``; it returns the gradients of the inputs ``wrt``.
+    Without one there is no derivative.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fake: Callable[..., Any],
+        backward: Operator | None = None,
+        *,
+        wrt: Sequence[int] = (),
+        inputs: int = 0,
+        outputs: int = 1,
+        extra: Sequence[int] = (),
+    ) -> None:
+        self.name = name
+        self._fake, self._backward = fake, backward
+        self._wrt, self._inputs, self._outputs, self._extra = wrt, inputs, outputs, extra
+        self._op: Any = None
+        self._on_cuda = False
+        function = (torch.autograd.Function,)
+        self._eager: Any = type(name, function, {"forward": self._forward, "backward": self._differentiate})
+        self._transformed: Any = type(
+            name,
+            function,
+            {
+                "forward": self._below_autograd,
+                "setup_context": self._setup,
+                "backward": self._differentiate,
+                "vmap": self._vmap,
+            },
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the operator."""
+        if self._op is None:
+            _extension.load()  # raises the reason
+            self.register()
+        if isinstance(args[0], Tensor) and args[0].is_cuda and not self._on_cuda:
+            raise NotImplementedError(
+                f"l0sign_cuda::{self.name}: no CUDA kernel in this build; use backend='reference' (or the"
+                " environment variable L0SIGN_BACKEND=reference), or build l0sign_cuda where nvcc is found"
+            )
+        if torch.compiler.is_compiling():
+            return self._op(*args)
+        if torch._C._are_functorch_transforms_active():
+            return self._transformed.apply(*args)
+        if torch.is_grad_enabled():
+            return self._eager.apply(*args)
+        return self._below_autograd(*args)
+
+    def register(self) -> None:
+        """Attach fake implementation, autograd and vmap to the operator of the binary."""
+        qualname = f"l0sign_cuda::{self.name}"
+        self._op = getattr(torch.ops.l0sign_cuda, self.name).default
+        self._on_cuda = self.name in _extension.cuda_operators()
+        torch.library.register_fake(qualname, self._fake)
+        torch.library.register_vmap(qualname, self._vmap)
+        torch.library.register_autograd(qualname, self._differentiate, setup_context=self._setup)
+
+    def _below_autograd(self, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._op(*args)
+
+    def _forward(self, ctx: Any, *args: Any) -> Any:
+        output = self._below_autograd(*args)
+        self._setup(ctx, args, output)
+        return output
+
+    def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)  # an unused output costs nothing
+        ctx.num_inputs = len(inputs)
+        kept = [*inputs[: self._inputs], *(output[k] for k in self._extra)]
+        ctx.options = [None if isinstance(value, Tensor) else value for value in kept]
+        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in kept))
+
+    def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if self._backward is None:
+            raise RuntimeError(
+                f"l0sign_cuda::{self.name} has no derivative: the compiled operators give first derivatives;"
+                " use backend='reference' for second derivatives"
+            )
+        result: list[Tensor | None] = [None] * ctx.num_inputs
+        given = [None if grad is None else grad.contiguous() for grad in grads[: self._outputs]]
+        if any(grad is not None for grad in given):
+            kept = [
+                option if saved is None else saved
+                for saved, option in zip(ctx.saved_tensors, ctx.options, strict=True)
+            ]
+            for position, gradient in zip(self._wrt, self._backward(*given, *kept), strict=True):
+                if kept[position] is not None:
+                    result[position] = gradient
+        return tuple(result)
+
+    def _vmap(self, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        """One call for each batch element: graphs keep their index in the batch, and so their noise."""
+        results = []
+        for k in range(info.batch_size):
+            one = [
+                value if dim is None else value.select(dim, k).contiguous()
+                for value, dim in zip(args, in_dims, strict=True)
+            ]
+            results.append(self(*one))
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = tuple(torch.stack(outputs) for outputs in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+
+def _gradients(*positions: int) -> Callable[..., tuple[Tensor, ...]]:
+    """The fake implementation of a backward operator: gradients like its arguments at ``positions``."""
+
+    def fake(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(args[position]) for position in positions)
+
+    return fake
+
+
+def _num_graphs(rows: Tensor, offsets: Tensor | None, graph_size: int) -> int:
+    return rows.shape[0] // graph_size if offsets is None else offsets.shape[0] - 1
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake_l0_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    offsets, graph_size, _, aggr, *_, l2 = args[9:]
+    graphs = _num_graphs(nodes, offsets, graph_size)
+    penalty = nodes.new_empty(graphs, dtype=_accumulator(nodes.dtype))
+    return (
+        torch.empty_like(nodes),
+        penalty,
+        torch.empty_like(penalty) if l2 else penalty.new_empty(0),
+        nodes.new_empty(graphs, dtype=torch.int64),
+        nodes.new_empty(nodes.shape[0] if aggr == 1 else 0, dtype=torch.int32),
+    )
+
+
+def _fake_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    offsets, graph_size, _, l2 = args[4:]
+    graphs = _num_graphs(nodes, offsets, graph_size) if l2 else 0
+    return torch.empty_like(nodes), nodes.new_empty(graphs, dtype=_accumulator(nodes.dtype))
+
+
+def _fake_edges_backward(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    edge_weight = args[8]
+    return (
+        *_gradients(*range(5))(*args),
+        grad_out.new_empty(0) if edge_weight is None else torch.empty_like(edge_weight),
+    )
+
+
+def _fake_edge_gates(edge_nodes: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    num_pairs = args[-1]
+    return edge_nodes.new_empty(num_pairs), edge_nodes.new_empty(num_pairs)
+
+
+def _fake_gate_noise(
+    seed: Tensor, offsets: Tensor | None, graph_size: int, num_graphs: int, num_pairs: int
+) -> Tensor:
+    return seed.new_empty(num_pairs, dtype=torch.float32)
+
+
+l0_sign_backward = Operator("l0_sign_backward", _gradients(*range(3, 13)))
+l0_sign = Operator(
+    "l0_sign", _fake_l0_sign, l0_sign_backward, wrt=range(10), inputs=17, outputs=3, extra=(4,)
+)
+
+sign_backward = Operator("sign_backward", _gradients(*range(2, 7)))
+sign = Operator("sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2)
+
+sign_edges_backward = Operator("sign_edges_backward", _fake_edges_backward)
+sign_edges = Operator(
+    "sign_edges",
+    lambda nodes, *args: torch.empty_like(nodes),
+    sign_edges_backward,
+    wrt=(0, 1, 2, 3, 4, 8),
+    inputs=10,
+)
+
+edge_gates_backward = Operator("edge_gates_backward", _gradients(*range(2, 7)))
+edge_gates = Operator("edge_gates", _fake_edge_gates, edge_gates_backward, wrt=range(5), inputs=11, outputs=2)
+
+gate_noise = Operator("gate_noise", _fake_gate_noise)
+
+OPERATORS = (
+    l0_sign_backward, l0_sign, sign_backward, sign, sign_edges_backward, sign_edges, edge_gates_backward,
+    edge_gates, gate_noise,
+)  # fmt: skip
+
+if _extension.is_available() and hasattr(torch.ops.l0sign_cuda, "l0_sign"):
+    for _operator in OPERATORS:
+        _operator.register()
