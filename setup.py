@@ -1,5 +1,6 @@
 """Drives the CMake build; all metadata is in pyproject.toml."""
 
+import contextlib
 import fcntl
 import importlib
 import os
@@ -20,15 +21,13 @@ def tool_directories() -> list[str]:
     """Where the cmake and ninja that pip installed lie; without them PATH decides."""
     directories = []
     for module, attribute in (("cmake", "CMAKE_BIN_DIR"), ("ninja", "BIN_DIR")):
-        try:
+        with contextlib.suppress(ImportError):
             directories.append(getattr(importlib.import_module(module), attribute))
-        except ImportError:
-            pass
     return directories
 
 
 class CMakeBuild(build_ext):
-    """Builds the extension with CMake and ninja in build/cmake-*, which stays: a rebuild compiles what changed."""
+    """Builds with CMake and ninja in build/cmake-*, which stays: a rebuild compiles what changed."""
 
     def build_extension(self, ext: Extension) -> None:
         """Configure, build, and put the module where setuptools expects it."""
@@ -60,9 +59,11 @@ class CMakeBuild(build_ext):
         with open(build_dir / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # ninja itself does not mind a second one in the same directory
             defines = [f"-D{name}={value}" for name, value in options.items()]
-            subprocess.run(["cmake", "-S", ROOT, "-B", build_dir, "-G", "Ninja", *defines], check=True, env=environ)
+            configure = ["cmake", "-S", ROOT, "-B", build_dir, "-G", "Ninja", *defines]
             jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-            subprocess.run(["cmake", "--build", build_dir, "--parallel", jobs], check=True, env=environ)
+            build = ["cmake", "--build", build_dir, "--parallel", jobs]
+            for command in (configure, build):
+                subprocess.run(command, check=True, env=environ)
             target = Path(self.get_ext_fullpath(ext.name))
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(build_dir / "_C.so"), str(target), preserve_mode=False)

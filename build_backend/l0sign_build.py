@@ -1,9 +1,9 @@
 """In-tree PEP 517 backend: setuptools, plus torch as a build requirement only where none is installed.
 
-The binary needs torch's headers, and they should be those of the torch that will load it. A build frontend hides
-the installed packages from the build, but not where they lie, so the headers are found without importing torch.
-Everything that the build has to decide about its surroundings is decided here; CMakeLists.txt is only told.
-Standard library only: this file runs before any requirement is there.
+The binary needs torch's headers, and they should be those of the torch that will load it. A build frontend
+hides the installed packages from the build, but not where they lie, so the headers are found without
+importing torch. Everything that the build has to decide about its surroundings is decided here;
+CMakeLists.txt is only told. Standard library only: this file runs before any requirement is there.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class BuildError(Exception):
     """The build cannot go on; the message says why and what to do."""
 
 
-# --- torch ---------------------------------------------------------------------------------------------------------
+# --- torch ----------------------------------------
 
 
 def _environment_paths() -> list[str]:
-    """Where the packages of the running interpreter's environment lie, whether or not they can be imported now."""
+    """Where this environment's packages lie, whether or not they can be imported now."""
     paths = [sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
     if _sees_system_packages():
         paths.append(site.getusersitepackages())
@@ -56,22 +56,27 @@ def _sees_system_packages() -> bool:
         return True
     config = Path(sys.prefix, "pyvenv.cfg")
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    return re.search(r"^include-system-site-packages\s*=\s*true", text, re.MULTILINE | re.IGNORECASE) is not None
+    return (
+        re.search(r"^include-system-site-packages\s*=\s*true", text, re.MULTILINE | re.IGNORECASE) is not None
+    )
 
 
 def _torch_in(package: Path) -> Torch | None:
     include, version_file = package / "include", package / "version.py"
     if not (include / "torch/csrc/stable/library.h").is_file() or not version_file.is_file():
         return None
-    match = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", version_file.read_text(encoding="utf-8"), re.MULTILINE)
+    match = re.search(
+        r"^__version__\s*=\s*['\"]([^'\"]+)", version_file.read_text(encoding="utf-8"), re.MULTILINE
+    )
     return Torch(include, match.group(1)) if match else None
 
 
 def find_torch(paths: Iterable[str] | None = None, environ: Mapping[str, str] = os.environ) -> Torch | None:
     """Find the torch to build against without importing it.
 
-    `L0SIGN_TORCH_DIR` (the directory of the torch package) decides if it is set. Otherwise the environment that asks
-    for the build comes first, then whatever can be imported: there a frontend puts the build requirements.
+    `L0SIGN_TORCH_DIR` (the directory of the torch package) decides if it is set. Otherwise the environment
+    that asks for the build comes first, then whatever can be imported: there a frontend puts the build
+    requirements.
     """
     override = environ.get("L0SIGN_TORCH_DIR")
     if override:
@@ -103,19 +108,25 @@ def require_torch() -> Torch:
     torch = find_torch()
     if torch is None:
         raise BuildError(
-            f"no torch was found for {sys.prefix}. Install {TORCH_REQUIREMENT} there first, or set L0SIGN_TORCH_DIR "
-            "to the directory of its package. (uv builds elsewhere: give it --no-build-isolation.)"
+            f"no torch was found for {sys.prefix}. Install {TORCH_REQUIREMENT} there first, or set "
+            "L0SIGN_TORCH_DIR to the directory of its package. "
+            "(uv builds elsewhere: give it --no-build-isolation.)"
         )
     if not is_supported(torch.version):
-        raise BuildError(f"torch {torch.version} in {torch.include.parent} is too old: {TORCH_REQUIREMENT} is needed.")
+        raise BuildError(
+            f"torch {torch.version} in {torch.include.parent} is too old: {TORCH_REQUIREMENT} is needed."
+        )
     return torch
 
 
-# --- CUDA ----------------------------------------------------------------------------------------------------------
+# --- CUDA ----------------------------------------
 
 
 def find_nvcc(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Find nvcc: CUDACXX, CUDA_HOME or CUDA_PATH, PATH, /usr/local/cuda. `L0SIGN_CUDA` is 0 (off), 1 (needed) or unset."""
+    """Find nvcc by CUDACXX, CUDA_HOME or CUDA_PATH, on PATH, or in /usr/local/cuda.
+
+    `L0SIGN_CUDA=0` builds without it, `L0SIGN_CUDA=1` makes a missing one an error.
+    """
     choice = environ.get("L0SIGN_CUDA", "")
     if choice not in ("", "0", "1"):
         raise BuildError(f"L0SIGN_CUDA={choice} is not understood: 0 builds without CUDA, 1 insists on it.")
@@ -141,7 +152,8 @@ def supported_architectures(nvcc: str) -> set[int]:
 def cuda_architectures(wanted: str | None, supported: set[int]) -> list[str]:
     """Translate torch's "8.0;9.0+PTX" into CMake's ["80-real", "90"].
 
-    Without a wish: the default architectures that nvcc knows, with PTX for the newest, so that later GPUs run it too.
+    Without a wish: the default architectures that nvcc knows, with PTX for the newest, so that later GPUs
+    run it too.
     """
     if not wanted or not wanted.strip():
         numbers = [number for number in DEFAULT_ARCHITECTURES if number in supported]
@@ -152,15 +164,19 @@ def cuda_architectures(wanted: str | None, supported: set[int]) -> list[str]:
     for item in re.split(r"[;,\s]+", wanted.strip("; ,\t\n")):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
         if match is None:
-            raise BuildError(f'TORCH_CUDA_ARCH_LIST: "{item}" is not understood; write for example "8.0;9.0+PTX".')
+            raise BuildError(
+                f'TORCH_CUDA_ARCH_LIST: "{item}" is not understood; write for example "8.0;9.0+PTX".'
+            )
         number = match.group(1) + match.group(2)
         if int(number) not in supported:
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST: this nvcc cannot build for {item}; it knows {sorted(supported)}.")
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST: this nvcc cannot build for {item}; it knows {sorted(supported)}."
+            )
         architectures.append(number + match.group(3) + ("" if match.group(4) else "-real"))
     return list(dict.fromkeys(architectures))
 
 
-# --- PEP 517 and PEP 660 -------------------------------------------------------------------------------------------
+# --- PEP 517 and PEP 660 ----------------------------------------
 
 
 def _setuptools() -> Any:
@@ -189,7 +205,9 @@ def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: C
     return _setuptools().prepare_metadata_for_build_wheel(metadata_directory, config_settings)
 
 
-def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: ConfigSettings = None) -> str:
+def prepare_metadata_for_build_editable(
+    metadata_directory: str, config_settings: ConfigSettings = None
+) -> str:
     """PEP 660 hook."""
     return _setuptools().prepare_metadata_for_build_editable(metadata_directory, config_settings)
 

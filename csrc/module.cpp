@@ -1,4 +1,4 @@
-// The Python module _C: what was built, and what it will use. The operators register themselves when it is loaded.
+// The Python module _C: what was built, and what it will use. The operators register themselves on loading.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,7 +11,7 @@
 #else
 namespace l0sign::cpu {
 const char* capability() { return "portable"; }
-}
+}  // namespace l0sign::cpu
 #endif
 #ifdef L0SIGN_HAVE_CUDA
 #include "cuda/ops_cuda.h"
@@ -26,8 +26,8 @@ namespace {
 #if defined(__clang__)
 constexpr const char* kCompiler = "clang " __clang_version__;
 #else
-constexpr const char* kCompiler = "gcc " L0SIGN_STRING(__GNUC__) "." L0SIGN_STRING(__GNUC_MINOR__) "." L0SIGN_STRING(
-    __GNUC_PATCHLEVEL__);
+constexpr const char* kCompiler =
+    "gcc " L0SIGN_STRING(__GNUC__) "." L0SIGN_STRING(__GNUC_MINOR__) "." L0SIGN_STRING(__GNUC_PATCHLEVEL__);
 #endif
 
 [[maybe_unused]] std::vector<std::string> split(const std::string& text, char separator) {

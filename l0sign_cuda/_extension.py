@@ -1,7 +1,7 @@
 """Loads the compiled module `_C`, once and on first use; keeps the original error of a failure.
 
-`import l0sign_cuda` never fails because of the binary: the plain PyTorch reference, the readers and `l0sign doctor`
-work without it.
+`import l0sign_cuda` never fails because of the binary: the plain PyTorch reference, the readers and
+`l0sign doctor` work without it.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def is_available() -> bool:
 def build_info() -> dict[str, Any]:
     """Return what the binary was built with and for.
 
-    The keys are version, compiler, torch_target, torch_headers, cpu_instruction_sets, cuda_version (None without CUDA),
-    cuda_architectures and cuda_operators.
+    The keys are version, compiler, torch_target, torch_headers, cpu_instruction_sets, cuda_version (None
+    without CUDA), cuda_architectures and cuda_operators.
     """
     info: dict[str, Any] = load().build_info()
     return info

@@ -119,10 +119,10 @@ def _gpu_obstacle(info: dict[str, Any] | None, devices: list[dict[str, str]]) ->
 
 
 def runs_on(architectures: Sequence[str], capability: str) -> bool:
-    """Whether code built for `architectures` ("80-real", "90a-real", "120", ...) runs on a GPU of `capability` ("9.0").
+    """Whether code for `architectures` ("80-real", "90a-real", "120") runs on a GPU of `capability` ("9.0").
 
-    Machine code runs on the same major version from its minor version on; what also holds PTX, on all later GPUs.
-    Code for "90a" runs on exactly that GPU, for "100f" within its family.
+    Machine code runs on the same major version from its minor version on; what also holds PTX, on all later
+    GPUs. Code for "90a" runs on exactly that GPU, for "100f" within its family.
     """
     device = int(capability.replace(".", ""))
     for architecture in architectures:
@@ -146,7 +146,11 @@ def _extras() -> dict[str, dict[str, Any]]:
     for extra, purpose in _EXTRAS.items():
         names = [name for name in map(lambda text: _requirement(text, extra), requirements) if name]
         missing = [name for name in names if _installed(name) is None]
-        found[extra] = {"for": purpose, "missing": missing, "install": f'pip install "{_DISTRIBUTION}[{extra}]"'}
+        found[extra] = {
+            "for": purpose,
+            "missing": missing,
+            "install": f'pip install "{_DISTRIBUTION}[{extra}]"',
+        }
     return found
 
 
@@ -180,9 +184,15 @@ def _text(found: dict[str, Any]) -> str:
         ]
     else:
         rows.append(("binary", f"BROKEN: {found['binary']['error']}"))
-    rows.append(("GPU kernels", f"none; missing: {gpu['missing']}" if gpu["missing"] else " ".join(gpu["kernels"])))
-    rows += [("GPU", f"{device['name']}, compute capability {device['capability']}") for device in gpu["devices"]]
+    rows.append(
+        ("GPU kernels", f"none; missing: {gpu['missing']}" if gpu["missing"] else " ".join(gpu["kernels"]))
+    )
+    rows += [
+        ("GPU", f"{device['name']}, compute capability {device['capability']}") for device in gpu["devices"]
+    ]
     for extra, state in found["extras"].items():
-        missing = f"missing {', '.join(state['missing'])}: {state['install']}" if state["missing"] else "installed"
+        missing = (
+            f"missing {', '.join(state['missing'])}: {state['install']}" if state["missing"] else "installed"
+        )
         rows.append((f"[{extra}]", f"{missing} (for {state['for']})"))
     return "\n".join(f"{label + ':':<13} {value}" for label, value in rows)

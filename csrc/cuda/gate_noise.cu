@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0) pair_offsets[num_graphs] = before;
 }
 
-// The graph that holds pair p: the last one that begins at or before it (empty graphs begin where the next one does).
+// The graph that holds pair p: the last one that begins at or before it. (An empty graph begins where the
+// next one does.)
 __device__ int64_t graph_of_pair(const int64_t* __restrict__ pair_offsets, int64_t num_graphs, int64_t p) {
   int64_t low = 0, high = num_graphs;
   while (high - low > 1) {
@@ -60,8 +61,8 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t gate_noise(const Graphs& graphs, const int64_t* seed, int64_t* pair_offsets, int64_t num_pairs, float* out,
-                       cudaStream_t stream) {
+cudaError_t gate_noise(const Graphs& graphs, const int64_t* seed, int64_t* pair_offsets, int64_t num_pairs,
+                       float* out, cudaStream_t stream) {
   if (num_pairs == 0) return cudaSuccess;
   if (graphs.offsets) {
     scan_pairs<<<1, kThreads, 0, stream>>>(graphs.offsets, graphs.count, pair_offsets);

@@ -23,8 +23,8 @@ void check(cudaError_t error, const char* name) {
   throw std::runtime_error(std::string("l0sign_cuda: ") + name + " on CUDA: " + cudaGetErrorString(error));
 }
 
-Tensor gate_noise_op(const Tensor& seed, const std::optional<Tensor>& offsets, int64_t graph_size, int64_t num_graphs,
-                     int64_t num_pairs) {
+Tensor gate_noise_op(const Tensor& seed, const std::optional<Tensor>& offsets, int64_t graph_size,
+                     int64_t num_graphs, int64_t num_pairs) {
   const int32_t device = seed.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   Tensor out = torch::stable::new_empty(seed, {num_pairs}, ScalarType::Float);

@@ -1,0 +1,50 @@
+# Every target sets itself up: a fresh clone needs python3, a C++ compiler, make and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The one pin of torch is in pyproject.toml. It is installed first, so that building asks for no other.
+TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml | head -n 1)
+SOURCES := $(shell find csrc cmake build_backend -type f -not -name '*.pyc')
+CXX_SOURCES := $(filter %.h %.cpp %.cu,$(SOURCES))
+
+.PHONY: setup build demo test test-fast lint format clean
+.DEFAULT_GOAL := build
+
+setup: $(VENV)/.setup  ## the environment, with everything that development needs
+build: $(VENV)/.build  ## the compiled module; compiles what changed
+
+# The stamps lie in the environment: they go when it goes.
+$(VENV)/.setup: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+$(VENV)/.build: $(VENV)/.setup $(SOURCES) CMakeLists.txt setup.py l0sign_cuda/_version.py
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+demo: build  ## trains SIGN and L0-SIGN on planted interactions, and shows what they found
+	$(BIN)/l0sign demo
+
+test: build
+	$(BIN)/python -m pytest
+
+test-fast: build
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+clean:  ## everything that can be made again, but the environment
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo_out $(VENV)/.build
+	find l0sign_cuda -name '*.so' -delete
