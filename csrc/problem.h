@@ -34,8 +34,7 @@ struct PerceptronGrad {
 
 struct HardConcrete {
   double temperature, gamma, zeta;
-  bool noisy;    // a draw from `seed`, else deterministic
-  int64_t seed;  // key of the noise
+  const int64_t* seed;  // one element on the problem's device: the noise's key; null: no noise
 };
 
 // All pairs i <= j of every graph. What is null is neither read nor computed:

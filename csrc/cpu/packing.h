@@ -1,0 +1,75 @@
+// Weights in the layout that the kernels read: tiles of `rows` rows, each tile column by column, padded with zeros.
+#pragma once
+#include <vector>
+
+#include "kernels.h"
+
+namespace l0sign {
+namespace cpu {
+
+constexpr int64_t kPadding = 4;  // as kPad of the kernels
+
+inline int64_t pad(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
+
+template <class A>
+class Packing {
+ public:
+  Packing(const CompleteGraph<A>& problem, int64_t rows) : rows_(rows) {
+    if (problem.nodes) message(problem.message);
+    if (problem.edge_nodes) edge(problem.edge);
+  }
+  Packing(const EdgeList<A>& problem, int64_t rows) : rows_(rows) { message(problem.message); }
+
+  const PackedWeights<A>& weights() const { return weights_; }
+
+ private:
+  void message(const Perceptron<A>& m) {
+    const int64_t in = m.in, hidden = m.hidden, out = m.out;
+    PackedPerceptron<A>& packed = weights_.message;
+    packed.hidden = matrix(hidden, in, [&](int64_t h, int64_t k) { return m.hidden_weight[h * in + k]; });
+    packed.hidden_bias = vector(m.hidden_bias, hidden);
+    packed.out = matrix(out, hidden, [&](int64_t k, int64_t h) { return m.out_weight[k * hidden + h]; });
+    packed.out_bias = vector(m.out_bias, out);
+    packed.out_transposed = matrix(hidden, out, [&](int64_t h, int64_t k) { return m.out_weight[k * hidden + h]; });
+    packed.hidden_transposed = matrix(in, hidden, [&](int64_t k, int64_t h) { return m.hidden_weight[h * in + k]; });
+  }
+
+  void edge(const Perceptron<A>& m) {
+    const int64_t in = m.in, hidden = m.hidden;
+    PackedPerceptron<A>& packed = weights_.edge;
+    packed.hidden = matrix(hidden, in, [&](int64_t h, int64_t k) { return m.hidden_weight[h * in + k]; });
+    packed.hidden_bias = vector(m.hidden_bias, hidden);
+    packed.out = vector(m.out_weight, hidden);
+    packed.out_bias = vector(m.out_bias, 1);
+    packed.hidden_transposed = matrix(
+        in, hidden, [&](int64_t k, int64_t h) { return m.hidden_weight[h * in + k] * m.out_weight[h]; });
+  }
+
+  template <class Element>
+  const A* matrix(int64_t rows, int64_t columns, Element element) {
+    std::vector<A> packed;
+    packed.reserve(pad(rows) * columns);
+    for (int64_t m0 = 0; m0 < pad(rows); m0 += rows_)
+      for (int64_t k = 0; k < columns; ++k)
+        for (int64_t m = m0; m < m0 + rows_; ++m) packed.push_back(m < rows ? element(m, k) : A(0));
+    return keep(std::move(packed));
+  }
+
+  const A* vector(const A* values, int64_t size) {
+    std::vector<A> packed(values, values + size);
+    packed.resize(pad(size), A(0));
+    return keep(std::move(packed));
+  }
+
+  const A* keep(std::vector<A> packed) {
+    storage_.push_back(std::move(packed));
+    return storage_.back().data();
+  }
+
+  int64_t rows_;
+  PackedWeights<A> weights_ = {};
+  std::vector<std::vector<A>> storage_;
+};
+
+}  // namespace cpu
+}  // namespace l0sign

@@ -1,0 +1,293 @@
+#include "run.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../core/pair.h"
+#include "../core/philox.h"
+#include "dispatch.h"
+#include "packing.h"
+
+namespace l0sign {
+namespace cpu {
+namespace {
+
+constexpr int64_t kMaxTasks = 64;          // partial weight gradients that are kept, whatever the number of threads
+constexpr int64_t kCacheBytes = 512 << 10;  // scratch of one block that still runs from the L2 cache
+constexpr int64_t kKeptBytes = 8 << 20;     // scratch that a thread keeps between calls
+constexpr int64_t kNodesPerEdgeBlock = 256;
+
+int64_t node_count(const Graphs& graphs, int64_t g) {
+  return graphs.offsets ? graphs.offsets[g + 1] - graphs.offsets[g] : graphs.graph_size;
+}
+
+// Scratch memory of the calling thread. Kept from call to call: fresh pages cost more than the arithmetic on them.
+class Scratch {
+ public:
+  void* reserve(int64_t bytes) {
+    if (bytes > size_) {
+      release();
+      memory_ = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+      if (!memory_) throw std::bad_alloc();
+      size_ = bytes;
+    }
+    return memory_;
+  }
+  void trim() {
+    if (size_ > kKeptBytes) release();
+  }
+  ~Scratch() { release(); }
+
+ private:
+  void release() {
+    std::free(memory_);
+    memory_ = nullptr;
+    size_ = 0;
+  }
+  void* memory_ = nullptr;
+  int64_t size_ = 0;
+};
+thread_local Scratch thread_scratch;
+
+// Consecutive blocks [begin[t], begin[t + 1]) are task t: one thread, one partial sum of the weight gradients.
+std::vector<int64_t> split_tasks(const std::vector<int64_t>& costs, int64_t min_cost) {
+  const int64_t total = std::accumulate(costs.begin(), costs.end(), int64_t{0});
+  const int64_t tasks = std::max<int64_t>(1, std::min(kMaxTasks, total / min_cost));
+  std::vector<int64_t> begin = {0};
+  int64_t sum = 0;
+  for (size_t k = 0; k < costs.size(); ++k) {
+    if (sum * tasks >= total * static_cast<int64_t>(begin.size()) && static_cast<int64_t>(k) > begin.back())
+      begin.push_back(static_cast<int64_t>(k));
+    sum += costs[k];
+  }
+  begin.push_back(static_cast<int64_t>(costs.size()));
+  return begin;
+}
+
+template <class Run>
+void for_tasks(const std::vector<int64_t>& begin, int64_t scratch_bytes, Run run) {
+  const int64_t tasks = static_cast<int64_t>(begin.size()) - 1;
+  // An exception cannot leave a worker thread with its message: memory is the only thing that can fail in there.
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
+    void* memory = thread_scratch.reserve(scratch_bytes);
+    for (int64_t t = first; t < last; ++t) run(t, memory);
+    thread_scratch.trim();
+  });
+}
+
+// Adds the tasks' partial sums in task order and writes them to the gradients of one perceptron.
+template <class A>
+void reduce(const std::vector<A>& partials, int64_t size, const GradientLayout& at, const PerceptronGrad<A>& to) {
+  if (!to.hidden_weight) return;
+  const auto sum = [&](int64_t begin, int64_t end, A* out) {
+    std::fill(out, out + (end - begin), A(0));
+    for (size_t task = 0; task < partials.size(); task += size)
+      for (int64_t k = begin; k < end; ++k) out[k - begin] += partials[task + k];
+  };
+  sum(at.hidden_weight, at.hidden_bias, to.hidden_weight);
+  sum(at.hidden_bias, at.out_weight, to.hidden_bias);
+  sum(at.out_weight, at.out_bias, to.out_weight);
+  sum(at.out_bias, at.end, to.out_bias);
+}
+
+// ---- Complete graphs ----
+
+// Graphs in the order of their size, W of them side by side in the lanes of a block; a graph that is large, or has too few
+// of its size beside it, gets blocks of its own with the lanes over its nodes.
+template <class A>
+struct Plan {
+  std::vector<int64_t> order;
+  std::vector<Block> blocks;
+  std::vector<int64_t> task_begin;
+  int64_t scratch_bytes = 0;
+
+  Plan(const CompleteGraph<A>& problem, const Kernels<A>& kernels, bool backward) {
+    const Graphs& graphs = problem.graphs;
+    const int64_t W = kernels.lanes;
+    order.resize(graphs.count);
+    std::iota(order.begin(), order.end(), int64_t{0});
+    if (graphs.offsets)
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int64_t a, int64_t b) { return node_count(graphs, a) < node_count(graphs, b); });
+    const int64_t slot_bytes = kernels.scratch(problem, 1, backward) - kernels.scratch(problem, 0, backward);
+    std::vector<int64_t> costs;
+    int64_t max_slots = 0;
+    const auto add = [&](const int64_t* first, int64_t lanes, int64_t nodes, bool lanes_over_nodes, int64_t cost) {
+      blocks.push_back({first, lanes, nodes, lanes_over_nodes});
+      costs.push_back(cost + 1);
+      max_slots = std::max(max_slots, lanes_over_nodes ? (nodes + W - 1) / W : nodes);
+    };
+    for (int64_t first = 0; first < graphs.count; first += W) {
+      const int64_t lanes = std::min(W, graphs.count - first);
+      const int64_t nodes = node_count(graphs, order[first + lanes - 1]);
+      // Costs in vectors of pairs. Lanes over nodes also add up the lanes after each row.
+      int64_t over_graphs = pair_count(nodes), over_nodes = 0;
+      if (nodes * slot_bytes > kCacheBytes) over_graphs += over_graphs / 2;
+      for (int64_t l = 0; l < lanes; ++l) over_nodes += node_lane_cost(node_count(graphs, order[first + l]), W);
+      if (over_graphs <= over_nodes) {
+        add(&order[first], lanes, nodes, false, over_graphs);
+        continue;
+      }
+      for (int64_t l = 0; l < lanes; ++l) {
+        const int64_t n = node_count(graphs, order[first + l]);
+        add(&order[first + l], 1, n, true, node_lane_cost(n, W));
+      }
+    }
+    scratch_bytes = kernels.scratch(problem, max_slots, backward);
+    task_begin = split_tasks(costs, 200);
+  }
+
+  static int64_t node_lane_cost(int64_t n, int64_t W) {
+    const int64_t tiles = (n + W - 1) / W;
+    // Rows of tile t meet tiles t .. tiles - 1.
+    const int64_t vectors = W * tiles * (tiles + 1) / 2 - (tiles * W - n);
+    return vectors + n;
+  }
+};
+
+}  // namespace
+
+template <class A>
+void forward(const CompleteGraph<A>& problem) {
+  const Kernels<A>& k = kernels<A>();
+  const Plan<A> plan(problem, k, false);
+  const Packing<A> packing(problem, k.rows);
+  for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
+    const int64_t begin = plan.task_begin[t];
+    k.forward(problem, packing.weights(), plan.blocks.data() + begin, plan.task_begin[t + 1] - begin, memory);
+  });
+}
+
+template <class A>
+void backward(const CompleteGraph<A>& problem) {
+  const Kernels<A>& k = kernels<A>();
+  const Plan<A> plan(problem, k, true);
+  const Packing<A> packing(problem, k.rows);
+  const Perceptron<A>&m = problem.message, &e = problem.edge;
+  const GradientLayout message(0, m.in, m.hidden, m.out), edge(message.end, e.in, e.hidden, e.out);
+  std::vector<A> partials((plan.task_begin.size() - 1) * edge.end, A(0));
+  for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
+    const int64_t begin = plan.task_begin[t];
+    k.backward(problem, packing.weights(), plan.blocks.data() + begin, plan.task_begin[t + 1] - begin, memory,
+               partials.data() + t * edge.end);
+  });
+  reduce(partials, edge.end, message, problem.grad_message);
+  reduce(partials, edge.end, edge, problem.grad_edge);
+}
+
+// ---- Edge lists ----
+
+namespace {
+
+// Edges by blocks of whole graphs, in their given order within a block.
+template <class A>
+struct EdgePlan {
+  std::vector<int64_t> order;
+  std::vector<A> scale;
+  std::vector<EdgeBlock<A>> blocks;
+  std::vector<int64_t> task_begin;
+  int64_t scratch_bytes = 0;
+
+  EdgePlan(const EdgeList<A>& problem, const Kernels<A>& kernels, bool backward) {
+    const Graphs& graphs = problem.graphs;
+    std::vector<int64_t> graph_of(graphs.num_nodes), block_of(graphs.count);
+    int64_t max_nodes = 0;
+    for (int64_t g = 0, node = 0; g < graphs.count; ++g) {
+      if (blocks.empty() || node - blocks.back().node_begin >= kNodesPerEdgeBlock)
+        blocks.push_back({nullptr, 0, node, node, nullptr});
+      block_of[g] = static_cast<int64_t>(blocks.size()) - 1;
+      const int64_t end = node + node_count(graphs, g);
+      for (; node < end; ++node) graph_of[node] = g;
+      blocks.back().node_end = end;
+      max_nodes = std::max(max_nodes, end - blocks.back().node_begin);
+    }
+    std::vector<int64_t> degree(graphs.num_nodes, 0), block_begin(blocks.size() + 1, 0);
+    for (int64_t e = 0; e < problem.num_edges; ++e) {
+      const int64_t s = problem.source[e], t = problem.target[e];
+      if (s < 0 || s >= graphs.num_nodes || t < 0 || t >= graphs.num_nodes || graph_of[s] != graph_of[t])
+        throw std::runtime_error("edge_index: expected both ends of edge " + std::to_string(e) + " in one graph, got " +
+                                 std::to_string(s) + " -> " + std::to_string(t));
+      degree[t] += !problem.weight || problem.weight[e] > 0;
+      ++block_begin[block_of[graph_of[t]] + 1];
+    }
+    scale.resize(graphs.num_nodes);
+    for (int64_t node = 0; node < graphs.num_nodes; ++node) {
+      const int64_t divisor = problem.aggregation == Aggregation::sum    ? 1
+                              : problem.aggregation == Aggregation::mean ? node_count(graphs, graph_of[node])
+                                                                         : degree[node];
+      scale[node] = divisor > 0 ? A(1) / static_cast<A>(divisor) : A(0);
+    }
+    std::partial_sum(block_begin.begin(), block_begin.end(), block_begin.begin());
+    order.resize(problem.num_edges);
+    std::vector<int64_t> next(block_begin.begin(), block_begin.end());
+    for (int64_t e = 0; e < problem.num_edges; ++e) order[next[block_of[graph_of[problem.target[e]]]]++] = e;
+    std::vector<int64_t> costs;
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      blocks[b].order = order.data() + block_begin[b];
+      blocks[b].count = block_begin[b + 1] - block_begin[b];
+      blocks[b].scale = scale.data();
+      costs.push_back(blocks[b].count + 1);
+    }
+    scratch_bytes = kernels.edges_scratch(problem, max_nodes, backward);
+    task_begin = split_tasks(costs, 2000);
+  }
+};
+
+}  // namespace
+
+template <class A>
+void forward(const EdgeList<A>& problem) {
+  const Kernels<A>& k = kernels<A>();
+  const EdgePlan<A> plan(problem, k, false);
+  const Packing<A> packing(problem, k.rows);
+  for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
+    for (int64_t b = plan.task_begin[t]; b < plan.task_begin[t + 1]; ++b)
+      k.edges_forward(problem, packing.weights(), plan.blocks[b], memory);
+  });
+}
+
+template <class A>
+void backward(const EdgeList<A>& problem) {
+  const Kernels<A>& k = kernels<A>();
+  const EdgePlan<A> plan(problem, k, true);
+  const Packing<A> packing(problem, k.rows);
+  const Perceptron<A>& m = problem.message;
+  const GradientLayout message(0, m.in, m.hidden, m.out);
+  std::vector<A> partials((plan.task_begin.size() - 1) * message.end, A(0));
+  for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
+    for (int64_t b = plan.task_begin[t]; b < plan.task_begin[t + 1]; ++b)
+      k.edges_backward(problem, packing.weights(), plan.blocks[b], memory, partials.data() + t * message.end);
+  });
+  reduce(partials, message.end, message, problem.grad_message);
+}
+
+// ---- Noise ----
+
+void gate_noise(const Graphs& graphs, int64_t seed, const int64_t* first_pair, float* noise) {
+  torch::stable::parallel_for(0, graphs.count, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const int64_t pairs = pair_count(node_count(graphs, g));
+      for (int64_t p = 0; p < pairs; ++p) noise[first_pair[g] + p] = gate_uniform(seed, g, p);
+    }
+  });
+}
+
+template void forward(const CompleteGraph<float>&);
+template void forward(const CompleteGraph<double>&);
+template void backward(const CompleteGraph<float>&);
+template void backward(const CompleteGraph<double>&);
+template void forward(const EdgeList<float>&);
+template void forward(const EdgeList<double>&);
+template void backward(const EdgeList<float>&);
+template void backward(const EdgeList<double>&);
+
+}  // namespace cpu
+}  // namespace l0sign

@@ -1,0 +1,178 @@
+// Vectors of the widest registers that this file is compiled for, and the elementary functions on them.
+// Included inside an anonymous namespace by each instruction-set file. No C++ library in here.
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kRows = 4;  // rows of one register tile: kRows x 4 accumulators
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kRows = 2;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kRows = 2;
+#endif
+constexpr int kPad = 4;  // inner sizes are padded with zeros to a multiple of this (and of kRows)
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define LAMBDA_INLINE __attribute__((always_inline))
+
+template <class A>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  static constexpr int W = kVectorBytes / 4;
+  typedef float V __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t I __attribute__((vector_size(kVectorBytes)));   // lane masks (0 or -1) and lane counts
+  typedef uint32_t U __attribute__((vector_size(kVectorBytes)));  // one random word a lane
+};
+
+template <>
+struct Simd<double> {
+  static constexpr int W = kVectorBytes / 8;
+  typedef double V __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t I __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t U __attribute__((vector_size(kVectorBytes / 2)));
+};
+
+using F32 = Simd<float>;
+using F64 = Simd<double>;
+
+template <class A>
+ALWAYS_INLINE typename Simd<A>::V splat(A x) {
+  return x - typename Simd<A>::V{};
+}
+
+template <class A>
+ALWAYS_INLINE typename Simd<A>::I splat_index(int64_t x) {
+  using I = typename Simd<A>::I;
+  return static_cast<decltype(I{}[0] + 0)>(x) + I{};
+}
+
+template <class A>
+ALWAYS_INLINE typename Simd<A>::I lane_index() {
+  typename Simd<A>::I lanes;
+  for (int l = 0; l < Simd<A>::W; ++l) lanes[l] = l;
+  return lanes;
+}
+
+template <class V, class A>
+ALWAYS_INLINE A sum_lanes(V v, A zero) {
+  A sum = zero;
+  for (unsigned l = 0; l < sizeof(V) / sizeof(A); ++l) sum += v[l];
+  return sum;
+}
+
+// A NaN stays one, as in torch.relu: max returns its second operand then.
+ALWAYS_INLINE F32::V relu(F32::V x) {
+#if defined(__AVX512F__)
+  return (F32::V)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
+#elif defined(__AVX2__)
+  return (F32::V)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
+#else
+  return x < 0.0f ? F32::V{} : x;
+#endif
+}
+ALWAYS_INLINE F64::V relu(F64::V x) { return x < 0.0 ? F64::V{} : x; }
+
+// Whether any lane of the mask is set.
+template <class I>
+ALWAYS_INLINE bool any(I mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  int64_t words[sizeof(I) / 8];
+  __builtin_memcpy(words, &mask, sizeof(I));
+  int64_t bits = 0;
+  for (unsigned k = 0; k < sizeof(I) / 8; ++k) bits |= words[k];
+  return bits != 0;
+#endif
+}
+
+// e^x: 2^k e^r with |r| <= ln2/2 and a minimax polynomial, relative error below 2 ulp; clamped to the finite range.
+ALWAYS_INLINE F32::V exp_lanes(F32::V x) {
+  x = x < 88.0f ? x : splat(88.0f);
+  x = x > -87.0f ? x : splat(-87.0f);
+  const F32::V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const F32::V shifted = x * 1.44269504f + magic;
+  const F32::V k = shifted - magic;
+  F32::V r = x - k * 0.693359375f;
+  r = r + k * 2.12194440e-4f;
+  F32::V q = splat(0.00138146128f);
+  q = q * r + 0.00836871006f;
+  q = q * r + 0.041668389f;
+  q = q * r + 0.166665211f;
+  q = q * r + 0.49999994f;
+  const F32::V e = 1.0f + (r + r * r * q);
+  const F32::I exponent = ((F32::I)shifted - 0x4B400000) << 23;
+  return (F32::V)((F32::I)e + exponent);
+}
+
+// ln x for positive normal x: m in [sqrt(1/2), sqrt(2)), a minimax polynomial of m - 1.
+ALWAYS_INLINE F32::V log_lanes(F32::V x) {
+  const F32::I bits = (F32::I)x - 0x3F3504F3;
+  const F32::I exponent = bits >> 23;
+  const F32::V f = (F32::V)((bits & 0x007FFFFF) + 0x3F3504F3) - 1.0f;
+  const F32::V k = __builtin_convertvector(exponent, F32::V);
+  F32::V q = splat(-0.0763449669f);
+  q = q * f + 0.127615765f;
+  q = q * f - 0.131601825f;
+  q = q * f + 0.142017573f;
+  q = q * f - 0.166233569f;
+  q = q * f + 0.200012267f;
+  q = q * f - 0.250008196f;
+  q = q * f + 0.333333313f;
+  const F32::V f2 = f * f;
+  return k * 0.693359375f + (f + (f2 * f * q - 0.5f * f2 - k * 2.12194440e-4f));
+}
+
+// float64 serves gradient checks: exact, not fast.
+ALWAYS_INLINE F64::V exp_lanes(F64::V x) {
+  F64::V y;
+  for (int l = 0; l < F64::W; ++l) y[l] = __builtin_exp(x[l]);
+  return y;
+}
+ALWAYS_INLINE F64::V log_lanes(F64::V x) {
+  F64::V y;
+  for (int l = 0; l < F64::W; ++l) y[l] = __builtin_log(x[l]);
+  return y;
+}
+
+template <class V>
+ALWAYS_INLINE V sigmoid(V x) {
+  return 1 / (1 + exp_lanes(-x));
+}
+
+// The 64-bit products of Philox, lane by lane.
+template <class A>
+struct VectorPhilox {
+  using Word = typename Simd<A>::U;
+  static ALWAYS_INLINE void multiply(uint32_t a, Word b, Word& high, Word& low) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Word) == 64) {
+      const __m512i constant = _mm512_set1_epi64(a);
+      const __m512i even = _mm512_mul_epu32((__m512i)b, constant);
+      const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)b, 32), constant);
+      low = (Word)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+      high = (Word)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+      return;
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(Word) == 32) {
+      const __m256i constant = _mm256_set1_epi64x(a);
+      const __m256i even = _mm256_mul_epu32((__m256i)b, constant);
+      const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)b, 32), constant);
+      low = (Word)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+      high = (Word)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+      return;
+    }
+#endif
+    for (unsigned l = 0; l < sizeof(Word) / 4; ++l) {
+      const uint64_t product = static_cast<uint64_t>(a) * b[l];
+      high[l] = static_cast<uint32_t>(product >> 32);
+      low[l] = static_cast<uint32_t>(product);
+    }
+  }
+};

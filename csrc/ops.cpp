@@ -1,0 +1,503 @@
+// The operators: schemas, and their CPU entry points. Everything here goes through the LibTorch stable ABI, so that one
+// binary serves every torch from 2.10 on. Arguments have been validated in Python (l0sign_cuda/_checks.py); what is checked
+// again here is what memory safety rests on, since compiled graphs call the operators directly.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/pair.h"
+#include "cpu/run.h"
+#include "problem.h"
+
+namespace l0sign {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// ---- Checks ----
+
+void expect(bool condition, const std::string& message) {
+  if (!condition) throw std::runtime_error(message);
+}
+
+std::string shape_of(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t k = 0; k < t.dim(); ++k) text += (k ? ", " : "") + std::to_string(t.sizes()[k]);
+  return text + "]";
+}
+
+void expect_shape(const Tensor& t, const char* name, const std::vector<int64_t>& shape) {
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  std::string wanted;
+  for (size_t k = 0; k < shape.size(); ++k) {
+    same = same && t.sizes()[k] == shape[k];
+    wanted += (k ? ", " : "") + std::to_string(shape[k]);
+  }
+  expect(same, std::string(name) + ": expected shape [" + wanted + "], got " + shape_of(t));
+}
+
+void expect_type(const Tensor& t, const char* name, ScalarType type) {
+  expect(t.scalar_type() == type, std::string(name) + ": unexpected dtype");
+}
+
+// ---- Tensors to problems ----
+
+// Tensors in the type of computation, alive as long as a problem points to them.
+template <class A>
+class Inputs {
+ public:
+  static constexpr ScalarType kType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+
+  const A* operator()(const Tensor& t) {
+    tensors_.push_back(torch::stable::contiguous(t.scalar_type() == kType ? t : torch::stable::to(t, kType)));
+    return static_cast<const A*>(tensors_.back().const_data_ptr());
+  }
+  const A* operator()(const OptionalTensor& t) { return t ? (*this)(*t) : nullptr; }
+
+  const int64_t* index(const Tensor& t, const char* name) {
+    expect_type(t, name, ScalarType::Long);
+    tensors_.push_back(torch::stable::contiguous(t));
+    return static_cast<const int64_t*>(tensors_.back().const_data_ptr());
+  }
+
+  Graphs graphs(const Tensor& rows, const OptionalTensor& offsets, int64_t graph_size) {
+    Graphs graphs = {nullptr, graph_size, 0, rows.sizes()[0]};
+    if (offsets) {
+      expect(offsets->dim() == 1 && offsets->sizes()[0] >= 1, "offsets: expected shape [B + 1], got " + shape_of(*offsets));
+      graphs.offsets = index(*offsets, "offsets");
+      graphs.count = offsets->sizes()[0] - 1;
+      bool valid = graphs.offsets[0] == 0 && graphs.offsets[graphs.count] == graphs.num_nodes;
+      for (int64_t g = 0; g < graphs.count; ++g) valid = valid && graphs.offsets[g] <= graphs.offsets[g + 1];
+      expect(valid, "offsets: expected non-decreasing values from 0 to the number of rows, " +
+                        std::to_string(graphs.num_nodes));
+    } else {
+      expect(graph_size >= 1 && graphs.num_nodes % graph_size == 0,
+             "graph_size: expected a divisor of the number of rows, " + std::to_string(graphs.num_nodes) + ", got " +
+                 std::to_string(graph_size));
+      graphs.count = graphs.num_nodes / graph_size;
+    }
+    return graphs;
+  }
+
+  // Index of the first pair of each graph; `pairs` receives the number of all pairs.
+  const int64_t* first_pairs(const Graphs& graphs, int64_t& pairs) {
+    first_pairs_.resize(graphs.count);
+    pairs = 0;
+    for (int64_t g = 0; g < graphs.count; ++g) {
+      first_pairs_[g] = pairs;
+      pairs += pair_count(graphs.offsets ? graphs.offsets[g + 1] - graphs.offsets[g] : graphs.graph_size);
+    }
+    return first_pairs_.data();
+  }
+
+  Perceptron<A> perceptron(const char* name, const Tensor& hidden_weight, const Tensor& hidden_bias,
+                           const Tensor& out_weight, const Tensor& out_bias, int64_t in, int64_t out) {
+    const std::string prefix(name);
+    expect(hidden_weight.dim() == 2, prefix + " hidden weight: expected two dimensions, got " + shape_of(hidden_weight));
+    const int64_t hidden = hidden_weight.sizes()[0];
+    expect_shape(hidden_weight, (prefix + " hidden weight").c_str(), {hidden, in});
+    expect_shape(hidden_bias, (prefix + " hidden bias").c_str(), {hidden});
+    expect_shape(out_weight, (prefix + " out weight").c_str(), {out, hidden});
+    expect_shape(out_bias, (prefix + " out bias").c_str(), {out});
+    return {(*this)(hidden_weight), (*this)(hidden_bias), (*this)(out_weight), (*this)(out_bias), in, hidden, out};
+  }
+
+  HardConcrete gate(const OptionalTensor& seed, double temperature, double gamma, double zeta) {
+    expect(!seed || seed->numel() == 1, "seed: expected one element");
+    return {temperature, gamma, zeta, seed ? index(*seed, "seed") : nullptr};
+  }
+
+ private:
+  std::vector<Tensor> tensors_;
+  std::vector<int64_t> first_pairs_;
+};
+
+template <class A>
+A* data(const Tensor& t) {
+  return static_cast<A*>(t.mutable_data_ptr());
+}
+
+template <class A>
+Tensor empty(const Tensor& like, const std::vector<int64_t>& shape) {
+  return torch::stable::new_empty(like, shape, Inputs<A>::kType);
+}
+
+Tensor empty_of(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+// What was computed in A, in the type of the input it belongs to.
+Tensor as(const Tensor& result, const Tensor& like) {
+  return result.scalar_type() == like.scalar_type() ? result : torch::stable::to(result, like.scalar_type());
+}
+
+template <class A>
+struct PerceptronGradTensors {
+  Tensor hidden_weight, hidden_bias, out_weight, out_bias;
+  explicit PerceptronGradTensors(const Tensor& like, const Perceptron<A>& m)
+      : hidden_weight(empty<A>(like, {m.hidden, m.in})),
+        hidden_bias(empty<A>(like, {m.hidden})),
+        out_weight(empty<A>(like, {m.out, m.hidden})),
+        out_bias(empty<A>(like, {m.out})) {}
+  PerceptronGrad<A> pointers() const {
+    return {data<A>(hidden_weight), data<A>(hidden_bias), data<A>(out_weight), data<A>(out_bias)};
+  }
+};
+
+// Runs f(float{}) or f(double{}) by the type of `t`: half types compute in float32.
+template <class Run>
+auto by_type(const Tensor& t, Run run) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double:
+      return run(double{});
+    case ScalarType::Float:
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return run(float{});
+    default:
+      throw std::runtime_error("expected a tensor of dtype float64, float32, bfloat16 or float16");
+  }
+}
+
+// ---- l0_sign: all pairs, gated ----
+
+using Results5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Results6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Results10 =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class A>
+CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1,
+                               const Tensor& mb1, const Tensor& mw2, const Tensor& mb2, const Tensor& ew1,
+                               const Tensor& eb1, const Tensor& ew2, const Tensor& eb2, const OptionalTensor& offsets,
+                               int64_t graph_size, const OptionalTensor& seed, int64_t aggr, double temperature,
+                               double gamma, double zeta) {
+  expect(nodes.dim() == 2 && edge_nodes.dim() == 2 && nodes.sizes()[0] == edge_nodes.sizes()[0],
+         "nodes and edge_nodes: expected [N, d] and [N, b], got " + shape_of(nodes) + " and " + shape_of(edge_nodes));
+  CompleteGraph<A> p = {};
+  p.graphs = in.graphs(nodes, offsets, graph_size);
+  p.aggregation = static_cast<Aggregation>(aggr);
+  p.gate = in.gate(seed, temperature, gamma, zeta);
+  const int64_t d = nodes.sizes()[1];
+  p.message = in.perceptron("message", mw1, mb1, mw2, mb2, d, d);
+  p.edge = in.perceptron("edge", ew1, eb1, ew2, eb2, edge_nodes.sizes()[1], 1);
+  p.nodes = in(nodes);
+  p.edge_nodes = in(edge_nodes);
+  return p;
+}
+
+Results5 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1, const Tensor& mb1, const Tensor& mw2,
+                 const Tensor& mb2, const Tensor& ew1, const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
+                 const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed, int64_t aggr,
+                 double temperature, double gamma, double zeta, bool l2) {
+  return by_type(nodes, [&](auto type) -> Results5 {
+    using A = decltype(type);
+    Inputs<A> in;
+    CompleteGraph<A> p = gated_problem(in, nodes, edge_nodes, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2, offsets,
+                                       graph_size, seed, aggr, temperature, gamma, zeta);
+    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
+    const bool keeps_degree = p.aggregation == Aggregation::neighbor_mean;
+    const Tensor out = empty<A>(nodes, {N, p.message.in}), l0 = empty<A>(nodes, {G});
+    const Tensor l2_sum = empty<A>(nodes, {l2 ? G : 0});
+    const Tensor num_edges = empty_of(nodes, {G}, ScalarType::Long);
+    const Tensor degree = empty_of(nodes, {keeps_degree ? N : 0}, ScalarType::Int);
+    p.out = data<A>(out);
+    p.l0 = data<A>(l0);
+    p.l2 = l2 ? data<A>(l2_sum) : nullptr;
+    p.num_edges = data<int64_t>(num_edges);
+    p.degree = keeps_degree ? data<int32_t>(degree) : nullptr;
+    cpu::forward(p);
+    return {as(out, nodes), l0, l2_sum, num_edges, degree};
+  });
+}
+
+Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor& grad_l0, const OptionalTensor& grad_l2,
+                           const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1, const Tensor& mb1,
+                           const Tensor& mw2, const Tensor& mb2, const Tensor& ew1, const Tensor& eb1,
+                           const Tensor& ew2, const Tensor& eb2, const OptionalTensor& offsets, int64_t graph_size,
+                           const OptionalTensor& seed, int64_t aggr, double temperature, double gamma, double zeta,
+                           const Tensor& degree) {
+  return by_type(nodes, [&](auto type) -> Results10 {
+    using A = decltype(type);
+    Inputs<A> in;
+    CompleteGraph<A> p = gated_problem(in, nodes, edge_nodes, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2, offsets,
+                                       graph_size, seed, aggr, temperature, gamma, zeta);
+    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
+    if (grad_out) expect_shape(*grad_out, "grad_out", {N, p.message.in});
+    if (grad_l0) expect_shape(*grad_l0, "grad_l0", {G});
+    if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
+    if (p.aggregation == Aggregation::neighbor_mean) {
+      expect_type(degree, "degree", ScalarType::Int);
+      expect_shape(degree, "degree", {N});
+      p.degree = data<int32_t>(degree);
+    }
+    p.grad_out = in(grad_out);
+    p.grad_l0 = in(grad_l0);
+    p.grad_l2 = in(grad_l2);
+    // Without a gradient for the nodes or for the messages' norms no message is computed, and its gradients are zero.
+    const bool has_message = grad_out || grad_l2;
+    Tensor grad_nodes = empty<A>(nodes, {N, p.message.in});
+    const Tensor grad_edge_nodes = empty<A>(nodes, {N, p.edge.in});
+    const PerceptronGradTensors<A> message(nodes, p.message), edge(nodes, p.edge);
+    if (!has_message) torch::stable::zero_(grad_nodes);
+    p.grad_nodes = data<A>(grad_nodes);
+    p.grad_edge_nodes = data<A>(grad_edge_nodes);
+    p.grad_message = message.pointers();
+    p.grad_edge = edge.pointers();
+    cpu::backward(p);
+    return {as(grad_nodes, nodes),           as(grad_edge_nodes, nodes),  as(message.hidden_weight, nodes),
+            as(message.hidden_bias, nodes),  as(message.out_weight, nodes), as(message.out_bias, nodes),
+            as(edge.hidden_weight, nodes),   as(edge.hidden_bias, nodes), as(edge.out_weight, nodes),
+            as(edge.out_bias, nodes)};
+  });
+}
+
+// ---- sign: all pairs, ungated ----
+
+template <class A>
+CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, const Tensor& b1,
+                                 const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
+                                 int64_t aggr) {
+  expect(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
+  CompleteGraph<A> p = {};
+  p.graphs = in.graphs(nodes, offsets, graph_size);
+  // Every neighbour is open.
+  const bool mean = static_cast<Aggregation>(aggr) != Aggregation::sum;
+  p.aggregation = mean ? Aggregation::mean : Aggregation::sum;
+  const int64_t d = nodes.sizes()[1];
+  p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
+  p.nodes = in(nodes);
+  return p;
+}
+
+std::tuple<Tensor, Tensor> sign(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                                const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size, int64_t aggr,
+                                bool l2) {
+  return by_type(nodes, [&](auto type) -> std::tuple<Tensor, Tensor> {
+    using A = decltype(type);
+    Inputs<A> in;
+    CompleteGraph<A> p = ungated_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, aggr);
+    const Tensor out = empty<A>(nodes, {p.graphs.num_nodes, p.message.in});
+    const Tensor l2_sum = empty<A>(nodes, {l2 ? p.graphs.count : 0});
+    p.out = data<A>(out);
+    p.l2 = l2 ? data<A>(l2_sum) : nullptr;
+    cpu::forward(p);
+    return {as(out, nodes), l2_sum};
+  });
+}
+
+Results5 sign_backward(const OptionalTensor& grad_out, const OptionalTensor& grad_l2, const Tensor& nodes,
+                       const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+                       const OptionalTensor& offsets, int64_t graph_size, int64_t aggr) {
+  return by_type(nodes, [&](auto type) -> Results5 {
+    using A = decltype(type);
+    Inputs<A> in;
+    CompleteGraph<A> p = ungated_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, aggr);
+    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
+    if (grad_out) expect_shape(*grad_out, "grad_out", {N, p.message.in});
+    if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
+    p.grad_out = in(grad_out);
+    p.grad_l2 = in(grad_l2);
+    Tensor grad_nodes = empty<A>(nodes, {N, p.message.in});
+    if (!grad_out && !grad_l2) torch::stable::zero_(grad_nodes);
+    const PerceptronGradTensors<A> message(nodes, p.message);
+    p.grad_nodes = data<A>(grad_nodes);
+    p.grad_message = message.pointers();
+    cpu::backward(p);
+    return {as(grad_nodes, nodes), as(message.hidden_weight, nodes), as(message.hidden_bias, nodes),
+            as(message.out_weight, nodes), as(message.out_bias, nodes)};
+  });
+}
+
+// ---- sign_edges: the pairs of a given list ----
+
+template <class A>
+EdgeList<A> edges_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                          const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
+                          const Tensor& edge_index, const OptionalTensor& edge_weight, int64_t aggr) {
+  expect(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
+  expect(edge_index.dim() == 2 && edge_index.sizes()[0] == 2,
+         "edge_index: expected [2, E], got " + shape_of(edge_index));
+  EdgeList<A> p = {};
+  p.graphs = in.graphs(nodes, offsets, graph_size);
+  p.aggregation = static_cast<Aggregation>(aggr);
+  const int64_t d = nodes.sizes()[1];
+  p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
+  p.nodes = in(nodes);
+  p.num_edges = edge_index.sizes()[1];
+  p.source = in.index(edge_index, "edge_index");
+  p.target = p.source + p.num_edges;
+  if (edge_weight) expect_shape(*edge_weight, "edge_weight", {p.num_edges});
+  p.weight = in(edge_weight);
+  return p;
+}
+
+Tensor sign_edges(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+                  const OptionalTensor& offsets, int64_t graph_size, const Tensor& edge_index,
+                  const OptionalTensor& edge_weight, int64_t aggr) {
+  return by_type(nodes, [&](auto type) -> Tensor {
+    using A = decltype(type);
+    Inputs<A> in;
+    EdgeList<A> p = edges_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, edge_index, edge_weight, aggr);
+    const Tensor out = empty<A>(nodes, {p.graphs.num_nodes, p.message.in});
+    p.out = data<A>(out);
+    cpu::forward(p);
+    return as(out, nodes);
+  });
+}
+
+Results6 sign_edges_backward(const Tensor& grad_out, const Tensor& nodes, const Tensor& w1, const Tensor& b1,
+                             const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
+                             const Tensor& edge_index, const OptionalTensor& edge_weight, int64_t aggr) {
+  return by_type(nodes, [&](auto type) -> Results6 {
+    using A = decltype(type);
+    Inputs<A> in;
+    EdgeList<A> p = edges_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, edge_index, edge_weight, aggr);
+    expect_shape(grad_out, "grad_out", {p.graphs.num_nodes, p.message.in});
+    p.grad_out = in(grad_out);
+    const Tensor grad_nodes = empty<A>(nodes, {p.graphs.num_nodes, p.message.in});
+    const Tensor grad_weight = empty<A>(nodes, {edge_weight ? p.num_edges : 0});
+    const PerceptronGradTensors<A> message(nodes, p.message);
+    p.grad_nodes = data<A>(grad_nodes);
+    p.grad_weight = edge_weight ? data<A>(grad_weight) : nullptr;
+    p.grad_message = message.pointers();
+    cpu::backward(p);
+    return {as(grad_nodes, nodes),          as(message.hidden_weight, nodes), as(message.hidden_bias, nodes),
+            as(message.out_weight, nodes),  as(message.out_bias, nodes),      as(grad_weight, nodes)};
+  });
+}
+
+// ---- edge_gates: the gates themselves ----
+
+template <class A>
+CompleteGraph<A> gates_problem(Inputs<A>& in, const Tensor& edge_nodes, const Tensor& w1, const Tensor& b1,
+                               const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
+                               const OptionalTensor& seed, double temperature, double gamma, double zeta,
+                               int64_t& pairs) {
+  expect(edge_nodes.dim() == 2, "edge_nodes: expected [N, b], got " + shape_of(edge_nodes));
+  CompleteGraph<A> p = {};
+  p.graphs = in.graphs(edge_nodes, offsets, graph_size);
+  p.gate = in.gate(seed, temperature, gamma, zeta);
+  p.edge = in.perceptron("edge", w1, b1, w2, b2, edge_nodes.sizes()[1], 1);
+  p.edge_nodes = in(edge_nodes);
+  p.pair_offsets = in.first_pairs(p.graphs, pairs);
+  return p;
+}
+
+void expect_pairs(int64_t given, int64_t pairs) {
+  expect(given == pairs,
+         "num_pairs: expected " + std::to_string(pairs) + " for these graphs, got " + std::to_string(given));
+}
+
+std::tuple<Tensor, Tensor> edge_gates(const Tensor& edge_nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                                      const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
+                                      const OptionalTensor& seed, double temperature, double gamma, double zeta,
+                                      int64_t num_pairs) {
+  return by_type(edge_nodes, [&](auto type) -> std::tuple<Tensor, Tensor> {
+    using A = decltype(type);
+    Inputs<A> in;
+    int64_t pairs;
+    CompleteGraph<A> p = gates_problem(in, edge_nodes, w1, b1, w2, b2, offsets, graph_size, seed, temperature, gamma,
+                                       zeta, pairs);
+    expect_pairs(num_pairs, pairs);
+    const Tensor gates = empty<A>(edge_nodes, {pairs}), logits = empty<A>(edge_nodes, {pairs});
+    p.gates = data<A>(gates);
+    p.logits = data<A>(logits);
+    cpu::forward(p);
+    return {as(gates, edge_nodes), as(logits, edge_nodes)};
+  });
+}
+
+Results5 edge_gates_backward(const OptionalTensor& grad_gates, const OptionalTensor& grad_logits,
+                             const Tensor& edge_nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                             const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
+                             const OptionalTensor& seed, double temperature, double gamma, double zeta) {
+  return by_type(edge_nodes, [&](auto type) -> Results5 {
+    using A = decltype(type);
+    Inputs<A> in;
+    int64_t pairs;
+    CompleteGraph<A> p = gates_problem(in, edge_nodes, w1, b1, w2, b2, offsets, graph_size, seed, temperature, gamma,
+                                       zeta, pairs);
+    if (grad_gates) expect_shape(*grad_gates, "grad_gates", {pairs});
+    if (grad_logits) expect_shape(*grad_logits, "grad_logits", {pairs});
+    p.grad_gates = in(grad_gates);
+    p.grad_logits = in(grad_logits);
+    const Tensor grad_edge_nodes = empty<A>(edge_nodes, {p.graphs.num_nodes, p.edge.in});
+    const PerceptronGradTensors<A> edge(edge_nodes, p.edge);
+    p.grad_edge_nodes = data<A>(grad_edge_nodes);
+    p.grad_edge = edge.pointers();
+    cpu::backward(p);
+    return {as(grad_edge_nodes, edge_nodes), as(edge.hidden_weight, edge_nodes), as(edge.hidden_bias, edge_nodes),
+            as(edge.out_weight, edge_nodes), as(edge.out_bias, edge_nodes)};
+  });
+}
+
+Tensor gate_noise(const Tensor& seed, const OptionalTensor& offsets, int64_t graph_size, int64_t num_graphs,
+                  int64_t num_pairs) {
+  Inputs<float> in;
+  expect(seed.numel() == 1, "seed: expected one element");
+  const int64_t* key = in.index(seed, "seed");
+  Graphs graphs = {nullptr, graph_size, num_graphs, 0};
+  if (offsets) {
+    expect(offsets->dim() == 1 && offsets->sizes()[0] == num_graphs + 1,
+           "offsets: expected shape [" + std::to_string(num_graphs + 1) + "], got " + shape_of(*offsets));
+    graphs.offsets = in.index(*offsets, "offsets");
+    for (int64_t g = 0; g < num_graphs; ++g)
+      expect(graphs.offsets[g] <= graphs.offsets[g + 1], "offsets: expected non-decreasing values");
+  }
+  int64_t pairs;
+  const int64_t* first_pair = in.first_pairs(graphs, pairs);
+  expect_pairs(num_pairs, pairs);
+  const Tensor noise = empty<float>(seed, {pairs});
+  cpu::gate_noise(graphs, *key, first_pair, data<float>(noise));
+  return noise;
+}
+
+}  // namespace
+}  // namespace l0sign
+
+#define MESSAGE                                                                                              \
+  "Tensor message_hidden_weight, Tensor message_hidden_bias, Tensor message_out_weight, Tensor message_out_bias"
+#define EDGE "Tensor edge_hidden_weight, Tensor edge_hidden_bias, Tensor edge_out_weight, Tensor edge_out_bias"
+#define GRAPHS "Tensor? offsets, SymInt graph_size"
+#define GATE "float temperature, float gamma, float zeta"
+
+STABLE_TORCH_LIBRARY(l0sign_cuda, m) {
+  m.def("l0_sign(Tensor nodes, Tensor edge_nodes, " MESSAGE ", " EDGE ", " GRAPHS ", Tensor? seed, int aggr, " GATE
+        ", bool l2) -> (Tensor out, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree)");
+  m.def("l0_sign_backward(Tensor? grad_out, Tensor? grad_l0, Tensor? grad_l2, Tensor nodes, Tensor edge_nodes, " MESSAGE
+        ", " EDGE ", " GRAPHS ", Tensor? seed, int aggr, " GATE
+        ", Tensor degree) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("sign(Tensor nodes, " MESSAGE ", " GRAPHS ", int aggr, bool l2) -> (Tensor out, Tensor l2)");
+  m.def("sign_backward(Tensor? grad_out, Tensor? grad_l2, Tensor nodes, " MESSAGE ", " GRAPHS
+        ", int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("sign_edges(Tensor nodes, " MESSAGE ", " GRAPHS
+        ", Tensor edge_index, Tensor? edge_weight, int aggr) -> Tensor");
+  m.def("sign_edges_backward(Tensor grad_out, Tensor nodes, " MESSAGE ", " GRAPHS
+        ", Tensor edge_index, Tensor? edge_weight, int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("edge_gates(Tensor edge_nodes, " EDGE ", " GRAPHS ", Tensor? seed, " GATE
+        ", SymInt num_pairs) -> (Tensor gates, Tensor logits)");
+  m.def("edge_gates_backward(Tensor? grad_gates, Tensor? grad_logits, Tensor edge_nodes, " EDGE ", " GRAPHS
+        ", Tensor? seed, " GATE ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("gate_noise(Tensor seed, " GRAPHS ", SymInt num_graphs, SymInt num_pairs) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {
+  m.impl("l0_sign", TORCH_BOX(&l0sign::l0_sign));
+  m.impl("l0_sign_backward", TORCH_BOX(&l0sign::l0_sign_backward));
+  m.impl("sign", TORCH_BOX(&l0sign::sign));
+  m.impl("sign_backward", TORCH_BOX(&l0sign::sign_backward));
+  m.impl("sign_edges", TORCH_BOX(&l0sign::sign_edges));
+  m.impl("sign_edges_backward", TORCH_BOX(&l0sign::sign_edges_backward));
+  m.impl("edge_gates", TORCH_BOX(&l0sign::edge_gates));
+  m.impl("edge_gates_backward", TORCH_BOX(&l0sign::edge_gates_backward));
+  m.impl("gate_noise", TORCH_BOX(&l0sign::gate_noise));
+}
