@@ -103,7 +103,7 @@ def sign(
     aggr: str = "mean",
     backend: str | None = None,
 ) -> Tensor:
-    """Interactions without gates, on all pairs or on given edges (SIGN: Eq. 3, Eq. 4 with g = 1).
+    """Interactions without gates, on all pairs or on given edges (SIGN: Eq. 4 with g = 1).
 
     With ``edge_index`` an edge j -> i adds edge_weight * z_ij to v'_i; each edge counts as often as it is
     listed.

@@ -154,8 +154,7 @@ class L0SIGNLayer(nn.Module):
 
 
 class SIGNLayer(nn.Module):
-    """Pairwise interactions without gates, on all pairs of each graph or on given edges (SIGN, Eq. 3 and 4
-    with g = 1).
+    """Pairwise interactions without gates, on all pairs or on given edges (SIGN: Eq. 4 with g = 1).
 
     Args:
         embedding_dim: d, the columns of nodes.

@@ -25,7 +25,8 @@ class Operator:
 
     ``backward`` is called with the gradients of the first ``outputs`` outputs (None where there is none),
     the first ``inputs`` inputs and the outputs ``extra``; it returns the gradients of the inputs ``wrt``.
-    Without one there is no derivative.
+    Without one there is no derivative. ``flag`` is the input that says whether the last of the differentiable
+    outputs is there, or left empty.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class Operator:
         inputs: int = 0,
         outputs: int = 1,
         extra: Sequence[int] = (),
+        flag: int | None = None,
     ) -> None:
         self.name = name
         self._fake, self._backward = fake, backward
         self._wrt, self._inputs, self._outputs, self._extra = wrt, inputs, outputs, extra
+        self._flag = flag
         self._op: Any = None
         self._on_cuda = False
         function = (torch.autograd.Function,)
@@ -96,6 +99,8 @@ class Operator:
     def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)  # an unused output costs nothing
         ctx.num_inputs = len(inputs)
+        if self._flag is not None and not inputs[self._flag]:
+            ctx.mark_non_differentiable(output[self._outputs - 1])
         kept = [*inputs[: self._inputs], *(output[k] for k in self._extra)]
         ctx.options = [None if isinstance(value, Tensor) else value for value in kept]
         ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in kept))
@@ -190,11 +195,11 @@ def _fake_gate_noise(
 
 l0_sign_backward = Operator("l0_sign_backward", _gradients(*range(3, 13)))
 l0_sign = Operator(
-    "l0_sign", _fake_l0_sign, l0_sign_backward, wrt=range(10), inputs=17, outputs=3, extra=(4,)
+    "l0_sign", _fake_l0_sign, l0_sign_backward, wrt=range(10), inputs=17, outputs=3, extra=(4,), flag=17
 )
 
 sign_backward = Operator("sign_backward", _gradients(*range(2, 7)))
-sign = Operator("sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2)
+sign = Operator("sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2, flag=8)
 
 sign_edges_backward = Operator("sign_edges_backward", _fake_edges_backward)
 sign_edges = Operator(
@@ -215,6 +220,6 @@ OPERATORS = (
     edge_gates, gate_noise,
 )  # fmt: skip
 
-if _extension.is_available() and hasattr(torch.ops.l0sign_cuda, "l0_sign"):
+if _extension.is_available():
     for _operator in OPERATORS:
         _operator.register()

@@ -93,7 +93,7 @@ def sign(
     edge_weight: Tensor | None = None,
     aggr: str = "mean",
 ) -> Tensor:
-    """Interactions without gates, on all pairs or on given edges (Eq. 3).
+    """Interactions without gates, on all pairs or on given edges (SIGN: Eq. 4 with g = 1).
 
     Arguments, result and errors: :func:`l0sign_cuda.functional.sign`.
     """
@@ -175,7 +175,7 @@ def pair_gates(
 def hard_concrete(
     logits: Tensor, noise: Tensor | None, temperature: float, gamma: float, zeta: float
 ) -> Tensor:
-    """Gates in [0, 1] from logits (Louizos et al., Eq. 10 and 11); drawn where there is noise U in (0, 1).
+    """Gates in [0, 1] from logits (Louizos et al.); drawn, where there is noise U in (0, 1).
 
     The clamp has the gradient of :func:`torch.clamp`: zero outside its limits, where the gate is 0 or 1.
     """
@@ -244,12 +244,12 @@ def _network(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 
 def _messages(source: Tensor, target: Tensor, message: Network, pairs: Tensor) -> Tensor:
-    """z_ij = W2 relu(W1 (u_i * u_j) + b1) + b2, the interaction modelling of Eq. 3: [P, d]."""
+    """z_ij = W2 relu(W1 (u_i * u_j) + b1) + b2, the message of a pair: [P, d]."""
     return _network(source[pairs[0]] * target[pairs[1]], message)
 
 
 def _edge_logits(edge_nodes: Tensor, edge: Network, pairs: Tensor) -> Tensor:
-    """a_ij, the edge prediction by matrix factorisation of Sec. 4.2: [P]."""
+    """a_ij, the logit of an edge: [P]."""
     e = _accumulated(edge_nodes).flatten(0, -2)
     return _network(e[pairs[0]] * e[pairs[1]], edge).squeeze(-1)
 
