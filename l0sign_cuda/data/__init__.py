@@ -2,6 +2,20 @@
 
 from .dataset import Batch, GraphDataset, ReadReport
 from .planted import PlantedData, planted
+from .reader import FORMATS, read, read_chunks
+from .reader import open_dataset as open
 from .vocabulary import Field, Vocabulary
 
-__all__ = ["Batch", "Field", "GraphDataset", "PlantedData", "ReadReport", "Vocabulary", "planted"]
+__all__ = [
+    "FORMATS",
+    "Batch",
+    "Field",
+    "GraphDataset",
+    "PlantedData",
+    "ReadReport",
+    "Vocabulary",
+    "open",
+    "planted",
+    "read",
+    "read_chunks",
+]

@@ -34,7 +34,7 @@ def write_directory(
     files: dict[str, dict[str, Any]] = {}
     for key, array in arrays.items():
         contiguous = np.ascontiguousarray(array)
-        name = f"{key}-{_digest(contiguous)}.npy"
+        name = f"{key}-{_digest(contiguous.data)}.npy"
         _write_file(directory / name, lambda f, a=contiguous: np.save(f, a, allow_pickle=False))  # type: ignore[misc]
         files[key] = {"file": name, "dtype": str(array.dtype), "length": len(array)}
     for key, text in texts.items():
@@ -81,7 +81,7 @@ def read_directory(
             raise ValueError(f"{file}: truncated or changed: expected {entry.get('bytes')} bytes, got {size}")
         if file.suffix == ".npy":
             arrays[key] = _load_array(file, entry, mmap)
-            digest = _digest(arrays[key]) if verify else ""
+            digest = _digest(arrays[key].data) if verify else ""
         else:
             content = file.read_bytes()
             texts[key] = content.decode(errors="replace")
@@ -104,8 +104,8 @@ def _load_array(file: Path, entry: Mapping[str, Any], mmap: bool) -> NDArray[Any
     return np.asarray(array)
 
 
-def _digest(content: NDArray[Any] | bytes) -> str:
-    return hashlib.blake2b(memoryview(content), digest_size=8).hexdigest()
+def _digest(content: memoryview | bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
