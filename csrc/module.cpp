@@ -6,13 +6,7 @@
 #include <string>
 #include <vector>
 
-#if __has_include("cpu/dispatch.h")
 #include "cpu/dispatch.h"
-#else
-namespace l0sign::cpu {
-const char* capability() { return "portable"; }
-}  // namespace l0sign::cpu
-#endif
 #ifdef L0SIGN_HAVE_CUDA
 #include "cuda/ops_cuda.h"
 #endif
