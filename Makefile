@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # The one pin of torch is in pyproject.toml. It is installed first, so that building asks for no other.
-TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml | head -n 1)
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 SOURCES := $(shell find csrc cmake build_backend -type f -not -name '*.pyc')
 CXX_SOURCES := $(filter %.h %.cpp %.cu,$(SOURCES))
 
