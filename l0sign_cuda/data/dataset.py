@@ -30,12 +30,15 @@ class Batch(NamedTuple):
 
     @property
     def num_graphs(self) -> int:
+        """The number of graphs, b."""
         return len(self.ids) if self.offsets is None else len(self.offsets) - 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from where copies to a GPU can overlap with work."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -54,6 +57,7 @@ class ReadReport:
     MAX_EXAMPLES = 5
 
     def note(self, message: str) -> None:
+        """Keep a message, if it is among the first few."""
         if len(self.examples) < self.MAX_EXAMPLES:
             self.examples.append(message)
 
@@ -206,7 +210,7 @@ class GraphDataset:
     def iter_batches(
         self, indices: ArrayLike | None, batch_size: int, shuffle_seed: int | Sequence[int] | None = None
     ) -> Iterator[Batch]:
-        """Batches over `indices` (None: all graphs) in the order given, or in one that `shuffle_seed` decides.
+        """Batches over `indices` (None: all graphs), in their order or in one that `shuffle_seed` decides.
 
         The last batch may be smaller. A seed may be a sequence, e.g. (seed, epoch).
         """
@@ -228,7 +232,7 @@ class GraphDataset:
         return tuple(np.sort(part) for part in parts)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write .npy files and dataset.json. A data set that is already there is replaced as a whole or not at all."""
+        """Write .npy files and dataset.json; what is already there is replaced as a whole or not at all."""
         arrays = {"ids": self.ids, "offsets": self.offsets, "values": self.values, "labels": self.labels}
         write_directory(
             Path(directory),
@@ -239,7 +243,7 @@ class GraphDataset:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], mmap: bool = True, verify: bool = False) -> GraphDataset:
-        """Open what `save` wrote, as memory maps by default. `verify` also checks every byte against its digest.
+        """Open what `save` wrote, as memory maps by default; `verify` checks every byte against its digest.
 
         Raises:
             ValueError: a file is missing, truncated, damaged or of another version; the message names it.

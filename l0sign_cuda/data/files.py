@@ -42,6 +42,7 @@ class Part(NamedTuple):
 
     @staticmethod
     def concatenate(parts: list[Part], labelled: bool) -> Part:
+        """One part after the other; none at all is a part without graphs."""
         values = None
         if any(p.values is not None for p in parts):
             ones = (np.ones(len(p.ids), np.float32) if p.values is None else p.values for p in parts)
@@ -71,7 +72,7 @@ class Source:
         return not self.skip_bad_lines or len(self.report.examples) < self.report.MAX_EXAMPLES
 
     def malformed(self, where: int | str, message: str) -> None:
-        """A line that does not fit: an error, or one more line skipped. A row of a parquet file has no line."""
+        """A line that does not fit: an error, or one more line skipped."""
         self._refuse_or_note(self.skip_bad_lines, where, message)
         self.report.bad_lines += 1
 

@@ -18,8 +18,8 @@ class PlantedData(GraphDataset):
 
     interactions: the planted pairs of field indices (i, j), i < j, sorted.
     logits: the true log odds of every graph's label, float64 [B].
-    optimal_auc: what a model that knows `logits` reaches: the probability that a positive ranks above a negative
-        (ties count one half), in expectation over the labels. No model can do better but by chance.
+    optimal_auc: what a model that knows `logits` reaches, in expectation over the labels: the probability
+        that a positive ranks above a negative, where ties count one half. No model does better but by chance.
     """
 
     interactions: list[tuple[int, int]]
@@ -37,11 +37,11 @@ def planted(
 ) -> PlantedData:
     """Draw a data set whose label depends on `num_interactions` pairs of fields and on nothing else.
 
-    Every field has `cardinality` values, drawn uniformly and independently; a graph has one node a field. A planted
-    pair (i, j) has a table of +1 and -1 over the values of i and j with sums of zero in every row and every column, so
-    that no single feature, and no pair that is not planted, tells anything about the label. With s the sum of a
-    graph's table entries, the label is 1 with probability sigmoid(s / noise); with noise = 0 it is the sign of s, and
-    a fair coin where s = 0.
+    Every field has `cardinality` values, drawn uniformly and independently; a graph has one node a field. A
+    planted pair (i, j) has a table of +1 and -1 over the values of i and j with sums of zero in every row and
+    column, so that no single feature, and no pair that is not planted, tells anything about the label. With s
+    the sum of a graph's table entries, the label is 1 with probability sigmoid(s / noise); with noise = 0 it
+    is the sign of s, and a fair coin where s = 0.
 
     Args:
         num_samples: B.

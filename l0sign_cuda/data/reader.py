@@ -60,29 +60,32 @@ def read(
 
     Formats, by suffix, or by `format` where the suffix does not tell; .gz and .xz may follow it:
 
-    - "libsvm" (.libsvm .libfm .svm .svmlight): "label id:value id ...", in any order, also repeated; an id without
-      a value has the value 1. "#" starts a comment.
+    - "libsvm" (.libsvm .libfm .svm .svmlight): "label id:value id ...", in any order, also repeated; an id
+      without a value has the value 1. "#" starts a comment.
     - "graph" (.graph): "label id id ...". A node that is repeated in a graph counts once.
-    - "csv" (.csv), "tsv" (.tsv .tab), "parquet" (.parquet .pq): a row is a graph, a column a field, an empty cell no
-      node. A categorical column has a feature a value, a numeric column one feature with the cell as its value.
+    - "csv" (.csv), "tsv" (.tsv .tab), "parquet" (.parquet .pq): a row is a graph, a column a field, an empty
+      cell no node. A categorical column has a feature a value, a numeric column one feature with the cell as
+      its value.
 
     Blank lines are skipped.
 
     Args:
         path: the file.
         format: one of `FORMATS`.
-        vocabulary: encode with this one. Without, one is built: sorted raw ids, or for a table the fields in the
-            order of the columns and their values in the order of first appearance.
+        vocabulary: encode with this one. Without, one is built: sorted raw ids, or for a table the fields in
+            the order of the columns and their values in the order of first appearance.
         unseen: what a value that `vocabulary` does not have is: an "error", or a node to "drop", counted.
         skip_bad_lines: leave malformed lines out, count them and keep the first few messages.
-        targets: "auto" turns labels -1 into 0 where all labels are -1 or 1; "binary" does so and refuses labels
-            other than -1, 0 and 1; "real" keeps labels as they are.
-        options: for libsvm and graph `labelled=True` (lines start with a label), `duplicates` "keep" or "unique",
-            `num_features=J` (ids are already 0..J-1; no vocabulary is built); for tables `label`, `categorical`,
-            `numeric`, `ignore`, `missing`, `separator`, `quote`, `columns`: see `tabular.TableReader`.
+        targets: "auto" turns labels -1 into 0 where all labels are -1 or 1; "binary" does so and refuses
+            labels other than -1, 0 and 1; "real" keeps labels as they are.
+        options: for libsvm and graph `labelled=True` (lines start with a label), `duplicates` "keep" or
+            "unique", `num_features=J` (ids are already 0..J-1; no vocabulary is built); for tables `label`,
+            `categorical`, `numeric`, `ignore`, `missing`, `separator`, `quote`, `columns`: see
+            `tabular.TableReader`.
 
     Raises:
-        ValueError: "FILE:LINE: expected ..., got ..."; or the file or its compression is damaged, its format unknown.
+        ValueError: "FILE:LINE: expected ..., got ..."; a file or its compression is damaged, a format
+            unknown.
         FileNotFoundError: there is no such file.
     """
     source = Source(Path(path), vocabulary, unseen, skip_bad_lines)
@@ -104,10 +107,10 @@ def read_chunks(
     targets: Targets = "auto",
     **options: Any,
 ) -> Iterator[GraphDataset]:
-    """Like `read`, as data sets of `chunk_rows` graphs (the last may be smaller), in memory that does not grow.
+    """Like `read`, as data sets of `chunk_rows` graphs (the last may be smaller), in constant memory.
 
-    All chunks share one `report`, which counts up to the end of the file. It needs a `vocabulary`, or `num_features`
-    for integer ids, since a vocabulary is only complete at the end of a file.
+    All chunks share one `report`, which counts up to the end of the file. A `vocabulary` is needed, or
+    `num_features` for integer ids, since one that is built is only complete at the end of a file.
     """
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows: expected at least 1, got {chunk_rows}")
@@ -223,6 +226,7 @@ class _Targets:
             return labels
         if not (fits := np.isin(labels, (-1, 0, 1))).all():
             raise ValueError(
-                f"{self._path}: expected labels -1, 0 and 1, got {labels[~fits][0]:g}; targets='real' takes any"
+                f"{self._path}: expected labels -1, 0 and 1, got {labels[~fits][0]:g}; "
+                "targets='real' takes any"
             )
         return np.maximum(labels, 0)

@@ -1,8 +1,8 @@
 """A directory of .npy and text files under one manifest: replaced as a whole or not at all.
 
-The manifest, dataset.json, names every other file by its content's digest and is written last, by a rename. New files
-therefore never overwrite those that a manifest refers to, and a process killed at any moment leaves the old content
-or the new one. One process at a time may write to a directory.
+The manifest, dataset.json, names every other file by its content's digest and is written last, by a rename.
+New files therefore never overwrite those that a manifest refers to, and a process killed at any moment leaves
+the old content or the new one. One process at a time may write to a directory.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,18 +35,18 @@ def write_directory(
     for key, array in arrays.items():
         contiguous = np.ascontiguousarray(array)
         name = f"{key}-{_digest(contiguous.data)}.npy"
-        _write_file(directory / name, lambda f, a=contiguous: np.save(f, a, allow_pickle=False))  # type: ignore[misc]
+        _write_file(directory / name, contiguous)
         files[key] = {"file": name, "dtype": str(array.dtype), "length": len(array)}
     for key, text in texts.items():
         content = text.encode()
         name = f"{key}-{_digest(content)}.json"
-        _write_file(directory / name, lambda f, c=content: f.write(c))  # type: ignore[misc]
+        _write_file(directory / name, content)
         files[key] = {"file": name}
     for entry in files.values():
         entry["bytes"] = (directory / entry["file"]).stat().st_size
     manifest = json.dumps({**header, "files": files}, indent=2) + "\n"
     _sync(directory)
-    _write_file(directory / MANIFEST, lambda f: f.write(manifest.encode()))
+    _write_file(directory / MANIFEST, manifest.encode())
     _sync(directory)
     named = {entry["file"] for entry in files.values()}
     for path in directory.iterdir():
@@ -99,7 +99,8 @@ def _load_array(file: Path, entry: Mapping[str, Any], mmap: bool) -> NDArray[Any
         raise ValueError(f"{file}: not a readable .npy file: {error}") from error
     if array.shape != (entry.get("length"),) or str(array.dtype) != entry.get("dtype"):
         raise ValueError(
-            f"{file}: expected {entry.get('dtype')} [{entry.get('length')}], got {array.dtype} {list(array.shape)}"
+            f"{file}: expected {entry.get('dtype')} [{entry.get('length')}], "
+            f"got {array.dtype} {list(array.shape)}"
         )
     return np.asarray(array)
 
@@ -108,10 +109,13 @@ def _digest(content: memoryview | bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def _write_file(path: Path, content: NDArray[Any] | bytes) -> None:
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "wb") as f:
-        write(f)
+        if isinstance(content, bytes):
+            f.write(content)
+        else:
+            np.save(f, content, allow_pickle=False)
         f.flush()
         os.fsync(f.fileno())
     os.replace(aside, path)

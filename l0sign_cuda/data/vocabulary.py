@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Field", "Vocabulary"]
+__all__ = ["Field", "FieldKind", "Vocabulary"]
 
 FieldKind = Literal["categorical", "numeric", "ids"]
 _FORMAT = "l0sign_cuda.Vocabulary"
@@ -80,7 +80,7 @@ class Field:
         return "" if self.kind == "numeric" else str(self.values[position])
 
     def find(self, values: Iterable[str]) -> NDArray[np.int64]:
-        """Positions of string values, -1 where one is not known. [k]"""
+        """Positions of string values, -1 where one is not known: [k]."""
         if self.kind == "ids":
             return self.find_ids(np.fromiter((_raw_id(v) for v in values), np.int64))
         if self._positions is None:
@@ -90,7 +90,7 @@ class Field:
         return np.fromiter((get(v, -1) for v in values), np.int64)
 
     def find_ids(self, raw: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions of raw integer ids, -1 where one is not known. [k] -> [k]"""
+        """Positions of raw integer ids, -1 where one is not known: [k] -> [k]."""
         known = np.asarray(self.values, dtype=np.int64)
         if not len(known):
             return np.full(len(raw), -1, np.int64)
@@ -100,6 +100,7 @@ class Field:
         return np.where(known[at] == raw, at, -1)
 
     def to_json(self) -> dict[str, Any]:
+        """The arguments that make this field, for `json.dump`."""
         entry: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.kind != "numeric":
             entry["values"] = self.values.tolist() if isinstance(self.values, np.ndarray) else self.values
@@ -144,6 +145,7 @@ class Vocabulary:
 
     @property
     def field_names(self) -> tuple[str, ...]:
+        """Names of the fields, in order."""
         return tuple(self._index)
 
     @property
@@ -152,6 +154,7 @@ class Vocabulary:
         return not any(f.kind == "ids" for f in self.fields)
 
     def field(self, name: str) -> Field:
+        """The field with a name."""
         return self.fields[self._field_index(name)]
 
     def offset(self, name: str) -> int:
@@ -159,7 +162,7 @@ class Vocabulary:
         return int(self.offsets[self._field_index(name)])
 
     def field_of(self, ids: NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.int64]:
-        """The field's index of every id, e.g. to count gates by pairs of fields. Any shape -> the same shape."""
+        """The index of every id's field, e.g. to count gates by pairs of fields; the shape stays."""
         array = np.asarray(ids)
         if array.size and (array.min() < 0 or array.max() >= len(self)):
             raise IndexError(f"expected ids from 0 to {len(self) - 1}, got {array.min()} to {array.max()}")
@@ -171,7 +174,7 @@ class Vocabulary:
         return self.fields[k].name, self.fields[k].value(int(id) - int(self.offsets[k]))
 
     def name(self, id: int) -> str:
-        """ "field=value", with the readable name of the value where one was attached; "field" for a numeric one."""
+        """'field=value', by the value's readable name where one was attached; 'field' for a numeric one."""
         field, value = self.pair(id)
         if self.field(field).kind == "numeric":
             return field
@@ -186,7 +189,7 @@ class Vocabulary:
         return int(self.offsets[k]) + position
 
     def with_names(self, field: str, names: Mapping[str, str]) -> Vocabulary:
-        """The same vocabulary with readable names for one field's values (value -> name); ids are unchanged."""
+        """The same vocabulary, ids included, with readable names for one field's values (value -> name)."""
         target = self.field(field)
         known = {v: names[v] for v in map(str, target.values) if v in names}
         return Vocabulary(Field(f.name, f.kind, f.values, known) if f is target else f for f in self.fields)
