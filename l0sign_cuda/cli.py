@@ -1,0 +1,531 @@
+"""The `l0sign` command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from . import config as configuration
+from . import data, report
+from ._extras import require
+from ._version import __version__
+from .checkpoint import load_config, load_model, load_vocabulary, write_json, written_aside
+from .collapse import CollapseError, CollapseWarning
+from .config import TrainConfig
+from .data import GraphDataset, Vocabulary
+from .evaluation import Part, Predictions, Samples, evaluate, measure, run
+from .model import L0SIGN
+from .training import FitResult, Progress, fit, holds_run, resolve_device, stored_config
+
+_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+_COLUMNS = ("epoch", "loss", "auc", "accuracy", "rmse", "logloss", "edges_kept", "samples_per_second")
+_SPLIT = (0.7, 0.15, 0.15)
+_PARTS = ("train", "valid", "test")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `l0sign` command: 0 for success, 2 for input that does not fit, 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["doctor"]:
+        from . import doctor
+
+        return doctor.main(argv[1:])
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (head, less) has had enough; nothing more can be written, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, LookupError, OSError, ImportError, NotImplementedError, CollapseError) as error:
+        if arguments.debug:
+            raise
+        _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        return 2
+    return 0
+
+
+def _say(message: str) -> None:
+    print(f"l0sign: {message}", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="l0sign", description="L0-SIGN: detect beneficial feature interactions, and predict from them."
+    )
+    parser.add_argument("--version", action="version", version=f"l0sign {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+
+    def add(name: str, command: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        # No abbreviations: an option that comes later must not change what an old command line means.
+        made = commands.add_parser(
+            name, help=help, description=help[0].upper() + help[1:], allow_abbrev=False
+        )
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        made.set_defaults(command=command)
+        return made
+
+    made = add("prepare", _prepare, "turn raw data into a directory that loads at once")
+    made.add_argument(
+        "source",
+        nargs="+",
+        metavar="[PROTOCOL] FILE",
+        help=f"the file, and before it a protocol if one is wanted: {', '.join(data.PROTOCOLS)}",
+    )
+    made.add_argument("--out", required=True, metavar="DIR", help="the directory to write")
+    made.add_argument(
+        "--seed", type=int, default=0, help="seed of a protocol's negative samples (default: 0)"
+    )
+    _add_reading_options(made)
+
+    made = add("train", _train, "train a model, and measure it on held-out samples")
+    made.add_argument("data", metavar="DATA", help="a prepared directory, or a file")
+    made.add_argument("--out", required=True, metavar="DIR", help="the directory of the run")
+    made.add_argument(
+        "--config",
+        metavar="FILE",
+        help="hyper-parameters from a TOML, YAML or JSON file; options override it",
+    )
+    made.add_argument("--resume", action="store_true", help="continue the run in DIR, or start it")
+    made.add_argument("--overwrite", action="store_true", help="replace a run that is in DIR")
+    made.add_argument("--valid", metavar="DATA", help="validation samples; DATA is then not split")
+    made.add_argument("--test", metavar="DATA", help="test samples; DATA is then not split")
+    _add_split_option(made)
+    _add_reading_options(made)
+    configuration.add_options(made)
+
+    made = add("evaluate", _evaluate, "measure a trained model on labelled samples")
+    made.add_argument("--json", metavar="FILE", help="also write the metrics to this file")
+    _add_running_options(made)
+
+    made = add(
+        "predict", _predict, "write a model's predictions as CSV, in memory that does not grow with the data"
+    )
+    made.add_argument("--out", metavar="FILE", help="the file to write (default: standard output)")
+    _add_running_options(made)
+
+    made = add("demo", _demo, "train SIGN and L0-SIGN on planted interactions, and show what they found")
+    made.add_argument(
+        "--out", default="demo_out", metavar="DIR", help="the directory to write (default: demo_out)"
+    )
+
+    commands.add_parser(
+        "doctor", help="show versions, the kernels that will run, and what is missing", add_help=False
+    )
+    return parser
+
+
+def _add_running_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the directory of a trained model")
+    parser.add_argument("data", metavar="DATA", help="a prepared directory, or a file")
+    parser.add_argument(
+        "--part", choices=_PARTS, help="only this part of the split that training made of DATA"
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:N (default: auto)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="samples in a step (default: as in training)"
+    )
+    _add_split_option(parser)
+    _add_reading_options(parser)
+
+
+def _add_split_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split",
+        type=float,
+        nargs=3,
+        default=_SPLIT,
+        metavar=tuple(part.upper() for part in _PARTS),
+        help=f"shares of the three parts (default: {' '.join(map(str, _SPLIT))})",
+    )
+
+
+def _add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """How to read a file. Options that are not given leave no trace; the reader has the defaults."""
+    group = parser.add_argument_group("reading a file (what was prepared needs none of these)")
+
+    def add(flag: str, help: str, **settings: Any) -> None:
+        group.add_argument(flag, help=help, default=argparse.SUPPRESS, **settings)
+
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(",") if name]
+
+    add("--format", "format, where the suffix does not tell", choices=data.FORMATS)
+    add("--label", "table: the column with the label", metavar="COLUMN")
+    add("--categorical", "table: columns whose every value is a feature", type=names, metavar="A,B,...")
+    add("--numeric", "table: columns that are one feature with a value", type=names, metavar="A,B,...")
+    add("--ignore", "table: columns to leave out", type=names, metavar="A,B,...")
+    add("--columns", "table: names of the columns of a file without a header", type=names, metavar="A,B,...")
+    add("--separator", "table: what separates columns", metavar="CHAR")
+    add("--unlabelled", "libsvm, graph: lines have no label", dest="labelled", action="store_false")
+    add("--duplicates", "libsvm, graph: ids that repeat in a line", choices=("keep", "unique"))
+    add("--targets", "labels: binary makes -1 into 0, real keeps them", choices=("auto", "binary", "real"))
+    add("--skip-bad-lines", "skip and count malformed lines", action="store_true")
+
+
+_READING = [
+    "format",
+    "label",
+    "categorical",
+    "numeric",
+    "ignore",
+    "columns",
+    "separator",
+    "labelled",
+    "duplicates",
+    "targets",
+    "skip_bad_lines",
+]
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in _READING if hasattr(arguments, name)}
+
+
+# ----------------------------------------------------------------------------------------------- commands
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    *protocol, source = arguments.source
+    options = _reading(arguments)
+    if not protocol:
+        prepared = _open(source, options)
+    elif len(protocol) == 1 and protocol[0] in data.PROTOCOLS:
+        prepared = data.PROTOCOLS[protocol[0]](source, seed=arguments.seed, **options)
+    else:
+        known = ", ".join(data.PROTOCOLS)
+        raise ValueError(f"expected FILE, or a protocol ({known}) and FILE; got {' '.join(arguments.source)}")
+    prepared.save(arguments.out)
+    _tell_report(prepared)
+    print(f"{arguments.out}: {prepared}")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    out = Path(arguments.out)
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if not (arguments.resume or arguments.overwrite) and holds_run(out):
+        raise FileExistsError(f"{out} holds a run: give --resume, --overwrite or another --out")
+    stored = stored_config(out) if arguments.resume else None
+    if arguments.resume and stored is None:
+        _say(f"{out} holds no checkpoint: starting from the beginning")
+    from_file = {} if arguments.config is None else configuration.read_config_file(arguments.config)
+    TrainConfig.from_mapping(from_file, source=str(arguments.config))  # its errors name the file
+    config = (stored or TrainConfig()).replace(**from_file, **configuration.given_options(arguments))
+    reading = _reading(arguments)
+    whole = _open(arguments.data, reading)
+    train: Samples = whole
+    valid: Samples | None = None
+    test: Samples | None = None
+    if arguments.valid is None and arguments.test is None:
+        train, valid, test = ((whole, indices) for indices in whole.split(arguments.split, config.seed))
+    else:
+        valid, test = (_open_like(whole, path, reading) for path in (arguments.valid, arguments.test))
+    valid, test = (
+        None if samples is None or not len(Part(samples)) else samples for samples in (valid, test)
+    )
+    if whole.labels is None:
+        raise ValueError(f"{arguments.data}: no labels; for a table, --label names their column")
+
+    out.mkdir(parents=True, exist_ok=True)
+    record = _Record(out, config, arguments, {"train": train, "valid": valid, "test": test})
+    with _Display() as show, warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)  # the display tells it
+
+        def progress(event: Progress) -> None:
+            show(event)
+            if event.row is not None:
+                record.add(event.history)
+
+        try:
+            result = fit(
+                train,
+                valid,
+                config,
+                out=out,
+                resume=arguments.resume,
+                overwrite=arguments.overwrite,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            _say(f"stopped; the same command with --resume continues ({out})")
+            raise
+    found = {
+        name: None
+        if samples is None
+        else evaluate(result.model, samples, loss=config.loss, batch_size=config.batch_size)
+        for name, samples in (("valid", valid), ("test", test))
+    }
+    record.finish(result, found)
+    print(f"best epoch {result.best_epoch} of {len(result.history)}; stopped by {result.stopped}")
+    print(report.table([{"": name, **values} for name, values in found.items() if values is not None]))
+    print(f"{out}: the model, metrics.json and metrics.csv")
+
+
+class _Record:
+    """metrics.json and metrics.csv of a run, complete after every epoch."""
+
+    def __init__(
+        self,
+        out: Path,
+        config: TrainConfig,
+        arguments: argparse.Namespace,
+        parts: Mapping[str, Samples | None],
+    ) -> None:
+        from . import doctor
+
+        facts = doctor.report()
+        self._out = out
+        self._content: dict[str, Any] = {
+            "test": None,
+            "valid": None,
+            "best_epoch": None,
+            "stopped": None,
+            "collapse": None,
+            "epochs": [],
+            "settings": config.to_dict(),
+            "data": {
+                "paths": [
+                    path for path in (arguments.data, arguments.valid, arguments.test) if path is not None
+                ],
+                "split": None if arguments.valid or arguments.test else list(arguments.split),
+                "samples": {name: 0 if part is None else len(Part(part)) for name, part in parts.items()},
+            },
+            "versions": facts["versions"],
+            "machine": {
+                "system": platform.platform(),
+                "cores": os.cpu_count(),
+                "cpu": facts["cpu"],
+                "gpu": facts["gpu"],
+            },
+        }
+
+    def add(self, history: Sequence[Mapping[str, float]]) -> None:
+        """The epochs so far."""
+        self._content["epochs"] = list(history)
+        report.write_csv(self._out / "metrics.csv", history)
+        write_json(self._out / "metrics.json", self._content)
+
+    def finish(self, result: FitResult, found: Mapping[str, Mapping[str, float] | None]) -> None:
+        """The metrics of the best model."""
+        self._content |= {
+            "best_epoch": result.best_epoch,
+            "stopped": result.stopped,
+            "collapse": result.collapse,
+        }
+        self._content |= found
+        self.add(result.history)
+
+
+class _Display:
+    """Shows training: a row an epoch, and on a terminal a bar for the epoch that is under way."""
+
+    def __init__(self) -> None:
+        self._widths: dict[str, int] = {}
+        self._bar: Any = None
+
+    def __enter__(self) -> _Display:
+        if sys.stdout.isatty():
+            rich = require("rich.progress", "train")
+            self._bar = rich.Progress(
+                rich.TextColumn("epoch {task.fields[epoch]}"),
+                rich.BarColumn(),
+                rich.MofNCompleteColumn(),
+                rich.TimeRemainingColumn(),
+                transient=True,
+            ).__enter__()
+            self._task = self._bar.add_task("", epoch="")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(*error)
+
+    def line(self, text: str) -> None:
+        """Show a line of text."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def __call__(self, event: Progress) -> None:
+        """Show where training stands."""
+        if self._bar is not None:
+            place = f"{event.epoch}/{event.epochs}"
+            self._bar.update(self._task, completed=event.step, total=event.steps, epoch=place)
+        if event.row is not None:
+            cells = {name: report.cell(name, event.row[name]) for name in _COLUMNS if name in event.row}
+            if not self._widths:
+                self._widths = {
+                    name: max(len(report.title(name)), len(text) + 1) for name, text in cells.items()
+                }
+                self.line("  ".join(report.title(name).rjust(width) for name, width in self._widths.items()))
+            self.line("  ".join(cells[name].rjust(width) for name, width in self._widths.items()))
+        if event.message is not None:
+            self.line(f"warning: {event.message}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    model, config = _load(arguments)
+    chunks, found = [], []
+    for part in _stream(arguments, model, config):
+        found.append(run(model, part, _batch_size(arguments, config)))
+        chunks.append(torch.from_numpy(part.labels()))
+    if not chunks:
+        raise ValueError(f"{arguments.data}: there are no samples")
+    metrics = measure(Predictions.join(found), torch.cat(chunks), config.loss)
+    print(report.table([{"samples": sum(map(len, chunks)), **metrics}]))
+    if arguments.json is not None:
+        write_json(arguments.json, metrics)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    model, config = _load(arguments)
+    with _output(arguments.out) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        outputs = model.head.out_features
+        writer.writerow(
+            {"bce": ["probability"], "mse": ["value"]}.get(config.loss)
+            or ["class", *(f"probability_{k}" for k in range(outputs))]
+        )
+        for part in _stream(arguments, model, config):
+            logits = run(model, part, _batch_size(arguments, config)).logits.double()
+            if config.loss == "mse":
+                rows = logits[:, None].tolist()
+            elif config.loss == "bce":
+                rows = torch.sigmoid(logits)[:, None].tolist()
+            else:
+                rows = [
+                    [max(range(outputs), key=row.__getitem__), *row]
+                    for row in torch.softmax(logits, 1).tolist()
+                ]
+            writer.writerows([[f"{x:.9g}" if isinstance(x, float) else x for x in row] for row in rows])
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from . import demo
+
+    with _Display() as show:
+
+        def progress(name: str, event: Progress) -> None:
+            if event.epoch == event.step == 1 and event.row is None:
+                show.line(f"{name}:")
+            show(event)
+
+        text = demo.run(arguments.out, progress)
+    print(text)
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def _open(path: str, options: Mapping[str, Any]) -> GraphDataset:
+    """A prepared directory, or a whole file."""
+    try:
+        opened = data.open(path, **({} if Path(path).is_dir() else options))
+    except TypeError as error:  # an option that this format has not
+        raise ValueError(f"{path}: {error}") from error
+    _tell_report(opened)
+    return opened
+
+
+def _tell_report(dataset: GraphDataset) -> None:
+    found = dataset.report
+    if found.bad_lines or found.unseen:
+        counts = [(found.bad_lines, "bad lines skipped"), (found.unseen, "unknown values left out")]
+        _say(", ".join(f"{count} {what}" for count, what in counts if count) + "; for example:")
+        for message in found.examples:
+            _say(f"  {message}")
+
+
+def _load(arguments: argparse.Namespace) -> tuple[L0SIGN, TrainConfig]:
+    model = load_model(arguments.run, resolve_device(arguments.device))
+    # A model that `save_model` wrote without its settings: the number of outputs tells what it predicts.
+    config = load_config(arguments.run) or TrainConfig(
+        loss="bce" if model.head.out_features == 1 else "cross_entropy"
+    )
+    return model, config
+
+
+def _batch_size(arguments: argparse.Namespace, config: TrainConfig) -> int:
+    return arguments.batch_size or config.batch_size
+
+
+def _stream(arguments: argparse.Namespace, model: L0SIGN, config: TrainConfig) -> Iterator[Part]:
+    """The samples, in pieces that fit in memory, encoded as the model knows them."""
+    known = load_vocabulary(arguments.run), model.node_embedding.num_embeddings
+    options = _reading(arguments) | _encoding(*known)
+    path = arguments.data
+    if arguments.part is not None or Path(path).is_dir():
+        whole = _open(path, options)
+        _check_known(whole, *known, path)
+        chosen = None
+        if arguments.part is not None:
+            chosen = whole.split(arguments.split, config.seed)[_PARTS.index(arguments.part)]
+        yield Part(whole if chosen is None else (whole, chosen))
+        return
+    chunk = None
+    try:
+        for chunk in data.read_chunks(path, **options):
+            yield Part(chunk)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if chunk is not None:
+        _tell_report(chunk)
+
+
+def _encoding(vocabulary: Vocabulary | None, num_features: int) -> dict[str, Any]:
+    """Options for reading a file with ids that are fixed already; values without one are dropped."""
+    return (
+        {"num_features": num_features} if vocabulary is None else {"vocabulary": vocabulary, "unseen": "drop"}
+    )
+
+
+def _open_like(whole: GraphDataset, path: str | None, options: Mapping[str, Any]) -> GraphDataset | None:
+    """A second data set with the ids of the first; None for no path."""
+    if path is None:
+        return None
+    known = whole.vocabulary, whole.num_features
+    opened = _open(path, {**options, **_encoding(*known)})
+    _check_known(opened, *known, path)
+    return opened
+
+
+def _check_known(dataset: GraphDataset, vocabulary: Vocabulary | None, num_features: int, path: str) -> None:
+    """A prepared directory has its ids already: they must be those of the model."""
+    if vocabulary is not None and dataset.vocabulary is not None and dataset.vocabulary != vocabulary:
+        raise ValueError(
+            f"{path}: it was prepared with another vocabulary than the model's; give the raw file"
+        )
+    if dataset.num_features > num_features:
+        raise ValueError(
+            f"{path}: it has {dataset.num_features} features, but the model knows {num_features}"
+        )
+
+
+@contextlib.contextmanager
+def _output(path: str | None) -> Iterator[IO[str]]:
+    if path is None or path == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    with written_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="") as file:
+        yield file

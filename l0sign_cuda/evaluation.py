@@ -1,0 +1,137 @@
+"""Running a model over samples: predictions, metrics, and the share of edges that it keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Union
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from . import metrics
+from .config import TrainConfig
+from .data import Batch, GraphDataset
+from .model import L0SIGN
+
+#: A data set, or (a data set, indices) for a part of it.
+Samples = Union[GraphDataset, "tuple[GraphDataset, ArrayLike]"]
+
+
+class Part:
+    """Samples of a data set, by their indices."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.data, chosen = samples if isinstance(samples, tuple) else (samples, None)
+        self.indices: NDArray[np.int64] = np.arange(len(self.data)) if chosen is None else np.asarray(chosen)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def labels(self) -> NDArray[np.float32]:
+        """The labels [B]; ValueError where the data set has none."""
+        if self.data.labels is None:
+            raise ValueError("the samples have no labels")
+        return np.asarray(self.data.labels[self.indices])
+
+    def batches(self, size: int, order: NDArray[np.int64] | None = None, start: int = 0) -> Iterator[Batch]:
+        """Batches in the given order of positions (by default as they are), from batch number `start` on."""
+        indices = self.indices if order is None else self.indices[order]
+        for first in range(start * size, len(indices), size):
+            yield self.data.batch(indices[first : first + size])
+
+    def fingerprint(self) -> list[int]:
+        """A few numbers that differ between data sets, and between parts of one."""
+        return [
+            len(self.data),
+            len(self.data.ids),
+            self.data.num_features,
+            len(self),
+            int(self.indices.sum()),
+        ]
+
+
+def evaluate(
+    model: L0SIGN, samples: Samples, *, loss: metrics.Loss = "bce", batch_size: int | None = None
+) -> dict[str, float]:
+    """Metrics of a model on labelled samples, and `edges_kept`, the share of all pairs whose gate is open.
+
+    bce: auc, accuracy, logloss; cross_entropy: accuracy, logloss; mse: rmse. What has no meaning, as the AUC of a
+    single class, is NaN.
+    """
+    part = Part(samples)
+    return measure(
+        run(model, part, batch_size or TrainConfig().batch_size), torch.from_numpy(part.labels()), loss
+    )
+
+
+def predict(model: L0SIGN, samples: Samples, *, batch_size: int | None = None) -> Tensor:
+    """Logits of samples, [B] or [B, K], on the CPU."""
+    return run(model, Part(samples), batch_size or TrainConfig().batch_size).logits
+
+
+class Predictions(NamedTuple):
+    """What a model says about some samples."""
+
+    logits: Tensor  # [B] or [B, K], float32 on the CPU
+    open_edges: int
+    pairs: int
+
+    @property
+    def edges_kept(self) -> float:
+        """The share of all pairs whose gate is open; NaN where there are no pairs."""
+        return self.open_edges / self.pairs if self.pairs else math.nan
+
+    @staticmethod
+    def join(parts: Sequence[Predictions]) -> Predictions:
+        """Those of several parts, in order."""
+        logits, open_edges, pairs = zip(*parts, strict=True)
+        return Predictions(torch.cat(logits), sum(open_edges), sum(pairs))
+
+
+def measure(predictions: Predictions, labels: Tensor, loss: metrics.Loss) -> dict[str, float]:
+    """The metrics of predictions, with their share of edges kept."""
+    return metrics.compute(predictions.logits, labels, loss) | {"edges_kept": predictions.edges_kept}
+
+
+@torch.no_grad()
+def run(
+    model: L0SIGN, part: Part, batch_size: int, after_batch: Callable[[], None] = lambda: None
+) -> Predictions:
+    """Predict all samples of `part`, with deterministic gates."""
+    device, outputs = model.head.weight.device, model.head.out_features
+    logits = [torch.empty((0,) if outputs == 1 else (0, outputs))]
+    open_edges, pairs = torch.zeros((), dtype=torch.int64, device=device), 0
+    with evaluating(model):
+        for batch in part.batches(batch_size):
+            output = model(*batch.to(device)[:3])
+            logits.append(output.logits.float().cpu())
+            open_edges += output.num_edges.sum()
+            pairs += int(count_pairs(batch).sum())
+            after_batch()
+    return Predictions(torch.cat(logits), int(open_edges), pairs)
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and back as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def count_pairs(batch: Batch) -> Tensor:
+    """Unordered pairs of every graph, self-pairs included: n (n + 1) / 2, int64 [B]."""
+    if batch.offsets is None:
+        sizes = torch.full(
+            (batch.ids.shape[0],), batch.ids.shape[1], dtype=torch.int64, device=batch.ids.device
+        )
+    else:
+        sizes = batch.offsets.diff()
+    return sizes * (sizes + 1) // 2
