@@ -1,9 +1,10 @@
 """Saving and loading: safetensors files that are complete or absent, whatever interrupts the writer.
 
 A model directory holds `model.safetensors` (the weights, and in its header everything needed to rebuild the
-model), `config.json` (the same settings, for people) and a vocabulary where there is one. One file is the sole
-truth, so that no two can disagree: a vocabulary is written first, under a name made from its contents, and the
-header of `model.safetensors` refers to it. A run adds `state.safetensors`, from which training continues.
+model), `config.json` (the same settings, for people) and a vocabulary where there is one. One file is the
+sole truth, so that no two can disagree: a vocabulary is written first, under a name made from its contents,
+and the header of `model.safetensors` refers to it. A run adds `state.safetensors`, from which training
+continues.
 
 Each file is written aside, flushed to the disk and renamed.
 """

@@ -1,7 +1,8 @@
 """The guard against collapse: what went wrong in training, and what to change, in plain words.
 
 L0-SIGN is easily over-regularised: too large an L0 weight closes all edges, too large a weight decay shrinks
-the embeddings; either way the prediction becomes one constant. The paper's authors report unstable training too.
+the embeddings; either way the prediction becomes one constant. The paper's authors report unstable training
+too.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Collapse(NamedTuple):
 def diagnose(
     epoch: int, loss: float, logits: Tensor, found: Mapping[str, float], config: TrainConfig
 ) -> Collapse | None:
-    """Judge an epoch by its training loss, and by logits and the metrics `found` from them; None: all is well."""
+    """Judge an epoch by its loss, and by logits and the metrics `found` from them; None: all is well."""
     if not math.isfinite(loss) or not bool(logits.isfinite().all()):
         return Collapse(
             "loss",

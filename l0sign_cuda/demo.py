@@ -18,8 +18,9 @@ from .evaluation import evaluate
 from .interactions import Interaction, field_interactions
 from .training import Progress, fit
 
-# The labels depend on pairs alone (no single feature tells anything), so learning starts late. The penalty must
-# not close the edges before that: it rises slowly. Weight decay would keep the embeddings small all that time.
+# The labels depend on pairs alone (no single feature tells anything), so learning starts late. The penalty
+# must not close the edges before that: it rises slowly. Weight decay would keep the embeddings small all that
+# time.
 SETTINGS = TrainConfig(
     batch_size=256, epochs=12, l0_weight=0.05, l0_warmup_epochs=8, weight_decay=0.0, patience=0, device="cpu"
 )

@@ -59,8 +59,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a model on labelled samples, and `edges_kept`, the share of all pairs whose gate is open.
 
-    bce: auc, accuracy, logloss; cross_entropy: accuracy, logloss; mse: rmse. What has no meaning, as the AUC of a
-    single class, is NaN.
+    bce: auc, accuracy, logloss; cross_entropy: accuracy, logloss; mse: rmse. What has no meaning, as the AUC
+    of a single class, is NaN.
     """
     part = Part(samples)
     return measure(

@@ -29,8 +29,8 @@ def field_interactions(
 ) -> list[Interaction]:
     """All pairs of fields that meet in the samples, strongest first: by open share, then by mean gate.
 
-    The data set's vocabulary tells the field of each feature. The pair of a node with itself, which carries the
-    feature's own effect, does not count; two nodes of one field do.
+    The data set's vocabulary tells the field of each feature. The pair of a node with itself, which carries
+    the feature's own effect, does not count; two nodes of one field do.
     """
     part = Part(samples)
     vocabulary = part.data.vocabulary

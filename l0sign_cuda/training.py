@@ -1,8 +1,8 @@
 """Training: one loop with schedules, early stopping, a guard against collapse, and exact continuation.
 
-The order of the samples is a function of (seed, epoch), the gates' noise comes from a generator of the run's own
-whose state is saved, and a checkpoint holds the position within the epoch and the running sums. So a run that was
-interrupted and resumed computes the same numbers, bit for bit, as one that was not.
+The order of the samples is a function of (seed, epoch), the gates' noise comes from a generator of the run's
+own whose state is saved, and a checkpoint holds the position within the epoch and the running sums. So a run
+that was interrupted and resumed computes the same numbers, bit for bit, as one that was not.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class FitResult:
     model: L0SIGN
     config: TrainConfig
     history: list[dict[str, float]]
-    """One row an epoch: epoch, loss, validation metrics, edges_kept, l0_weight, seconds, samples_per_second."""
+    """A row an epoch: epoch, loss, validation metrics, edges_kept, l0_weight, seconds, samples_per_second."""
     best_epoch: int
     """The epoch whose weights the model has; 0 for the initial weights."""
     stopped: str
@@ -114,15 +114,16 @@ def fit(
         train: the samples to learn from, with labels: a data set, or (data set, indices).
         valid: samples that pick the best epoch and stop training early; without them the last epoch counts.
         config: hyper-parameters; by default `TrainConfig()`, or those of the run that is resumed.
-        out: a directory for the model and for checkpoints. With one, Ctrl-C ends the current step, saves and then
-            raises KeyboardInterrupt; a second Ctrl-C does so at once.
-        resume: continue the run in `out`, or start it where there is none, to the same numbers as without a stop.
+        out: a directory for the model and for checkpoints. With one, Ctrl-C ends the current step, saves and
+            then raises KeyboardInterrupt; a second Ctrl-C does so at once.
+        resume: continue the run in `out`, or start it where there is none, to the same numbers as without a
+            stop.
         overwrite: replace a run that is in `out`.
         progress: called after every step and every epoch.
         options: single hyper-parameters, which override those of `config`.
 
     Raises:
-        ValueError: samples without labels; labels that do not fit the loss; a run of other settings or samples.
+        ValueError: samples without labels; labels that do not fit the loss; a run of other settings or data.
         FileExistsError: `out` holds a run, and neither `resume` nor `overwrite` was given.
         CollapseError: with `on_collapse="raise"`.
     """
