@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,13 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 import l0sign_build  # noqa: E402 (found through the line above)
 
 
-def tool_directories() -> list[str]:
-    """Where the cmake and ninja that pip installed lie; without them PATH decides."""
+def tool_path() -> str:
+    """PATH, with the cmake and ninja that pip installed before any others."""
     directories = []
     for module, attribute in (("cmake", "CMAKE_BIN_DIR"), ("ninja", "BIN_DIR")):
         with contextlib.suppress(ImportError):
             directories.append(getattr(importlib.import_module(module), attribute))
-    return directories
+    return os.pathsep.join([*directories, os.environ.get("PATH", "")])
 
 
 class CMakeBuild(build_ext):
@@ -31,15 +32,37 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Configure, build, and put the module where setuptools expects it."""
+        options = self.options()
+        variant = "cuda" if options["L0SIGN_CUDA"] == "ON" else "cpu"
+        build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{variant}"
+        build_dir.mkdir(parents=True, exist_ok=True)
+        environ = {**os.environ, "PATH": tool_path()}
+        defines = [f"-D{name}={value}" for name, value in options.items()]
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        with open(build_dir / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ninja itself does not mind a second one in the same directory
+            for command in (
+                ["cmake", "-S", ROOT, "-B", build_dir, "-G", "Ninja", *defines],
+                ["cmake", "--build", build_dir, "--parallel", jobs],
+            ):
+                if subprocess.run(command, env=environ).returncode != 0:
+                    raise l0sign_build.BuildError("cmake failed; the reason stands above.")
+            target = Path(self.get_ext_fullpath(ext.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(build_dir / "_C.so"), str(target), preserve_mode=False)
+
+    def options(self) -> dict[str, str]:
+        """Everything that CMakeLists.txt is told."""
         import pybind11
 
-        environ = {**os.environ, "PATH": os.pathsep.join([*tool_directories(), os.environ.get("PATH", "")])}
         torch = l0sign_build.require_torch()
         options = {
             "CMAKE_BUILD_TYPE": "Release",
+            # Named every time: that of an isolated build, left in the cache, went with its environment.
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja", path=tool_path()) or "ninja",
             "Python_EXECUTABLE": sys.executable,
             "L0SIGN_VERSION": self.distribution.get_version(),
-            "L0SIGN_TORCH_INCLUDE": torch.include,
+            "L0SIGN_TORCH_INCLUDE": str(torch.include),
             "L0SIGN_TORCH_VERSION": torch.version,
             "L0SIGN_PYBIND11_INCLUDE": pybind11.get_include(),
             "L0SIGN_CUDA": "OFF",
@@ -52,21 +75,7 @@ class CMakeBuild(build_ext):
             options["L0SIGN_CUDA"] = "ON"
             options["CMAKE_CUDA_COMPILER"] = nvcc
             options["CMAKE_CUDA_ARCHITECTURES"] = ";".join(architectures)
-
-        variant = "cuda" if nvcc else "cpu"
-        build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{variant}"
-        build_dir.mkdir(parents=True, exist_ok=True)
-        with open(build_dir / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ninja itself does not mind a second one in the same directory
-            defines = [f"-D{name}={value}" for name, value in options.items()]
-            configure = ["cmake", "-S", ROOT, "-B", build_dir, "-G", "Ninja", *defines]
-            jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-            build = ["cmake", "--build", build_dir, "--parallel", jobs]
-            for command in (configure, build):
-                subprocess.run(command, check=True, env=environ)
-            target = Path(self.get_ext_fullpath(ext.name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.copy_file(str(build_dir / "_C.so"), str(target), preserve_mode=False)
+        return options
 
 
 try:
