@@ -22,7 +22,7 @@ _MAX_DIGITS = len(str(_MAX_ID))
 _WIDE = 64  # bytes; longer numbers are parsed one by one
 
 _IS_SPACE = np.isin(np.arange(256), [*b" \t\n"])
-_IS_NUMERIC = np.isin(np.arange(256), [0, *b"0123456789+-.eE"])  # 0 pads
+_IS_NUMERIC = np.isin(np.arange(256), [*b"0123456789+-.eE"])
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -182,9 +182,10 @@ def _parse_numbers(data: Bytes, starts: Ints, ends: Ints) -> tuple[NDArray[np.fl
     width = min(int(lengths[rest].max()), _WIDE)
     columns = np.arange(width)
     characters = data[np.minimum(starts[rest, None] + columns, len(data) - 1)]
-    characters[columns >= lengths[rest, None]] = 0
+    beyond = columns >= lengths[rest, None]
+    characters[beyond] = 0
     # Letters other than an exponent's, and underscores, would mean something to Python.
-    plain = _IS_NUMERIC[characters].all(axis=1) & (lengths[rest] <= _WIDE)
+    plain = (_IS_NUMERIC[characters] | beyond).all(axis=1) & (lengths[rest] <= _WIDE)
     words = np.ascontiguousarray(characters).view(f"S{width}").reshape(-1)
     numbers = np.full(len(rest), np.nan)
     try:
