@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The one pin of torch is in pyproject.toml. It is installed first, so that building asks for no other.
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 SOURCES := $(shell find csrc cmake build_backend -type f -not -name '*.pyc')
-CXX_SOURCES := $(filter %.h %.cpp %.cu,$(SOURCES))
+CXX_SOURCES := $(filter %.h %.inc %.cpp %.cu,$(SOURCES))
 
 .PHONY: setup build demo test test-fast lint format clean
 .DEFAULT_GOAL := build
