@@ -19,39 +19,55 @@ from .objective import empirical_risk
 
 if TYPE_CHECKING:
     from . import data
+    from .checkpoint import load_model, save_model
+    from .collapse import CollapseError, CollapseWarning
+    from .config import TrainConfig
     from .estimator import L0SIGNClassifier
-    from .training import fit
+    from .evaluation import evaluate
+    from .training import FitResult, fit
 
 __all__ = [
     "L0SIGN",
+    "CollapseError",
+    "CollapseWarning",
+    "FitResult",
     "L0SIGNClassifier",
     "L0SIGNLayer",
     "L0SIGNOutput",
     "LayerOutput",
     "SIGNLayer",
+    "TrainConfig",
     "__version__",
     "data",
     "empirical_risk",
+    "evaluate",
     "fit",
     "functional",
+    "load_model",
     "reference",
+    "save_model",
 ]
 
 # Imported when first asked for: they need more than torch, and a layer's user needs none of them.
 _LAZY = {
-    "data": ("data", None),
-    "fit": ("training", "fit"),
-    "L0SIGNClassifier": ("estimator", "L0SIGNClassifier"),
+    "CollapseError": "collapse",
+    "CollapseWarning": "collapse",
+    "FitResult": "training",
+    "L0SIGNClassifier": "estimator",
+    "TrainConfig": "config",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "load_model": "checkpoint",
+    "save_model": "checkpoint",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "data":
+        return importlib.import_module(".data", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _LAZY[name]
-    value = importlib.import_module(f".{module}", __name__)
-    if attribute is not None:
-        value = getattr(value, attribute)
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -47,6 +47,9 @@ class L0SIGN(nn.Module):
         head_bias: whether the head has a bias.
         l2_penalty: False leaves that field None and saves its work, about d * H multiplications a pair.
         backend: None, "auto", "fused" or "reference"; see :mod:`l0sign_cuda.functional`.
+
+    Attributes:
+        hyperparameters: the arguments, without the backend; ``L0SIGN(**hyperparameters)`` is another such.
     """
 
     def __init__(
@@ -69,6 +72,21 @@ class L0SIGN(nn.Module):
     ) -> None:
         super().__init__()
         _checks.positive(num_embeddings=num_embeddings, num_outputs=num_outputs, iterations=iterations)
+        self.hyperparameters = {
+            "num_embeddings": num_embeddings,
+            "embedding_dim": embedding_dim,
+            "hidden_dim": hidden_dim,
+            "edge_dim": edge_dim,
+            "edge_hidden_dim": edge_hidden_dim,
+            "num_outputs": num_outputs,
+            "aggr": aggr,
+            "iterations": iterations,
+            "temperature": temperature,
+            "limits": limits,
+            "gated": gated,
+            "head_bias": head_bias,
+            "l2_penalty": l2_penalty,
+        }
         self.iterations = iterations
         self.interaction = L0SIGNLayer(
             embedding_dim,

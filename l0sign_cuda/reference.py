@@ -70,9 +70,10 @@ def l0_sign(
         logits = _edge_logits(edge_nodes, edge, pairs)
         noise = None if seed is None else gate_noise(seed, bounds)
         gates = hard_concrete(logits, noise, *gate)
-        u = _accumulated(nodes).flatten(0, -2)
-        z = _messages(u, u, message, pairs)
-        out = _aggregate(z, gates, pairs, bounds, graph, aggr, symmetric=True)
+        z = _messages(nodes, message, pairs)
+        # A closed pair has no message, whatever z is there; a gate that is NaN shows.
+        gated = torch.where((gates != 0).unsqueeze(-1), gates.unsqueeze(-1) * z, 0)
+        out = _aggregate(gated, gates > 0, pairs, bounds, graph, aggr, ordered=False)
 
         pair_graph = graph[pairs[0]]
         pi = torch.sigmoid(logits - gate[0] * math.log(-gate[1] / gate[2]))  # P(g > 0)
@@ -109,10 +110,9 @@ def sign(
     bounds = graphs.bounds(nodes.device)
     graph = node_graphs(bounds, nodes.numel() // nodes.shape[-1])
     with _full_precision(nodes):
-        u = _accumulated(nodes).flatten(0, -2)
-        z = _messages(u, u, message, edge_index)
-        weight = u.new_ones(edge_index.shape[1]) if edge_weight is None else _accumulated(edge_weight)
-        out = _aggregate(z, weight, edge_index, bounds, graph, aggr, symmetric=False)
+        z = _messages(nodes, message, edge_index)
+        weight = z.new_ones(z.shape[0]) if edge_weight is None else _accumulated(edge_weight)
+        out = _aggregate(weight.unsqueeze(-1) * z, weight > 0, edge_index, bounds, graph, aggr, ordered=True)
     return out.to(nodes.dtype).view(nodes.shape)
 
 
@@ -133,11 +133,12 @@ def complete_sign(
     pairs = pair_index(bounds)
     graph = node_graphs(bounds, nodes.numel() // nodes.shape[-1])
     with _full_precision(nodes):
-        u = _accumulated(nodes).flatten(0, -2)
-        z = _messages(u, u, message, pairs)
-        out = _aggregate(z, u.new_ones(pairs.shape[1]), pairs, bounds, graph, aggr, symmetric=True)
+        z = _messages(nodes, message, pairs)
+        out = _aggregate(
+            z, torch.ones_like(pairs[0], dtype=torch.bool), pairs, bounds, graph, aggr, ordered=False
+        )
         l2 = _sum_by(z.square().sum(-1), graph[pairs[0]], graphs.num_graphs) if l2_penalty else None
-    return LayerOutput(out.to(nodes.dtype).view(nodes.shape), *ungated_report(bounds, u.dtype, l2))
+    return LayerOutput(out.to(nodes.dtype).view(nodes.shape), *ungated_report(bounds, z.dtype, l2))
 
 
 def ungated_report(
@@ -243,9 +244,10 @@ def _network(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return F.linear(torch.relu(F.linear(x, hidden_weight, hidden_bias)), out_weight, out_bias)
 
 
-def _messages(source: Tensor, target: Tensor, message: Network, pairs: Tensor) -> Tensor:
+def _messages(nodes: Tensor, message: Network, pairs: Tensor) -> Tensor:
     """z_ij = W2 relu(W1 (u_i * u_j) + b1) + b2, the message of a pair: [P, d]."""
-    return _network(source[pairs[0]] * target[pairs[1]], message)
+    u = _accumulated(nodes).flatten(0, -2)
+    return _network(u[pairs[0]] * u[pairs[1]], message)
 
 
 def _edge_logits(edge_nodes: Tensor, edge: Network, pairs: Tensor) -> Tensor:
@@ -255,25 +257,29 @@ def _edge_logits(edge_nodes: Tensor, edge: Network, pairs: Tensor) -> Tensor:
 
 
 def _aggregate(
-    z: Tensor, gates: Tensor, pairs: Tensor, bounds: Tensor, graph: Tensor, aggr: str, *, symmetric: bool
+    messages: Tensor,
+    is_open: Tensor,
+    pairs: Tensor,
+    bounds: Tensor,
+    graph: Tensor,
+    aggr: str,
+    *,
+    ordered: bool,
 ) -> Tensor:
-    """v'_i = sum_j g_ij z_ij, divided as ``aggr`` says (Eq. 4): [N, d].
+    """v'_i: the sum of the messages [P, d] to node i, divided as ``aggr`` says (Eq. 4): [N, d].
 
-    An edge adds at its target, pairs[1]; a symmetric pair also at its other end, but a self-pair once.
+    A message goes to its target, pairs[1]; that of an unordered pair to its other end too.
     """
     rows = graph.shape[0]
-    open_ = gates > 0
-    # A closed gate carries no message at all; a NaN shows.
-    z = torch.where((gates != 0).unsqueeze(-1), gates.unsqueeze(-1) * z, 0)
-    total, degree = _sum_by(z, pairs[1], rows), _sum_by(open_.long(), pairs[1], rows)
-    if symmetric:
+    total, degree = _sum_by(messages, pairs[1], rows), _sum_by(is_open.long(), pairs[1], rows)
+    if not ordered:
         other = pairs[0] != pairs[1]
-        total = total + _sum_by(torch.where(other.unsqueeze(-1), z, 0), pairs[0], rows)
-        degree = degree + _sum_by((open_ & other).long(), pairs[0], rows)
+        total = total + _sum_by(messages * other.unsqueeze(-1), pairs[0], rows)
+        degree = degree + _sum_by((is_open & other).long(), pairs[0], rows)
     if aggr == "sum":
         return total
-    divisor = bounds.diff()[graph] if aggr == "mean" else degree
-    return total / divisor.clamp(min=1).unsqueeze(-1)
+    divisor = (bounds.diff()[graph] if aggr == "mean" else degree).unsqueeze(-1)
+    return torch.where(divisor > 0, total / divisor.clamp(min=1), 0)  # no neighbour: 0
 
 
 def _sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
