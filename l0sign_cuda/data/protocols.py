@@ -179,7 +179,7 @@ def _draw(
         winners = candidates[np.unique(keys[candidates], return_index=True)[1]]
         taken = np.concatenate([taken, keys[winners]])
         open_slots = np.delete(open_slots, winners)
-    return drawn.reshape(-1, negatives)
+    return drawn.reshape(len(item), negatives)
 
 
 def _groups(rows: Ints) -> Ints:

@@ -74,8 +74,11 @@ class CsvRows:
             self._wrong_records.append(row.number)
             return "skip" if self._source.skip_bad_lines else "error"
 
+        # Without threads pyarrow knows the number of a row that does not fit.
         options = {
-            "read_options": pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=self._names),
+            "read_options": pa_csv.ReadOptions(
+                block_size=_BLOCK_BYTES, column_names=self._names, use_threads=False
+            ),
             "parse_options": pa_csv.ParseOptions(
                 delimiter=self._separator,
                 quote_char=self._quote or False,

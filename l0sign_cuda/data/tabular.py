@@ -178,7 +178,7 @@ class TableReader:
             if column.kind == "numeric":
                 wrong, expected = _numbers(cells)[1], "a finite number"
             else:
-                wrong, expected = _not_utf8(cells), "UTF-8 text"
+                wrong, expected = _not_utf8(cells), "text in UTF-8"
             if column.name == self._label or self._missing == "error":
                 wrong = wrong | _is_null(cells)
             for row in np.flatnonzero(wrong).tolist():
