@@ -15,12 +15,11 @@ from torch import Tensor
 
 from .config import TrainConfig
 
-# A prediction counts as constant when its logits spread less than this ...
-_CONSTANT_STD = 1e-4
-# ... or, once it had some epochs to learn in, when they spread little and rank no better than chance.
-_FLAT_STD = 1e-2
+# A prediction counts as constant when its logits spread less than the first of these, or, when they rank no
+# better than chance, less than the second. Training may begin on a plateau: each holds from an epoch on.
+_CONSTANT_STD, _CONSTANT_EPOCH = 1e-4, 2
+_FLAT_STD, _FLAT_EPOCH = 1e-2, 3
 _CHANCE_AUC = 0.01
-_CHANCE_EPOCHS = 3
 
 
 class CollapseWarning(UserWarning):
@@ -55,8 +54,9 @@ def diagnose(
         )
     # [B] or [B, K]: the spread over samples, not over classes.
     spread = logits.double().std(0, correction=0).max().item() if len(logits) > 1 else math.nan
-    by_chance = epoch >= _CHANCE_EPOCHS and abs(found.get("auc", math.nan) - 0.5) < _CHANCE_AUC
-    if spread < _CONSTANT_STD or (spread < _FLAT_STD and by_chance):
+    by_chance = abs(found.get("auc", math.nan) - 0.5) < _CHANCE_AUC
+    constant = spread < _CONSTANT_STD and epoch >= _CONSTANT_EPOCH
+    if constant or (by_chance and spread < _FLAT_STD and epoch >= _FLAT_EPOCH):
         return Collapse(
             "constant", f"epoch {epoch}: the prediction is the same for every sample. {_remedy(config)}"
         )

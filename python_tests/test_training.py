@@ -1,0 +1,378 @@
+"""fit: learning, schedules, early stopping, the guard against collapse, and exact continuation."""
+
+from __future__ import annotations
+
+import math
+import signal
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from l0sign_cuda import data, training
+from l0sign_cuda.collapse import CollapseError, CollapseWarning, diagnose
+from l0sign_cuda.config import TrainConfig
+from l0sign_cuda.data import GraphDataset, PlantedData
+from l0sign_cuda.evaluation import evaluate, predict
+from l0sign_cuda.training import FitResult, Progress, fit
+
+CLOCK = ("seconds", "samples_per_second")
+# Settings under which the data below is learned in a second or two.
+QUICK = TrainConfig(epochs=3, batch_size=64, weight_decay=0.0, l0_warmup_epochs=2, patience=0, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def planted() -> PlantedData:
+    return data.planted(3000, num_fields=4, cardinality=4, num_interactions=1, noise=0.3)
+
+
+@pytest.fixture(scope="module")
+def parts(planted: PlantedData) -> list[tuple[GraphDataset, np.ndarray]]:
+    return [(planted, indices) for indices in planted.split()]
+
+
+@pytest.fixture(scope="module")
+def ragged() -> GraphDataset:
+    """Graphs of 0 to 6 nodes with values; the label says whether feature 0 is there."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 7, 400)
+    ids = rng.integers(0, 12, lengths.sum())
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    labels = [float(0 in ids[a:b]) for a, b in pairwise(offsets)]
+    return GraphDataset(ids, offsets, values=rng.uniform(0.5, 1.5, len(ids)), labels=labels, num_features=12)
+
+
+def timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in history]
+
+
+def assert_same(left: FitResult, right: FitResult) -> None:
+    assert timeless(left.history) == timeless(right.history)
+    for name, tensor in left.model.state_dict().items():
+        assert torch.equal(tensor, right.model.state_dict()[name]), name
+    assert (left.best_epoch, left.stopped) == (right.best_epoch, right.stopped)
+
+
+# -------------------- learning
+
+
+def test_learns_planted_interactions(planted: PlantedData, parts: list) -> None:
+    train, valid, test = parts
+    result = fit(train, valid, QUICK)
+    assert evaluate(result.model, test)["auc"] > planted.optimal_auc - 0.03
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    assert not result.model.training
+    assert result.stopped == "epochs" and result.collapse is None
+
+
+def test_same_seed_same_numbers_other_seed_others(parts: list) -> None:
+    short = QUICK.replace(epochs=1)
+    first, again, other = (fit(parts[0], parts[1], short, seed=seed) for seed in (5, 5, 6))
+    assert_same(first, again)
+    assert first.history[0]["loss"] != other.history[0]["loss"]
+
+
+def test_the_callers_generators_stay_as_they_are(parts: list) -> None:
+    before = torch.get_rng_state()
+    fit(parts[1], config=QUICK, epochs=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_threads_are_restored(parts: list) -> None:
+    before = torch.get_num_threads()
+    inside = []
+    fit(
+        parts[2],
+        config=QUICK,
+        epochs=1,
+        num_threads=before + 1,
+        progress=lambda event: inside.append(torch.get_num_threads()),
+    )
+    assert set(inside) == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gated": False},
+        {"optimizer": "adamw"},
+        {"optimizer": "adagrad", "lr": 0.1},
+        {"precision": "bfloat16"},
+        {"l2_weight": 1e-4, "clip_norm": 1.0},
+        {"aggr": "neighbor_mean", "embedding_dim": 4, "edge_dim": 5, "limits": [-0.2, 1.2]},
+        {"aggr": "sum", "iterations": 2, "lr": 0.02},
+    ],
+    ids=str,
+)
+def test_options_train(parts: list, options: dict[str, Any]) -> None:
+    history = fit(parts[0], parts[1], QUICK, **{"epochs": 2, **options}).history
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["auc"] > 0.55
+
+
+def test_ragged_graphs_with_values(ragged: GraphDataset) -> None:
+    result = fit(ragged, ragged, QUICK, epochs=15, batch_size=32, lr=0.03)
+    assert evaluate(result.model, ragged)["auc"] > 0.95
+
+
+def test_classes_and_values(ragged: GraphDataset) -> None:
+    sizes = np.diff(ragged.offsets)
+    classes = GraphDataset(ragged.ids, ragged.offsets, labels=np.minimum(sizes, 2), num_features=12)
+    result = fit(classes, classes, QUICK, loss="cross_entropy", epochs=12, lr=0.03, aggr="sum")
+    found = evaluate(result.model, classes, loss="cross_entropy")
+    assert predict(result.model, classes).shape == (400, 3)
+    assert found["accuracy"] > 0.9 and set(found) == {"accuracy", "logloss", "edges_kept"}
+
+    values = GraphDataset(ragged.ids, ragged.offsets, labels=sizes / 6, num_features=12)
+    result = fit(values, values, QUICK, loss="mse", epochs=12, lr=0.03, aggr="sum")
+    assert evaluate(result.model, values, loss="mse")["rmse"] < 0.5 * np.std(sizes / 6)
+    assert result.best_epoch == 1 + int(np.argmin([row["rmse"] for row in result.history]))
+
+
+def test_l0_reduction_mean_is_the_sum_divided_by_the_pairs(parts: list) -> None:
+    by_mean = fit(parts[0], parts[1], QUICK, epochs=1, l0_weight=0.5, l0_reduction="mean")
+    by_sum = fit(
+        parts[0], parts[1], QUICK, epochs=1, l0_weight=0.5 / 10, l0_reduction="sum"
+    )  # 4 nodes, 10 pairs
+    assert by_mean.history[0]["loss"] == pytest.approx(by_sum.history[0]["loss"], rel=1e-4)
+
+
+def test_only_the_edge_network_is_spared_weight_decay(parts: list) -> None:
+    config = QUICK.replace(weight_decay=0.5)
+    trainer = training._Trainer(training.Part(parts[0]), None, config, None, None)
+    decay = {
+        id(parameter): group["weight_decay"]
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    spared = {name for name, parameter in trainer.model.named_parameters() if decay[id(parameter)] == 0}
+    assert spared == {
+        "edge_embedding.weight",
+        "interaction.edge.hidden.weight",
+        "interaction.edge.hidden.bias",
+        "interaction.edge.out.weight",
+        "interaction.edge.out.bias",
+    }
+    assert {value for value in decay.values()} == {0.0, 0.5}
+
+
+@pytest.mark.parametrize(
+    ("labels", "loss", "message"),
+    [
+        (None, "bce", "the samples have no labels"),
+        ([0, 1, 2], "bce", "loss 'bce' needs labels 0 and 1, found 2"),
+        ([0, 1, 0.5], "cross_entropy", r"needs classes 0\.\.K-1 as labels, found 0.5"),
+        ([0, 1, -1], "cross_entropy", r"needs classes 0\.\.K-1 as labels, found -1"),
+    ],
+)
+def test_labels_that_do_not_fit(labels: Any, loss: str, message: str) -> None:
+    dataset = GraphDataset.from_dense([[0, 1]] * 3, labels=labels)
+    with pytest.raises(ValueError, match=message):
+        fit(dataset, loss=loss, epochs=1)
+
+
+def test_no_samples_and_foreign_validation_samples() -> None:
+    dataset = GraphDataset.from_dense([[0, 1]] * 3, labels=[0, 1, 0])
+    with pytest.raises(ValueError, match="there are no samples"):
+        fit((dataset, np.arange(0)), epochs=1)
+    wider = GraphDataset.from_dense([[0, 7]] * 3, labels=[0, 1, 0])
+    with pytest.raises(
+        ValueError, match="the validation samples have 8 features, the training samples only 2"
+    ):
+        fit(dataset, wider, epochs=1)
+
+
+# -------------------- schedules and early stopping
+
+
+@pytest.mark.parametrize(
+    ("warmup", "done", "expected"),
+    [(0, 0, 0.02), (0, 3, 0.02), (4, 0, 0), (4, 1, 0.005), (4, 2.5, 0.0125), (4, 4, 0.02), (4, 9, 0.02)],
+)
+def test_warm_up_is_linear_and_then_constant(warmup: float, done: float, expected: float) -> None:
+    assert TrainConfig(l0_weight=0.02, l0_warmup_epochs=warmup).l0_weight_at(done) == pytest.approx(expected)
+
+
+def test_warm_up_reaches_every_step(parts: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    risk = training.empirical_risk
+
+    def spy(output: Any, target: Any, l0_weight: float, *rest: Any) -> Any:
+        seen.append(l0_weight)
+        return risk(output, target, l0_weight, *rest)
+
+    monkeypatch.setattr(training, "empirical_risk", spy)
+    config = QUICK.replace(epochs=3, batch_size=1050, l0_weight=0.4, l0_warmup_epochs=2)  # two steps an epoch
+    result = fit(parts[0], parts[1], config)
+    assert seen == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4])
+    assert [row["l0_weight"] for row in result.history] == pytest.approx([0.2, 0.4, 0.4])
+
+
+def test_early_stopping_waits_for_patience(parts: list) -> None:
+    # A model that does not move has the same AUC in every epoch: the first is the best.
+    result = fit(parts[0], parts[1], QUICK, epochs=9, lr=1e-20, patience=2, on_collapse="ignore")
+    assert (result.stopped, result.best_epoch, len(result.history)) == ("patience", 1, 3)
+
+
+def test_the_best_epoch_is_restored(parts: list) -> None:
+    train, valid, _ = parts
+    result = fit(train, valid, QUICK, epochs=5, lr=0.2, on_collapse="ignore")  # too fast: it goes up and down
+    values = [row["auc"] for row in result.history]
+    assert result.best_epoch == 1 + int(np.argmax(values))
+    assert evaluate(result.model, valid)["auc"] == max(values)
+
+
+def test_monitor_picks_the_metric(parts: list) -> None:
+    train, valid, _ = parts
+    result = fit(train, valid, QUICK, epochs=5, lr=0.2, monitor="logloss", on_collapse="ignore")
+    assert result.best_epoch == 1 + int(np.argmin([row["logloss"] for row in result.history]))
+
+
+def test_without_validation_the_last_epoch_counts(parts: list) -> None:
+    result = fit(parts[0], config=QUICK, patience=1)
+    assert (result.best_epoch, result.stopped) == (3, "epochs")
+    assert "auc" not in result.history[0] and 0 < result.history[0]["edges_kept"] <= 1
+
+
+def test_one_class_validation_is_no_trap(planted: PlantedData, parts: list) -> None:
+    positives = (planted, np.flatnonzero(planted.labels == 1)[:50])
+    result = fit(parts[0], positives, QUICK, patience=1)
+    assert (result.best_epoch, result.stopped) == (3, "epochs")
+    assert all(math.isnan(row["auc"]) for row in result.history)
+
+
+# -------------------- collapse
+
+CLOSED = {"l0_weight": 50.0, "l0_warmup_epochs": 0, "lr": 0.05, "epochs": 3}
+
+
+def test_closed_edges_are_told_once(parts: list) -> None:
+    with pytest.warns(CollapseWarning) as caught:
+        result = fit(parts[0], parts[1], QUICK, **CLOSED)
+    (message,) = [str(warning.message) for warning in caught]
+    assert "all edges are closed" in message
+    assert "a smaller l0_weight (now 50" in message and "warm-up" in message and "weight_decay" not in message
+    assert result.collapse == message
+    assert (result.stopped, len(result.history)) == ("epochs", 3)
+
+
+def test_collapse_can_stop_raise_or_be_ignored(parts: list, tmp_path: Path) -> None:
+    with pytest.warns(CollapseWarning):
+        result = fit(parts[0], parts[1], QUICK, **CLOSED, on_collapse="stop")
+    assert result.stopped == "collapse" and len(result.history) < 3
+    with pytest.raises(CollapseError, match="all edges are closed"):
+        fit(parts[0], parts[1], QUICK, **CLOSED, on_collapse="raise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit(parts[0], parts[1], QUICK, **CLOSED, on_collapse="ignore").stopped == "epochs"
+
+
+def test_a_constant_prediction_is_told(parts: list) -> None:
+    with pytest.warns(CollapseWarning, match="the same for every sample.*a smaller weight_decay .now 10"):
+        fit(parts[0], parts[1], QUICK, gated=False, weight_decay=10.0)
+
+
+def test_a_loss_that_is_not_finite_ends_training(parts: list) -> None:
+    with pytest.warns(CollapseWarning, match="no longer finite.*a smaller lr"):
+        result = fit(parts[0], parts[1], QUICK, gated=False, lr=1e30)
+    assert result.stopped == "collapse" and len(result.history) == 1
+    assert result.best_epoch == 0
+    assert all(tensor.isfinite().all() for tensor in result.model.state_dict().values())
+
+
+def test_diagnose_leaves_a_healthy_start_alone() -> None:
+    config, found = TrainConfig(), {"auc": 0.5, "edges_kept": 1.0}
+    flat = torch.linspace(-5e-3, 5e-3, 100)
+    assert diagnose(1, 0.7, flat, found, config) is None  # the first epochs may lie on a plateau
+    late = diagnose(9, 0.7, flat, found, config)
+    assert late is not None and late.kind == "constant"
+    assert diagnose(9, 0.7, flat, {**found, "auc": 0.6}, config) is None
+    assert diagnose(9, 0.7, 1000 * flat, found, config) is None
+    spread_by_class = torch.tensor([[1.0, -1.0]]).expand(50, 2)
+    constant = diagnose(2, 0.7, spread_by_class, found, config)
+    assert constant is not None and constant.kind == "constant"
+
+
+# -------------------- continuation
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad"])
+def test_resume_after_an_epoch_is_exact(parts: list, tmp_path: Path, optimizer: str) -> None:
+    train, valid, _ = parts
+    whole = fit(train, valid, QUICK, optimizer=optimizer, epochs=3)
+    fit(train, valid, QUICK, optimizer=optimizer, epochs=1, out=tmp_path)
+    continued = fit(train, valid, out=tmp_path, resume=True, epochs=3)
+    assert_same(whole, continued)
+
+
+def interrupt_at(epoch: int, step: int) -> Any:
+    def progress(event: Progress) -> None:
+        if (event.epoch, event.step, event.row) == (epoch, step, None):
+            signal.raise_signal(signal.SIGINT)
+
+    return progress
+
+
+@pytest.mark.parametrize("step", [1, 17, 33])  # 33 is the epoch's last: validation is yet to come
+def test_ctrl_c_within_an_epoch_and_resume_are_exact(parts: list, tmp_path: Path, step: int) -> None:
+    train, valid, _ = parts
+    whole = fit(train, valid, QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        fit(train, valid, QUICK, out=tmp_path, progress=interrupt_at(2, step))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    state = training.read_header(tmp_path / "state.safetensors")["state"]
+    assert (state["epoch"], state["step"]) == (1, step)
+    assert_same(whole, fit(train, valid, out=tmp_path, resume=True))
+
+
+def test_checkpoints_within_an_epoch(parts: list, tmp_path: Path) -> None:
+    train, valid, _ = parts
+    places = []
+
+    def look(event: Progress) -> None:
+        state = training.read_header(tmp_path / "state.safetensors")["state"]
+        places.append((state["epoch"], state["step"]))
+
+    fit(train, valid, QUICK, epochs=1, checkpoint_steps=10, out=tmp_path, progress=look)
+    assert sorted(set(places)) == [(0, 0), (0, 10), (0, 20), (0, 30), (1, 0)]
+
+
+def test_resume_starts_where_there_is_nothing(parts: list, tmp_path: Path) -> None:
+    result = fit(parts[0], parts[1], QUICK, epochs=1, out=tmp_path / "new", resume=True)
+    assert len(result.history) == 1
+
+
+def test_resume_of_a_finished_run_computes_nothing(parts: list, tmp_path: Path) -> None:
+    first = fit(parts[0], parts[1], QUICK, epochs=1, out=tmp_path)
+    assert_same(first, fit(parts[0], parts[1], out=tmp_path, resume=True))
+
+
+def test_more_patience_goes_on(parts: list, tmp_path: Path) -> None:
+    still = {"lr": 1e-20, "on_collapse": "ignore", "out": tmp_path}
+    fit(parts[0], parts[1], QUICK, epochs=9, patience=1, **still)
+    assert len(fit(parts[0], parts[1], resume=True, out=tmp_path).history) == 2
+    assert len(fit(parts[0], parts[1], resume=True, out=tmp_path, patience=3).history) == 4
+
+
+def test_resume_refuses_other_settings_and_other_samples(parts: list, tmp_path: Path) -> None:
+    train, valid, test = parts
+    fit(train, valid, QUICK, epochs=1, out=tmp_path)
+    with pytest.raises(ValueError, match=r"the run has lr = 0\.01, which cannot become 0\.5 when it resumes"):
+        fit(train, valid, out=tmp_path, resume=True, lr=0.5)
+    with pytest.raises(ValueError, match=r"state\.safetensors: the run was started on other samples"):
+        fit(train, test, out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="resume needs the directory"):
+        fit(train, valid, resume=True)
+
+
+def test_a_run_is_not_overwritten_by_accident(parts: list, tmp_path: Path) -> None:
+    fit(parts[0], parts[1], QUICK, epochs=1, out=tmp_path)
+    with pytest.raises(FileExistsError, match="holds a run"):
+        fit(parts[0], parts[1], QUICK, epochs=1, out=tmp_path)
+    other = fit(parts[0], parts[1], QUICK, epochs=1, seed=3, out=tmp_path, overwrite=True)
+    assert other.config.seed == 3
