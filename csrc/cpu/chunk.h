@@ -5,12 +5,13 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Calls run(Int<C>, first) for chunks of C = 4, 2, 1 that cover [0, count).
-template <class Run>
+// Calls run(Int<C>, first) for chunks of C = kChunk, .., 2, 1 that cover [0, count).
+template <class A, class Run>
 ALWAYS_INLINE void for_chunks(int64_t count, Run run) {
+  constexpr int kChunk = Simd<A>::kChunk;
   int64_t first = 0;
-  for (; first + 4 <= count; first += 4) run(Int<4>{}, first);
-  if (count & 2) run(Int<2>{}, first), first += 2;
+  for (; first + kChunk <= count; first += kChunk) run(Int<kChunk>{}, first);
+  if (kChunk > 2 && count & 2) run(Int<2>{}, first), first += 2;
   if (count & 1) run(Int<1>{}, first);
 }
 

@@ -2,8 +2,8 @@
 // Included inside an anonymous namespace by each instruction-set file.
 //
 // A "slot" is a vector of nodes: the same node of W graphs (lanes over graphs), or W consecutive nodes of one graph (lanes
-// over nodes). Pairs of slots go through the two perceptrons in chunks of up to four, so that every weight that is loaded
-// serves four vectors. Nothing is kept for a pair; sums live in the slots.
+// over nodes). Pairs of slots go through the two perceptrons in chunks of up to kChunk, so that every weight that is loaded
+// serves that many vectors. Nothing is kept for a pair; sums live in the slots.
 //
 // One slot is extra. Lanes over graphs: a self-pair is added to one end only, and the extra slot swallows the other end.
 // Lanes over nodes: it holds node i, copied to all lanes, while row i of the pairs runs; its sums are then added to node i.
@@ -14,7 +14,7 @@ class CompleteGraphKernel {
   using V = typename S::V;
   using I = typename S::I;
   using U = typename S::U;
-  static constexpr int W = S::W;
+  static constexpr int W = S::W, kChunk = S::kChunk;
 
  public:
   // Without memory, `scratch_vectors` tells how much is needed.
@@ -31,23 +31,23 @@ class CompleteGraphKernel {
       hidden_sum_ = arena.take(all * h_);
       gate_sum_ = arena.take(all);
       degree_ = arena.take(all);
-      product_ = arena.take(4 * d_);
-      hidden_ = arena.take(4 * h_);
+      product_ = arena.take(kChunk * d_);
+      hidden_ = arena.take(kChunk * h_);
       if (backward) {
         grad_out_ = arena.take(all * d_);
         grad_hidden_ = arena.take(all * h_);
         grad_gate_ = arena.take(all);
         grad_nodes_ = arena.take(all * d_);
-        relu_ = arena.take(4 * h_);
-        grad_z_ = arena.take(4 * d_);
+        relu_ = arena.take(kChunk * h_);
+        grad_z_ = arena.take(kChunk * d_);
         grad_message_.take(arena, problem.message);
       }
     }
     if (gated_) {
       b_ = padded(problem.edge.in), he_ = padded(problem.edge.hidden);
       edge_nodes_ = arena.take(all * b_);
-      edge_product_ = arena.take(4 * b_);
-      edge_hidden_ = arena.take(4 * he_);
+      edge_product_ = arena.take(kChunk * b_);
+      edge_hidden_ = arena.take(kChunk * he_);
       if (backward) {
         grad_edge_nodes_ = arena.take(all * b_);
         mask_sum_ = arena.take(he_ * b_);
@@ -216,7 +216,7 @@ class CompleteGraphKernel {
         not_self_[0] = lane_index<A>() + splat_index<A>(first * W) != splat_index<A>(i);
         active_[0] = active_[0] & (lane_index<A>() + splat_index<A>(first * W) >= splat_index<A>(i));
         chunk(Int<1>{}, Int<1>{});
-        for_chunks(slots_ - first - 1, [&](auto size, int64_t t) LAMBDA_INLINE {
+        for_chunks<A>(slots_ - first - 1, [&](auto size, int64_t t) LAMBDA_INLINE {
           for (int c = 0; c < decltype(size)::value; ++c) set_tile(c, first + 1 + t + c);
           chunk(size, Int<0>{});
         });
@@ -231,11 +231,12 @@ class CompleteGraphKernel {
         right_[filled] = j;
         right_sum_[filled] = i == j ? extra_ : j;
         active_[filled] = splat_index<A>(j) < lane_nodes_;
-        if (++filled == 4) chunk(Int<4>{}, Int<0>{}), filled = 0;
+        if (++filled == kChunk) chunk(Int<kChunk>{}, Int<0>{}), filled = 0;
       }
-    if (filled & 2) {
+    if (kChunk > 2 && filled & 2) {
       chunk(Int<2>{}, Int<0>{});
-      left_[0] = left_[2], right_[0] = right_[2], right_sum_[0] = right_sum_[2], active_[0] = active_[2];
+      constexpr int last = kChunk - 2;
+      left_[0] = left_[last], right_[0] = right_[last], right_sum_[0] = right_sum_[last], active_[0] = active_[last];
     }
     if (filled & 1) chunk(Int<1>{}, Int<0>{});
   }
@@ -497,7 +498,7 @@ class CompleteGraphKernel {
 
   // v'_i = scale_i (W2 sum_j g_ij relu(...) + b2 sum_j g_ij), written over the slots of the nodes.
   void store_out() {
-    for_chunks(slots_, [&](auto size, int64_t first) LAMBDA_INLINE {
+    for_chunks<A>(slots_, [&](auto size, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(size)::value;
       V scale[C];
       for (int c = 0; c < C; ++c) scale[c] = slot_scale(first + c, false);
@@ -542,7 +543,7 @@ class CompleteGraphKernel {
       }
       grad_gate_[slot] = dot;
     }
-    for_chunks(slots_, [&](auto size, int64_t first) LAMBDA_INLINE {
+    for_chunks<A>(slots_, [&](auto size, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(size)::value;
       multiply<A, C>(
           weights_.message.out_transposed, nullptr, h_, problem_.message.out,
@@ -556,7 +557,7 @@ class CompleteGraphKernel {
 
   // dW2 = sum_i D_i (sum_j g_ij relu_ij)^T and db2 = sum_i D_i sum_j g_ij: once a node, not once a pair.
   void finish_out_gradients() {
-    for_chunks(slots_, [&](auto size, int64_t first) LAMBDA_INLINE {
+    for_chunks<A>(slots_, [&](auto size, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(size)::value;
       accumulate_outer<A, C>(
           grad_message_.out_weight, d_, h_,
@@ -742,10 +743,10 @@ class CompleteGraphKernel {
   V *edge_product_ = nullptr, *edge_hidden_ = nullptr;
 
   // The chunk's pairs.
-  int64_t left_[4], right_[4], right_sum_[4];
+  int64_t left_[kChunk], right_[kChunk], right_sum_[kChunk];
   int64_t row_ = 0;
-  I active_[4], not_self_[1], open_mask_[4];
-  V gate_[4], gate_slope_[4], open_slope_[4], grad_of_gate_[4];
+  I active_[kChunk], not_self_[1], open_mask_[kChunk];
+  V gate_[kChunk], gate_slope_[kChunk], open_slope_[kChunk], grad_of_gate_[kChunk];
   int64_t cached_noise_ = -1;
   Philox4<U> noise_words_;
 

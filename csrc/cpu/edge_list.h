@@ -4,16 +4,16 @@
 template <class A>
 class EdgeListKernel {
   using V = typename Simd<A>::V;
-  static constexpr int W = Simd<A>::W;
+  static constexpr int W = Simd<A>::W, kChunk = Simd<A>::kChunk;
 
  public:
   EdgeListKernel(const EdgeList<A>& problem, const PackedWeights<A>& weights, void* memory, int64_t nodes, bool backward)
       : problem_(problem), weights_(weights.message) {
     Arena<A> arena{static_cast<V*>(memory)};
     d_ = padded(problem.message.in), h_ = padded(problem.message.hidden);
-    product_ = arena.take(4 * d_);
-    hidden_ = arena.take(4 * h_);
-    scattered_ = arena.take(4 * h_);
+    product_ = arena.take(kChunk * d_);
+    hidden_ = arena.take(kChunk * h_);
+    scattered_ = arena.take(kChunk * h_);
     sums_ = arena.take(h_);
     tile_ = arena.take(d_);
     if (backward) grad_message_.take(arena, problem.message);
@@ -98,7 +98,7 @@ class EdgeListKernel {
   // Calls run(Int<C>) with the next C * W edges (fewer in the last call: then edge_[i] is -1) described.
   template <class Run>
   ALWAYS_INLINE void for_edges(Run run) {
-    for_chunks((block_->count + W - 1) / W, [&](auto size, int64_t first) LAMBDA_INLINE {
+    for_chunks<A>((block_->count + W - 1) / W, [&](auto size, int64_t first) LAMBDA_INLINE {
       for (int i = 0; i < decltype(size)::value * W; ++i) {
         const int64_t at = first * W + i;
         edge_[i] = at < block_->count ? block_->order[at] : -1;
@@ -245,7 +245,7 @@ class EdgeListKernel {
 
   V *product_ = nullptr, *hidden_ = nullptr, *scattered_ = nullptr, *sums_ = nullptr, *tile_ = nullptr;
   A *hidden_sum_ = nullptr, *weight_sum_ = nullptr, *grad_out_ = nullptr, *grad_hidden_ = nullptr, *grad_bias_ = nullptr;
-  int64_t edge_[4 * W], source_[4 * W], target_[4 * W];
-  A weight_[4 * W];
+  int64_t edge_[kChunk * W], source_[kChunk * W], target_[kChunk * W];
+  A weight_[kChunk * W];
   GradientLanes<A> grad_message_;
 };

@@ -22,6 +22,7 @@ struct Simd;
 template <>
 struct Simd<float> {
   static constexpr int W = kVectorBytes / 4;
+  static constexpr int kChunk = 4;  // pair vectors that go through a layer together
   typedef float V __attribute__((vector_size(kVectorBytes)));
   typedef int32_t I __attribute__((vector_size(kVectorBytes)));   // lane masks (0 or -1) and lane counts
   typedef uint32_t U __attribute__((vector_size(kVectorBytes)));  // one random word a lane
@@ -30,6 +31,7 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   static constexpr int W = kVectorBytes / 8;
+  static constexpr int kChunk = 2;  // float64 serves gradient checks: half the code to compile counts for more
   typedef double V __attribute__((vector_size(kVectorBytes)));
   typedef int64_t I __attribute__((vector_size(kVectorBytes)));
   typedef uint32_t U __attribute__((vector_size(kVectorBytes / 2)));
@@ -128,7 +130,7 @@ ALWAYS_INLINE F32::V log_lanes(F32::V x) {
   return k * 0.693359375f + (f + (f2 * f * q - 0.5f * f2 - k * 2.12194440e-4f));
 }
 
-// float64 serves gradient checks: exact, not fast.
+// The C library's: exact, not fast.
 ALWAYS_INLINE F64::V exp_lanes(F64::V x) {
   F64::V y;
   for (int l = 0; l < F64::W; ++l) y[l] = __builtin_exp(x[l]);
