@@ -7,6 +7,7 @@ import contextlib
 import csv
 import os
 import platform
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,18 +31,20 @@ from .training import FitResult, Progress, fit, holds_run, resolve_device, store
 _INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 _COLUMNS = ("epoch", "loss", "auc", "accuracy", "rmse", "logloss", "edges_kept", "samples_per_second")
 _SPLIT = (0.7, 0.15, 0.15)
+_READ = "read:"  # marks the options that go to the reader
 _PARTS = ("train", "valid", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `l0sign` command: 0 for success, 2 for input that does not fit, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["doctor"]:
-        from . import doctor
-
-        return doctor.main(argv[1:])
-    arguments = _parser().parse_args(argv)
+    # The doctor has options of its own.
+    arguments = argparse.Namespace(debug=False) if argv[:1] == ["doctor"] else _parser().parse_args(argv)
     try:
+        if argv[:1] == ["doctor"]:
+            from . import doctor
+
+            return doctor.main(argv[1:])
         arguments.command(arguments)
     except KeyboardInterrupt:
         _say("interrupted")
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has had enough; nothing more can be written, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, LookupError, OSError, ImportError, NotImplementedError, CollapseError) as error:
+    except (ValueError, IndexError, OSError, ImportError, NotImplementedError, CollapseError) as error:
         if arguments.debug:
             raise
         _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
@@ -162,8 +165,9 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
     """How to read a file. Options that are not given leave no trace; the reader has the defaults."""
     group = parser.add_argument_group("reading a file (what was prepared needs none of these)")
 
-    def add(flag: str, help: str, **settings: Any) -> None:
-        group.add_argument(flag, help=help, default=argparse.SUPPRESS, **settings)
+    def add(flag: str, help: str, option: str | None = None, **settings: Any) -> None:
+        option = option or flag[2:].replace("-", "_")
+        group.add_argument(flag, help=help, dest=_READ + option, default=argparse.SUPPRESS, **settings)
 
     def names(text: str) -> list[str]:
         return [name for name in text.split(",") if name]
@@ -175,29 +179,14 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
     add("--ignore", "table: columns to leave out", type=names, metavar="A,B,...")
     add("--columns", "table: names of the columns of a file without a header", type=names, metavar="A,B,...")
     add("--separator", "table: what separates columns", metavar="CHAR")
-    add("--unlabelled", "libsvm, graph: lines have no label", dest="labelled", action="store_false")
+    add("--unlabelled", "libsvm, graph: lines have no label", "labelled", action="store_false")
     add("--duplicates", "libsvm, graph: ids that repeat in a line", choices=("keep", "unique"))
     add("--targets", "labels: binary makes -1 into 0, real keeps them", choices=("auto", "binary", "real"))
     add("--skip-bad-lines", "skip and count malformed lines", action="store_true")
 
 
-_READING = [
-    "format",
-    "label",
-    "categorical",
-    "numeric",
-    "ignore",
-    "columns",
-    "separator",
-    "labelled",
-    "duplicates",
-    "targets",
-    "skip_bad_lines",
-]
-
-
 def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in _READING if hasattr(arguments, name)}
+    return {name[len(_READ) :]: value for name, value in vars(arguments).items() if name.startswith(_READ)}
 
 
 # ----------------------------------------------------------------------------------------------- commands
@@ -207,46 +196,24 @@ def _prepare(arguments: argparse.Namespace) -> None:
     *protocol, source = arguments.source
     options = _reading(arguments)
     if not protocol:
-        prepared = _open(source, options)
+        prepared = _read(data.open, source, options)
     elif len(protocol) == 1 and protocol[0] in data.PROTOCOLS:
-        prepared = data.PROTOCOLS[protocol[0]](source, seed=arguments.seed, **options)
+        prepared = _read(data.PROTOCOLS[protocol[0]], source, {**options, "seed": arguments.seed})
     else:
         known = ", ".join(data.PROTOCOLS)
         raise ValueError(f"expected FILE, or a protocol ({known}) and FILE; got {' '.join(arguments.source)}")
     prepared.save(arguments.out)
-    _tell_report(prepared)
     print(f"{arguments.out}: {prepared}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
-    if arguments.resume and arguments.overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
-    if not (arguments.resume or arguments.overwrite) and holds_run(out):
-        raise FileExistsError(f"{out} holds a run: give --resume, --overwrite or another --out")
-    stored = stored_config(out) if arguments.resume else None
-    if arguments.resume and stored is None:
-        _say(f"{out} holds no checkpoint: starting from the beginning")
-    from_file = {} if arguments.config is None else configuration.read_config_file(arguments.config)
-    TrainConfig.from_mapping(from_file, source=str(arguments.config))  # its errors name the file
-    config = (stored or TrainConfig()).replace(**from_file, **configuration.given_options(arguments))
-    reading = _reading(arguments)
-    whole = _open(arguments.data, reading)
-    train: Samples = whole
-    valid: Samples | None = None
-    test: Samples | None = None
-    if arguments.valid is None and arguments.test is None:
-        train, valid, test = ((whole, indices) for indices in whole.split(arguments.split, config.seed))
-    else:
-        valid, test = (_open_like(whole, path, reading) for path in (arguments.valid, arguments.test))
-    valid, test = (
-        None if samples is None or not len(Part(samples)) else samples for samples in (valid, test)
-    )
-    if whole.labels is None:
-        raise ValueError(f"{arguments.data}: no labels; for a table, --label names their column")
-
+    config = _settings(arguments, out)
+    parts = _parts(arguments, config.seed)
+    train, valid, test = parts["train"], parts["valid"], parts["test"]
+    assert train is not None
     out.mkdir(parents=True, exist_ok=True)
-    record = _Record(out, config, arguments, {"train": train, "valid": valid, "test": test})
+    record = _Record(out, config, arguments, parts)
     with _Display() as show, warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the display tells it
 
@@ -255,6 +222,8 @@ def _train(arguments: argparse.Namespace) -> None:
             if event.row is not None:
                 record.add(event.history)
 
+        # A cluster that wants its machine back sends SIGTERM.
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
         try:
             result = fit(
                 train,
@@ -278,6 +247,42 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"best epoch {result.best_epoch} of {len(result.history)}; stopped by {result.stopped}")
     print(report.table([{"": name, **values} for name, values in found.items() if values is not None]))
     print(f"{out}: the model, metrics.json and metrics.csv")
+
+
+def _settings(arguments: argparse.Namespace, out: Path) -> TrainConfig:
+    """The hyper-parameters: options, over the config file, over those of the run that is resumed."""
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if not (arguments.resume or arguments.overwrite) and holds_run(out):
+        raise FileExistsError(f"{out} holds a run: give --resume, --overwrite or another --out")
+    stored = stored_config(out) if arguments.resume else None
+    if arguments.resume and stored is None:
+        _say(f"{out} holds no checkpoint: starting from the beginning")
+    given = configuration.given_options(arguments)
+    if arguments.config is not None:
+        from_file = configuration.read_config_file(arguments.config)
+        TrainConfig.from_mapping(from_file, source=arguments.config)  # its errors name the file
+        given = {**from_file, **given}
+    return (stored or TrainConfig()).replace(**given)
+
+
+def _parts(arguments: argparse.Namespace, seed: int) -> dict[str, Samples | None]:
+    """The samples to train, validate and test with; None for a part without any."""
+    options = _reading(arguments)
+    whole = _read(data.open, arguments.data, options)
+    if whole.labels is None:
+        raise ValueError(f"{arguments.data}: no labels; for a table, --label names their column")
+    if arguments.valid is None and arguments.test is None:
+        split = whole.split(arguments.split, seed)
+        return {name: (whole, part) if len(part) else None for name, part in zip(_PARTS, split, strict=True)}
+    parts: dict[str, Samples | None] = {"train": whole, "valid": None, "test": None}
+    known = whole.vocabulary, whole.num_features
+    for name in ("valid", "test"):
+        path = getattr(arguments, name)
+        if path is not None:
+            parts[name] = held = _read(data.open, path, {**options, **_encoding(*known)})
+            _check_known(held, *known, path)
+    return parts
 
 
 class _Record:
@@ -437,14 +442,14 @@ def _demo(arguments: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def _open(path: str, options: Mapping[str, Any]) -> GraphDataset:
-    """A prepared directory, or a whole file."""
+def _read(reader: Callable[..., GraphDataset], path: str, options: Mapping[str, Any]) -> GraphDataset:
+    """Read a file, or a prepared directory, which needs no options; tell what was left out."""
     try:
-        opened = data.open(path, **({} if Path(path).is_dir() else options))
-    except TypeError as error:  # an option that this format has not
+        found = reader(path, **({} if Path(path).is_dir() else options))
+    except TypeError as error:  # an option that this format does not have
         raise ValueError(f"{path}: {error}") from error
-    _tell_report(opened)
-    return opened
+    _tell_report(found)
+    return found
 
 
 def _tell_report(dataset: GraphDataset) -> None:
@@ -475,7 +480,7 @@ def _stream(arguments: argparse.Namespace, model: L0SIGN, config: TrainConfig) -
     options = _reading(arguments) | _encoding(*known)
     path = arguments.data
     if arguments.part is not None or Path(path).is_dir():
-        whole = _open(path, options)
+        whole = _read(data.open, path, options)
         _check_known(whole, *known, path)
         chosen = None
         if arguments.part is not None:
@@ -497,16 +502,6 @@ def _encoding(vocabulary: Vocabulary | None, num_features: int) -> dict[str, Any
     return (
         {"num_features": num_features} if vocabulary is None else {"vocabulary": vocabulary, "unseen": "drop"}
     )
-
-
-def _open_like(whole: GraphDataset, path: str | None, options: Mapping[str, Any]) -> GraphDataset | None:
-    """A second data set with the ids of the first; None for no path."""
-    if path is None:
-        return None
-    known = whole.vocabulary, whole.num_features
-    opened = _open(path, {**options, **_encoding(*known)})
-    _check_known(opened, *known, path)
-    return opened
 
 
 def _check_known(dataset: GraphDataset, vocabulary: Vocabulary | None, num_features: int, path: str) -> None:

@@ -122,10 +122,13 @@ class L0SIGNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 return X
             return GraphDataset(X.ids, X.offsets, X.values, labels, X.vocabulary, X.num_features)
         columns, _ = _columns(X)
-        if self.vocabulary_ is None or len(columns) != len(self.vocabulary_.fields):
+        if self.vocabulary_ is None:
             raise ValueError(
-                f"X has {len(columns)} columns, but the classifier was fitted on {self.n_features_in_}"
+                "the classifier was fitted on a GraphDataset without a vocabulary: give it another"
             )
+        expected = len(self.vocabulary_.fields)
+        if len(columns) != expected:
+            raise ValueError(f"X has {len(columns)} columns, but the classifier was fitted on {expected}")
         return _encode(columns, self.vocabulary_, labels)
 
 
