@@ -87,19 +87,19 @@ def seed(seed: int | Tensor | None, device: torch.device) -> Tensor | None:
     return torch.full((1,), int(seed), dtype=torch.int64, device=device)
 
 
-def nodes(name: str, tensor: Tensor, offsets: Tensor | None) -> Graphs:
+def nodes(name: str, rows: Tensor, offsets: Tensor | None) -> Graphs:
     """The graphs of node rows [B, n, d], or [N, d] with ``offsets``."""
-    _require_tensor(name, tensor)
-    if tensor.dtype not in DTYPES:
+    tensor(name, rows)
+    if rows.dtype not in DTYPES:
         expected = ", ".join(map(_dtype, DTYPES))
-        raise ValueError(f"{name}: expected dtype {expected}, got {_dtype(tensor.dtype)}")
-    if tensor.dim() not in (2, 3):
+        raise ValueError(f"{name}: expected dtype {expected}, got {_dtype(rows.dtype)}")
+    if rows.dim() not in (2, 3):
         raise ValueError(
-            f"{name}: expected shape [B, n, d], or [N, d] with offsets, got shape {list(tensor.shape)}"
+            f"{name}: expected shape [B, n, d], or [N, d] with offsets, got shape {list(rows.shape)}"
         )
-    if tensor.shape[-1] < 1:
-        raise ValueError(f"{name}: expected at least one column, got shape {list(tensor.shape)}")
-    return graphs(name, tensor.shape[:-1], offsets, tensor.device)
+    if rows.shape[-1] < 1:
+        raise ValueError(f"{name}: expected at least one column, got shape {list(rows.shape)}")
+    return graphs(name, rows.shape[:-1], offsets, rows.device)
 
 
 def graphs(name: str, shape: Sequence[int], offsets: Tensor | None, device: torch.device) -> Graphs:
@@ -155,7 +155,7 @@ def network(name: str, weights: Sequence[Tensor], inputs: int, outputs: int, lik
     if len(weights) != 4:
         raise ValueError(f"{name}: expected four tensors ({', '.join(_PARTS)}), got {len(weights)}")
     first = weights[0]
-    _require_tensor(f"{name} hidden weight", first)
+    tensor(f"{name} hidden weight", first)
     hidden = first.shape[0] if first.dim() else 0
     if first.dim() != 2 or hidden < 1:
         raise ValueError(f"{name} hidden weight: expected shape [H, {inputs}], got shape {list(first.shape)}")
@@ -213,7 +213,7 @@ def ids(
     if ids.dim() not in (1, 2):
         raise ValueError(f"ids: expected shape [B, n], or [N] with offsets, got shape {list(ids.shape)}")
     if values is not None:
-        _require_tensor("values", values)
+        tensor("values", values)
         if not values.is_floating_point():
             raise ValueError(f"values: expected a floating dtype, got {_dtype(values.dtype)}")
         _require("values", values, values.dtype, device, tuple(ids.shape))
@@ -231,16 +231,18 @@ def in_range(name: str, values: np.ndarray, size: int, of: str) -> None:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether the content can be looked at without waiting for a device or breaking a trace."""
+    """Whether the content can be looked at without waiting for a device or breaking a trace or transform."""
     return (
         not torch.compiler.is_compiling()
-        and tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and type(tensor) is Tensor
+        and tensor.is_cpu
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
     )
 
 
-def _require_tensor(name: str, value: Any) -> None:
+def tensor(name: str, value: Any) -> None:
+    """Raise TypeError for what is no tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
@@ -252,7 +254,7 @@ def _require(
     device: torch.device | None,
     shape: tuple[int, ...] | None = None,
 ) -> None:
-    _require_tensor(name, value)
+    tensor(name, value)
     if value.dtype != dtype:
         raise ValueError(f"{name}: expected dtype {_dtype(dtype)}, got {_dtype(value.dtype)}")
     if device is not None and value.device != device:

@@ -40,14 +40,23 @@ def empirical_risk(
         A scalar; of an empty batch 0, unless ``loss`` is a function that says otherwise.
 
     Raises:
+        TypeError: no model's output, or a target that is no tensor.
         ValueError: unfitting shapes or dtypes, an unknown loss, targets of "bce" outside 0..1, or a non-zero
         l2_weight with
             an output that has no l2_penalty.
     """
+    if not hasattr(output, "logits"):
+        raise TypeError(f"output: expected an L0SIGNOutput, got {type(output).__name__}")
     logits = output.logits
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    risk = loss(logits, target) if callable(loss) else _LOSSES[_known(loss)](logits, target)
+    if callable(loss):
+        risk = loss(logits, target)
+    elif loss in _LOSSES:
+        _checks.tensor("target", target)
+        risk = _LOSSES[loss](logits, target)
+    else:
+        raise ValueError(f"loss: expected a function or one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
     if risk.dim():
         risk = _mean(risk)
     if _is_used(l0_weight):
@@ -93,12 +102,6 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 _LOSSES: dict[str, Loss] = {"bce": _bce, "mse": _mse, "cross_entropy": _cross_entropy}
-
-
-def _known(loss: str) -> str:
-    if loss not in _LOSSES:
-        raise ValueError(f"loss: expected a function or one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
-    return loss
 
 
 def _same_shape(logits: Tensor, target: Tensor) -> None:

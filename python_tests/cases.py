@@ -1,8 +1,8 @@
 """Random problems for comparing backends, and the comparison.
 
 A relu or a clamp has a kink: where float32 falls on the other side of it than float64, a gradient jumps, and
-no tolerance is right. So the biases of a case are chosen such that every pre-activation keeps a margin from its
-kink, far above rounding, and results can be held to rounding errors alone.
+no tolerance is right. So the biases of a case are chosen such that every pre-activation keeps a margin from
+its kink, far above rounding, and results can be held to rounding errors alone.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def make(
 
 
 def with_edges(case: Case, *, weighted: bool, at: int = 0) -> Case:
-    """The case with edges drawn from its pairs, both ways: some twice, some of a weight that is not positive."""
+    """The case with edges drawn from its pairs, both ways: some twice, some of a weight not above 0."""
     random = torch.Generator().manual_seed(at)
     i, j = reference.pair_index(case.bounds())
     count = i.shape[0]
@@ -212,9 +212,9 @@ def _incoming(output: Tensor, at: int) -> Tensor:
 def assert_as_good(case: Case, actual: Outputs, torchs: Outputs, exact: Outputs) -> None:
     """``actual`` errs at most twice as much as torch does in the same dtype, give or take rounding.
 
-    Besides, 8 + sqrt(P) roundings are allowed, in the type of accumulation and relative to the largest element
-    (of all gradients of a network's weights: single ones are sums that cancel). Torch sums pairwise; a running
-    sum over P pairs loses about sqrt(P) / 2 roundings. Measured: at most 0.46 sqrt(P), in the gradient of an
+    Besides, 8 + sqrt(P) roundings are allowed, in the type of accumulation and relative to the largest
+    element (of all gradients of a network's weights: single ones are sums that cancel). Torch sums pairwise;
+    a running sum over P pairs loses about sqrt(P) / 2 roundings. Measured: at most 0.46 sqrt(P), in an
     output bias.
     """
     assert actual.keys() == torchs.keys() == exact.keys()

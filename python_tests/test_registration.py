@@ -1,0 +1,325 @@
+"""The operators in PyTorch: opcheck, compile, export, make_fx, functorch, checkpoint, autocast."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+from torch.func import functional_call, grad, jacrev, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
+
+from l0sign_cuda import L0SIGN, L0SIGNLayer, empirical_risk, functional, ops
+
+OPS = torch.ops.l0sign_cuda
+GATE = (2 / 3, -0.1, 1.1)
+
+
+def leaves(case, *prefixes):
+    chosen = [leaf for name, leaf in case.leaves.items() if name.startswith(prefixes)]
+    return [leaf.flatten(0, -2) if leaf.dim() == 3 else leaf for leaf in chosen]
+
+
+def samples():
+    """Arguments for each operator, ragged and dense, in float32."""
+    for dense, seed in ((False, torch.tensor([3])), (True, None)):
+        case = cases.make((2, 3) if dense else [2, 0, 3], dense=dense)
+        graphs = (None, 3) if dense else (case.offsets, 0)
+        edges = cases.with_edges(case, weighted=not dense)
+        case, edges = (
+            c.to(torch.float32).with_leaves(lambda leaf: leaf.requires_grad_()) for c in (case, edges)
+        )
+        every, message, edge = leaves(case, ""), leaves(case, "nodes", "message"), leaves(case, "edge")
+        pairs = case.bounds().diff()
+        pairs = int((pairs * (pairs + 1) // 2).sum())
+        batch = len(case.bounds()) - 1
+        for aggr in range(3):
+            for l2 in (True, False):
+                yield "l0_sign", (*every, *graphs, seed, aggr, *GATE, l2)
+                yield "sign", (*message, *graphs, aggr, l2)
+            edge_list = (edges.edge_index, edges.edge_weight)
+            yield "sign_edges", (*leaves(edges, "nodes", "message"), *graphs, *edge_list, aggr)
+        yield "edge_gates", (*edge, *graphs, seed, *GATE, pairs)
+        yield "gate_noise", (torch.tensor([5]), *graphs, batch, pairs)
+
+
+@pytest.mark.parametrize("name", ["l0_sign", "sign", "sign_edges", "edge_gates", "gate_noise"])
+def test_opcheck(name):
+    checked = 0
+    for at, (sample, args) in enumerate(samples()):
+        if sample == name:
+            # the dynamic trace is slow: once for the ragged samples and once for the dense
+            utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
+            if at % 3 == 0 or name in ("edge_gates", "gate_noise"):
+                utils.append("test_aot_dispatch_dynamic")
+            torch.library.opcheck(getattr(OPS, name).default, args, test_utils=utils)
+            checked += 1
+    assert checked >= 2
+
+
+@pytest.mark.parametrize("name", ["l0_sign", "sign", "sign_edges", "edge_gates"])
+def test_opcheck_backward(name):
+    """The backward operators, with the arguments that autograd gives them."""
+    operator = getattr(ops, name)
+    for sample, args in samples():
+        if sample != name or args[-1] is False:
+            continue
+        args = [arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args]
+        outputs = getattr(OPS, name)(*args)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        grads = [torch.ones_like(output) for output in outputs[: operator._outputs]]
+        kept = (*args[: operator._inputs], *(outputs[k] for k in operator._extra))
+        utils = ["test_schema", "test_faketensor"]
+        torch.library.opcheck(getattr(OPS, f"{name}_backward").default, (*grads, *kept), test_utils=utils)
+
+
+def make_model(**options):
+    torch.manual_seed(0)
+    return L0SIGN(30, 4, 8, 3, 6, **options)
+
+
+def make_batch(batch, n, ragged):
+    ids, target = torch.randint(30, (batch, n)), torch.rand(batch).round()
+    return (ids.flatten(), torch.arange(batch + 1) * n, target) if ragged else (ids, None, target)
+
+
+def assert_same_gradients(step, compiled, model, *args):
+    expected, actual = (torch.autograd.grad(f(*args), list(model.parameters())) for f in (step, compiled))
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_compile_traces_without_a_break(ragged, gated):
+    torch._dynamo.reset()
+    model = make_model(iterations=2, gated=gated)
+
+    def step(ids, offsets, target, seed):
+        return empirical_risk(model(ids, offsets, seed=seed), target, 0.01, 0.01)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, n in ((4, 5), (7, 3), (2, 9)):
+        assert_same_gradients(step, compiled, model, *make_batch(batch, n, ragged), torch.tensor([5]))
+
+
+def test_compile_with_inductor():
+    torch._dynamo.reset()
+    case = cases.make((2, 3), dense=True).to(torch.float32)
+    compiled = torch.compile(cases.l0_sign, fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(case), cases.l0_sign(case))
+
+
+def test_compiled_draws_follow_manual_seed():
+    torch._dynamo.reset()
+    model = make_model()
+    compiled, (ids, _, _) = torch.compile(model, fullgraph=True, backend="aot_eager"), make_batch(4, 5, False)
+
+    def draw(function):
+        torch.manual_seed(3)
+        return function(ids), function(ids)
+
+    for actual, expected in zip(draw(compiled), draw(model), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_compile_edges():
+    torch._dynamo.reset()
+    case = cases.with_edges(cases.make([3, 4]), weighted=True).to(torch.float32)
+    case = case.with_leaves(lambda leaf: leaf.requires_grad_())
+    compiled = torch.compile(functional.sign, fullgraph=True, backend="aot_eager")
+    graph = {"edge_index": case.edge_index, "edge_weight": case.edge_weight, "aggr": "neighbor_mean"}
+    outputs = [f(case.nodes, case.message, case.offsets, **graph) for f in (functional.sign, compiled)]
+    gradients = [
+        torch.autograd.grad(out.sum(), [case.nodes, case.edge_weight, *case.message]) for out in outputs
+    ]
+    torch.testing.assert_close((outputs[1], gradients[1]), (outputs[0], gradients[0]))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_export(ragged, strict):
+    model = make_model(iterations=2).eval()
+    ids, offsets, _ = make_batch(4, 5, ragged)
+    rows, graphs = torch.export.Dim("rows", min=3), torch.export.Dim("graphs", min=3)
+    args, shapes = ((ids, offsets), ({0: rows}, {0: graphs})) if ragged else ((ids,), ({0: graphs, 1: rows},))
+    program = torch.export.export(model, args, dynamic_shapes=shapes, strict=strict)
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("l0sign_cuda.l0_sign.default") == 2
+    ids, offsets, _ = make_batch(6, 9, ragged)
+    args = (ids, offsets) if ragged else (ids,)
+    torch.testing.assert_close(program.module()(*args), model(*args))
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(mode):
+    case = cases.make([2, 3]).to(torch.float32)
+
+    def gradients(offsets, *values):
+        moved = replace(case, offsets=offsets, leaves=dict(zip(case.leaves, values, strict=True)))
+        return torch.autograd.grad(cases.l0_sign(moved)["nodes"].sum(), values)
+
+    args = case.offsets, *(leaf.requires_grad_() for leaf in case.leaves.values())
+    graph = make_fx(gradients, tracing_mode=mode)(*args)
+    targets = [str(node.target) for node in graph.graph.nodes if "l0sign" in str(node.target)]
+    assert targets == ["l0sign_cuda.l0_sign.default", "l0sign_cuda.l0_sign_backward.default"]
+    torch.testing.assert_close(graph(*args), gradients(*args))
+
+
+CALLS = (cases.l0_sign, cases.complete_sign, cases.sign_edges, cases.pair_gates)
+
+
+def scalar(call, case, names, backend="fused"):
+    """A scalar function of some leaves of a case."""
+
+    def function(*values):
+        outputs = call(
+            replace(case, leaves={**case.leaves, **dict(zip(names, values, strict=True))}), backend=backend
+        )
+        return sum(value.square().sum() for value in outputs.values() if value.is_floating_point())
+
+    return function
+
+
+def make_functorch_case(call):
+    case = cases.make([3, 0, 2])
+    case = cases.with_edges(case, weighted=True) if call is cases.sign_edges else case
+    wanted = ("edge_nodes", "edge.") if call is cases.pair_gates else ("nodes", "message", "edge_weight")
+    return case, [name for name in case.leaves if name.startswith(wanted)]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_functorch_grad(call):
+    case, names = make_functorch_case(call)
+    values = [case.leaves[name] for name in names]
+    fused, torchs = (
+        grad(scalar(call, case, names, backend), argnums=tuple(range(len(names))))(*values)
+        for backend in ("fused", "reference")
+    )
+    torch.testing.assert_close(fused, torchs)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_functorch_vmap(call):
+    """Over a batch of everything that is differentiable, of the outputs and of their gradients."""
+    case, names = make_functorch_case(call)
+    values = [torch.stack([case.leaves[name], case.leaves[name] * 1.5], -1) for name in names]
+    dims = (-1,) * len(names)
+    function = scalar(call, case, names)
+    gradient = grad(function, argnums=tuple(range(len(names))))
+    for f in (function, gradient):
+        mapped = vmap(f, in_dims=dims)(*values)
+        each = [f(*(value[..., k] for value in values)) for k in range(2)]
+        expected = torch.stack(each) if f is function else tuple(map(torch.stack, zip(*each, strict=True)))
+        torch.testing.assert_close(mapped, expected)
+
+
+def test_vmap_keeps_the_noise():
+    """A sample under vmap has the gates that it has alone."""
+    case = cases.make((2, 4), dense=True).to(torch.float64)
+    rows = torch.stack([case.nodes, case.nodes + 1])
+
+    def nodes(rows):
+        return cases.l0_sign(replace(case, leaves={**case.leaves, "nodes": rows}))["nodes"]
+
+    torch.testing.assert_close(vmap(nodes)(rows), torch.stack([nodes(row) for row in rows]))
+
+
+def test_gradients_per_sample():
+    model, (ids, _, target) = make_model(), make_batch(3, 4, False)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters, ids, target):
+        output = functional_call(model, parameters, (ids.unsqueeze(0),), {"seed": 1})
+        return empirical_risk(output, target.unsqueeze(0), 0.01)
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, ids, target)
+    for k in range(3):
+        one = grad(loss)(parameters, ids[k], target[k])
+        torch.testing.assert_close({name: value[k] for name, value in each.items()}, one)
+
+
+def test_functorch_jacobian_and_second_derivative():
+    case, names = make_functorch_case(cases.l0_sign)
+    values = [case.leaves[name] for name in names]
+    function = scalar(cases.l0_sign, case, names)
+    torch.testing.assert_close(jacrev(function)(*values), grad(function)(*values))
+    with pytest.raises(RuntimeError, match="backend='reference' for second derivatives"):
+        jacrev(jacrev(function))(*values)
+    hessian = jacrev(jacrev(scalar(cases.l0_sign, case, names, "reference")))(*values)
+    assert hessian.shape == case.nodes.shape * 2 and hessian.abs().max() > 0
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(use_reentrant, backend):
+    torch.manual_seed(0)
+    layer = L0SIGNLayer(4, 8, 3, 6, backend=backend)
+    nodes, edge_nodes = torch.randn(3, 5, 4, requires_grad=True), torch.randn(3, 5, 3)
+
+    def gradient(apply):
+        nodes.grad = None
+        torch.manual_seed(1)  # the draw of the first run is the draw of the second
+        apply(nodes, edge_nodes)[0].square().sum().backward()
+        return nodes.grad
+
+    def checkpointed(*args):
+        return checkpoint(layer, *args, use_reentrant=use_reentrant)
+
+    assert torch.equal(gradient(checkpointed), gradient(layer))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("call", CALLS)
+def test_autocast(call, dtype, backend, device):
+    """Autocast is the cast of all float32 arguments before, in both directions."""
+    case = cases.make([4, 2], dtype=torch.float32)
+    case = cases.with_edges(case, weighted=True) if call is cases.sign_edges else case
+    case = case.to(torch.float32, device)
+
+    def cast(case, **options):
+        return call(case.with_leaves(lambda leaf: leaf.to(dtype)), **options)
+
+    def autocast(case, **options):
+        with torch.autocast(device.type, dtype=dtype):
+            return call(case, **options)
+
+    expected, actual = (cases.results(case, each, backend=backend) for each in (cast, autocast))
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
+    assert next(v for k, v in actual.items() if k in ("nodes", "gates")).dtype == dtype
+
+
+def test_autocast_leaves_float64(backend):
+    case = cases.make([4, 2])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = cases.l0_sign(case, backend=backend)
+    torch.testing.assert_close(output, cases.l0_sign(case, backend=backend), rtol=0, atol=0)
+
+
+def test_autocast_of_the_model(backend):
+    torch._dynamo.reset()
+    model, (ids, offsets, target) = make_model(backend=backend), make_batch(4, 5, True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(ids, offsets, seed=1)
+        assert output.logits.dtype == torch.bfloat16 and output.l0_penalty.dtype == torch.float32
+        empirical_risk(output, target, 0.1, 0.1).backward()
+        if backend == "fused":
+            compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(ids, offsets, seed=1), output)
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_seed_tensor_draws_anew_in_a_compiled_graph():
+    torch._dynamo.reset()
+    case = cases.make((4, 6), dense=True).to(torch.float32)
+
+    def nodes(seed):
+        networks = case.message, case.edge
+        return functional.l0_sign(case.nodes, case.edge_nodes, *networks, seed=seed).nodes
+
+    compiled = torch.compile(nodes, fullgraph=True, backend="aot_eager")
+    first, second = (torch.tensor([k]) for k in (1, 2))
+    assert torch.equal(compiled(first), nodes(first)) and torch.equal(compiled(second), nodes(second))
+    assert not torch.equal(nodes(first), nodes(second))
