@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 SOURCES := $(shell find csrc cmake build_backend -type f -not -name '*.pyc')
 CXX_SOURCES := $(filter %.h %.inc %.cpp %.cu,$(SOURCES))
 
-.PHONY: setup build demo test test-fast lint format clean
+.PHONY: setup build demo test test-fast test-cpp lint format clean
 .DEFAULT_GOAL := build
 
 setup: $(VENV)/.setup  ## the environment, with everything that development needs
@@ -33,6 +33,15 @@ test: build
 
 test-fast: build
 	$(BIN)/python -m pytest -m "not slow"
+
+# Needs no torch to run: the kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer.
+INSTRUCTION_SETS := portable $(shell grep -m 1 ^flags /proc/cpuinfo | grep -ow -e avx2 -e avx512dq)
+test-cpp: build
+	set -e; build=$$(ls -d build/cmake-* | head -n 1); \
+	$(BIN)/cmake --build $$build --target cpu_kernels_test; \
+	for set in $(INSTRUCTION_SETS:avx512dq=avx512); do \
+	  L0SIGN_CPU_CAPABILITY=$$set $$build/cpu_kernels_test; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .

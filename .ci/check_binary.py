@@ -55,7 +55,11 @@ def faults_of(build: Path) -> list[str]:
         faults.append(f"_C exports {exported}, not PyInit__C alone")
     if re.search(r"\((RPATH|RUNPATH)\)", output_of("readelf", "-d", module)):
         faults.append("_C has a run path")
-    objects = sorted(build.glob("CMakeFiles/*.dir/csrc/**/*.cpp.o"))
+    objects = [
+        path
+        for target in ("_C", "cpu_kernels")
+        for path in sorted(build.glob(f"CMakeFiles/{target}.dir/csrc/**/*.cpp.o"))
+    ]
     if "x86_64" in output_of("objdump", "-f", module).replace("x86-64", "x86_64"):
         names = {path.name.removesuffix(".cpp.o") for path in objects}
         faults += [f"{name} was not built" for name in sorted(REGISTERS.keys() - names)]
