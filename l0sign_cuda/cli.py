@@ -214,8 +214,7 @@ def _train(arguments: argparse.Namespace) -> None:
     assert train is not None
     out.mkdir(parents=True, exist_ok=True)
     record = _Record(out, config, arguments, parts)
-    with _Display() as show, warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)  # the display tells it
+    with _Display() as show:
 
         def progress(event: Progress) -> None:
             show(event)
@@ -244,7 +243,8 @@ def _train(arguments: argparse.Namespace) -> None:
         for name, samples in (("valid", valid), ("test", test))
     }
     record.finish(result, found)
-    print(f"best epoch {result.best_epoch} of {len(result.history)}; stopped by {result.stopped}")
+    end = {"epochs": "", "patience": ", stopped early", "collapse": ", stopped by collapse"}[result.stopped]
+    print(f"best epoch {result.best_epoch} of {len(result.history)}{end}")
     print(report.table([{"": name, **values} for name, values in found.items() if values is not None]))
     print(f"{out}: the model, metrics.json and metrics.csv")
 
@@ -346,23 +346,26 @@ class _Display:
     def __init__(self) -> None:
         self._widths: dict[str, int] = {}
         self._bar: Any = None
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> _Display:
+        self._open.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", CollapseWarning)  # it is among what is shown
         if sys.stdout.isatty():
             rich = require("rich.progress", "train")
-            self._bar = rich.Progress(
+            bar = rich.Progress(
                 rich.TextColumn("epoch {task.fields[epoch]}"),
                 rich.BarColumn(),
                 rich.MofNCompleteColumn(),
                 rich.TimeRemainingColumn(),
                 transient=True,
-            ).__enter__()
+            )
+            self._bar = self._open.enter_context(bar)
             self._task = self._bar.add_task("", epoch="")
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(*error)
+        self._open.close()
 
     def line(self, text: str) -> None:
         """Show a line of text."""

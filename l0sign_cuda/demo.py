@@ -19,10 +19,18 @@ from .interactions import Interaction, field_interactions
 from .training import Progress, fit
 
 # The labels depend on pairs alone (no single feature tells anything), so learning starts late. The penalty
-# must not close the edges before that: it rises slowly. Weight decay would keep the embeddings small all that
-# time.
+# must not close the edges before that: it rises slowly, to a weight that leaves open what pays for itself.
+# Weight decay would keep the embeddings small all that time. So small a problem gains nothing from threads.
 SETTINGS = TrainConfig(
-    batch_size=256, epochs=12, l0_weight=0.05, l0_warmup_epochs=8, weight_decay=0.0, patience=0, device="cpu"
+    epochs=14,
+    batch_size=256,
+    edge_dim=16,
+    l0_weight=0.1,
+    l0_warmup_epochs=10,
+    weight_decay=0.0,
+    patience=0,
+    device="cpu",
+    num_threads=1,
 )
 #: A pair of fields counts as detected when its edge is open in more than this share of the test samples.
 DETECTED = 0.5

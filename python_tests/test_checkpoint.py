@@ -166,8 +166,8 @@ def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-# Forks writers that save models of two sizes in turn, each with its vocabulary and all weights equal to its size,
-# and kills them: at the n-th call that touches the disk, and at random moments.
+# Forks writers that save models of two sizes in turn, each with its vocabulary and all weights equal to its
+# size, and kills them: at the n-th call that touches the disk, and at random moments.
 _KILLS = """
 import itertools, os, pathlib, random, signal, sys, time
 import torch

@@ -218,18 +218,18 @@ def test_collapse_is_told(prepared: Path, tmp_path: Path, capsys: Any) -> None:
 # -------------------- config files
 
 
+OTHERS = {"weight_decay": 1e-6, "gated": False, "limits": [-0.2, 1.2]}
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         (
             "c.toml",
-            'optimizer = "adagrad"\nlr = 0.05\nweight_decay = 1e-6\ngated = false\nlimits = [-0.2, 1.2]\n',
+            'optimizer = "adagrad"\nlr = 5e-2\nweight_decay = 1e-6\ngated = false\nlimits = [-0.2, 1.2]',
         ),
-        ("c.yaml", "optimizer: adagrad\nlr: 0.05\nweight_decay: 1e-6\ngated: false\nlimits: [-0.2, 1.2]\n"),
-        (
-            "c.json",
-            '{"optimizer": "adagrad", "lr": 5e-2, "weight_decay": 1e-6,\n "gated": false, "limits": [-0.2, 1.2]}',
-        ),
+        ("c.yaml", "optimizer: adagrad\nlr: 5e-2\nweight_decay: 1e-6\ngated: false\nlimits: [-0.2, 1.2]"),
+        ("c.json", json.dumps({"optimizer": "adagrad", "lr": 0.05, **OTHERS})),
     ],
 )
 def test_config_files(tmp_path: Path, prepared: Path, name: str, text: str) -> None:
