@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 from .layers import L0SIGNLayer
@@ -23,6 +24,10 @@ class L0SIGNOutput(NamedTuple):
     """[B], the sum over open unordered pairs of ||z||^2, over all iterations; None with l2_penalty=False"""
     num_edges: Tensor
     """int64 [B], the number of open unordered pairs"""
+
+
+# So that an exported program can be saved, and compiled by AOTInductor.
+_register_namedtuple(L0SIGNOutput, serialized_type_name="l0sign_cuda.L0SIGNOutput")
 
 
 class L0SIGN(nn.Module):

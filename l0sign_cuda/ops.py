@@ -142,9 +142,14 @@ def _gradients(*positions: int) -> Callable[..., tuple[Tensor, ...]]:
     """The fake implementation of a backward operator: gradients like its arguments at ``positions``."""
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(args[position]) for position in positions)
+        return tuple(_like(args[position]) for position in positions)
 
     return fake
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """A contiguous tensor of the same shape, as kernels make them."""
+    return tensor.new_empty(tensor.shape)
 
 
 def _num_graphs(rows: Tensor, offsets: Tensor | None, graph_size: int) -> int:
@@ -160,9 +165,9 @@ def _fake_l0_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, ...]:
     graphs = _num_graphs(nodes, offsets, graph_size)
     penalty = nodes.new_empty(graphs, dtype=_accumulator(nodes.dtype))
     return (
-        torch.empty_like(nodes),
+        _like(nodes),
         penalty,
-        torch.empty_like(penalty) if l2 else penalty.new_empty(0),
+        _like(penalty) if l2 else penalty.new_empty(0),
         nodes.new_empty(graphs, dtype=torch.int64),
         nodes.new_empty(nodes.shape[0] if aggr == 1 else 0, dtype=torch.int32),
     )
@@ -171,14 +176,14 @@ def _fake_l0_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, ...]:
 def _fake_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     offsets, graph_size, _, l2 = args[4:]
     graphs = _num_graphs(nodes, offsets, graph_size) if l2 else 0
-    return torch.empty_like(nodes), nodes.new_empty(graphs, dtype=_accumulator(nodes.dtype))
+    return _like(nodes), nodes.new_empty(graphs, dtype=_accumulator(nodes.dtype))
 
 
 def _fake_edges_backward(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
     edge_weight = args[8]
     return (
         *_gradients(*range(5))(*args),
-        grad_out.new_empty(0) if edge_weight is None else torch.empty_like(edge_weight),
+        grad_out.new_empty(0) if edge_weight is None else _like(edge_weight),
     )
 
 
@@ -204,7 +209,7 @@ sign = Operator("sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outpu
 sign_edges_backward = Operator("sign_edges_backward", _fake_edges_backward)
 sign_edges = Operator(
     "sign_edges",
-    lambda nodes, *args: torch.empty_like(nodes),
+    lambda nodes, *args: _like(nodes),
     sign_edges_backward,
     wrt=(0, 1, 2, 3, 4, 8),
     inputs=10,

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 
@@ -36,6 +37,10 @@ class LayerOutput(NamedTuple):
     """[B], the sum over open unordered pairs of ||z||^2; None where it was not asked for"""
     num_edges: Tensor
     """int64 [B], the number of open unordered pairs"""
+
+
+# So that an exported program can be saved, and compiled by AOTInductor.
+_register_namedtuple(LayerOutput, serialized_type_name="l0sign_cuda.LayerOutput")
 
 
 def l0_sign(
