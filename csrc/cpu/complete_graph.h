@@ -372,7 +372,7 @@ class CompleteGraphKernel {
       const V stretched = s * span + low;
       const V g = stretched > 1 ? splat(A(1)) : relu(stretched);
       gate_[c] = active_[c] ? g : V{};
-      open_mask_[c] = gate_[c] != 0;  // a NaN counts as open, so that it is seen in the result
+      open_mask_[c] = gate_[c] > 0;
       if (Backward || problem_.l0) {
         const V open = sigmoid<V>(logit[c] - shift);
         if (Backward) {
@@ -404,10 +404,11 @@ class CompleteGraphKernel {
     return v;
   }
 
+  // Whether any message counts. A NaN does, so that it is seen in the result.
   template <int C>
   ALWAYS_INLINE bool any_open() const {
-    I open = open_mask_[0];
-    for (int c = 1; c < C; ++c) open |= open_mask_[c];
+    I open = gate_[0] != 0;
+    for (int c = 1; c < C; ++c) open |= gate_[c] != 0;
     return any(open);
   }
 

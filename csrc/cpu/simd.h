@@ -94,9 +94,9 @@ ALWAYS_INLINE bool any(I mask) {
 }
 
 // e^x: 2^k e^r with |r| <= ln2/2 and a minimax polynomial, relative error below 2 ulp; clamped to the finite range.
-ALWAYS_INLINE F32::V exp_lanes(F32::V x) {
-  x = x < 88.0f ? x : splat(88.0f);
-  x = x > -87.0f ? x : splat(-87.0f);
+ALWAYS_INLINE F32::V exp_lanes(F32::V unclamped) {
+  F32::V x = unclamped > 88.0f ? splat(88.0f) : unclamped;
+  x = x < -87.0f ? splat(-87.0f) : x;
   const F32::V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const F32::V shifted = x * 1.44269504f + magic;
   const F32::V k = shifted - magic;
@@ -109,7 +109,7 @@ ALWAYS_INLINE F32::V exp_lanes(F32::V x) {
   q = q * r + 0.49999994f;
   const F32::V e = 1.0f + (r + r * r * q);
   const F32::I exponent = ((F32::I)shifted - 0x4B400000) << 23;
-  return (F32::V)((F32::I)e + exponent);
+  return unclamped == unclamped ? (F32::V)((F32::I)e + exponent) : unclamped;  // a NaN stays one
 }
 
 // ln x for positive normal x: m in [sqrt(1/2), sqrt(2)), a minimax polynomial of m - 1.
