@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ._extras import require
+from .metrics import METRICS
 from .model import L0SIGN
 
 _MODEL_PARAMETERS = inspect.signature(L0SIGN).parameters
@@ -98,6 +99,11 @@ class TrainConfig:
             if above is not None and value <= above:
                 raise ValueError(f"{spec.name} must be greater than {above:g}, got {value!r}")
             object.__setattr__(self, spec.name, value)
+        if self.monitor not in ("auto", *METRICS[self.loss]):
+            known = ", ".join(METRICS[self.loss])
+            raise ValueError(
+                f"monitor must be auto or one of {known} for loss {self.loss!r}; got {self.monitor!r}"
+            )
         if not self.limits[0] < 0 or not self.limits[1] > 1:
             raise ValueError(f"limits must be (gamma < 0, zeta > 1), got {self.limits!r}")
 
@@ -135,9 +141,7 @@ class TrainConfig:
     @property
     def monitored(self) -> str:
         """The validation metric that picks the best epoch."""
-        if self.monitor != "auto":
-            return self.monitor
-        return {"bce": "auc", "mse": "rmse"}.get(self.loss, "logloss")
+        return METRICS[self.loss][0] if self.monitor == "auto" else self.monitor
 
     def l0_weight_at(self, epochs_done: float) -> float:
         """lambda_1 after `epochs_done` epochs (fractions count): linear over the warm-up, then constant."""

@@ -12,6 +12,12 @@ from ._extras import require
 
 Loss = Literal["bce", "mse", "cross_entropy"]
 
+#: The metrics of predictions that were trained with a loss; the first one judges an epoch by default.
+METRICS: dict[str, tuple[str, ...]] = {
+    "bce": ("auc", "accuracy", "logloss"),
+    "cross_entropy": ("logloss", "accuracy"),
+    "mse": ("rmse",),
+}
 #: Metrics that are better when smaller.
 SMALLER_IS_BETTER = frozenset({"logloss", "rmse"})
 

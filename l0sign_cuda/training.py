@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import _extension
 from .checkpoint import (
     MODEL_FILE,
     STATE_FILE,
@@ -222,13 +223,9 @@ class _Trainer:
             state.step += 1
             state.seconds = time.perf_counter() - began
             self._report()
-            if interrupted.is_set():
-                self._stop_if(interrupted)
-            if (
-                config.checkpoint_steps
-                and state.step % config.checkpoint_steps == 0
-                and state.step < self.steps
-            ):
+            self._stop_if(interrupted)
+            every = config.checkpoint_steps
+            if every and state.step % every == 0 and state.step < self.steps:
                 self.save(model=False)
 
     def _step(self, batch: Batch) -> None:
@@ -253,7 +250,9 @@ class _Trainer:
 
     def _end_epoch(self, interrupted: threading.Event) -> None:
         state, config = self.state, self.config
-        checked = self.valid or Part((self.train.data, self.train.indices[:_GUARD_SAMPLES]))
+        checked = self.valid
+        if checked is None:
+            checked = Part((self.train.data, self.train.indices[:_GUARD_SAMPLES]))
         with self._autocast():
             predictions = run(self.model, checked, config.batch_size, lambda: self._stop_if(interrupted))
         found = measure(predictions, torch.from_numpy(checked.labels()), config.loss)
@@ -293,9 +292,8 @@ class _Trainer:
 
     def _heed_patience(self) -> None:
         state, patience = self.state, self.config.patience
-        late = (
-            bool(patience) and state.epoch - state.best_epoch >= patience and not math.isnan(state.best_value)
-        )
+        judged = patience > 0 and not math.isnan(state.best_value)
+        late = judged and state.epoch - state.best_epoch >= patience
         if state.stopped in (None, "patience"):
             state.stopped = "patience" if late else None
 
@@ -363,7 +361,10 @@ class _Trainer:
             self.state = _State(**header["state"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{file}: damaged, or of another version: {error}") from None
-        self._heed_patience()  # a larger patience goes on
+        # A larger patience goes on, and so does one who no longer wants to stop at a collapse.
+        self._heed_patience()
+        if self.state.stopped == "collapse" and self.config.on_collapse in ("warn", "ignore"):
+            self.state.stopped = None
 
     def _fingerprint(self) -> list[Any]:
         return [self.train.fingerprint(), None if self.valid is None else self.valid.fingerprint()]
@@ -380,9 +381,10 @@ class _Trainer:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a config; "auto" is a GPU where there is one."""
+    """The device of a config; "auto" is a GPU where there is one that this build has kernels for."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        kernels = torch.cuda.is_available() and _extension.is_available() and _extension.cuda_operators()
+        return torch.device("cuda" if kernels and "l0_sign" in kernels else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

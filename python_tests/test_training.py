@@ -190,6 +190,12 @@ def test_no_samples_and_foreign_validation_samples() -> None:
 # -------------------- schedules and early stopping
 
 
+def test_a_monitor_must_fit_the_loss() -> None:
+    assert TrainConfig(loss="mse").monitored == "rmse"
+    with pytest.raises(ValueError, match="monitor must be auto or one of rmse for loss 'mse'; got 'auc'"):
+        TrainConfig(loss="mse", monitor="auc")
+
+
 @pytest.mark.parametrize(
     ("warmup", "done", "expected"),
     [(0, 0, 0.02), (0, 3, 0.02), (4, 0, 0), (4, 1, 0.005), (4, 2.5, 0.0125), (4, 4, 0.02), (4, 9, 0.02)],
@@ -350,6 +356,15 @@ def test_resume_starts_where_there_is_nothing(parts: list, tmp_path: Path) -> No
 def test_resume_of_a_finished_run_computes_nothing(parts: list, tmp_path: Path) -> None:
     first = fit(parts[0], parts[1], QUICK, epochs=1, out=tmp_path)
     assert_same(first, fit(parts[0], parts[1], out=tmp_path, resume=True))
+
+
+def test_a_collapsed_run_goes_on_if_asked(parts: list, tmp_path: Path) -> None:
+    with pytest.raises(CollapseError):
+        fit(parts[0], parts[1], QUICK, **CLOSED, on_collapse="raise", out=tmp_path)
+    assert fit(parts[0], parts[1], out=tmp_path, resume=True).stopped == "collapse"
+    continued = fit(parts[0], parts[1], out=tmp_path, resume=True, on_collapse="warn")
+    assert (continued.stopped, len(continued.history)) == ("epochs", 3)
+    assert continued.collapse is not None
 
 
 def test_more_patience_goes_on(parts: list, tmp_path: Path) -> None:
