@@ -284,7 +284,7 @@ def _aggregate(
     if aggr == "sum":
         return total
     divisor = (bounds.diff()[graph] if aggr == "mean" else degree).unsqueeze(-1)
-    return torch.where(divisor > 0, total / divisor.clamp(min=1), 0)  # no neighbour: 0
+    return total / divisor.clamp(min=1) * (divisor > 0)  # no neighbour: 0; a NaN shows all the same
 
 
 def _sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:

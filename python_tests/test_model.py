@@ -79,6 +79,21 @@ def test_the_model_is_its_definition(seed, iterations, values, backend, device):
 
 
 @pytest.mark.parametrize("gated", [True, False])
+def test_gradients(gated, device):
+    """Of the objective in all parameters and values, through iterations: the same of both backends."""
+
+    def gradients(backend):
+        model = make_model(backend, device, gated=gated, iterations=3, aggr="sum").double()
+        ids = make_ids(device)
+        values = torch.linspace(0.5, 1.5, 24, dtype=torch.float64, device=device).view(4, 6).requires_grad_()
+        output = model(ids, values=values, seed=6)
+        risk = empirical_risk(output, torch.ones(4, device=device), 0.1, 0.01)
+        return torch.autograd.grad(risk, [values, *model.parameters()])
+
+    torch.testing.assert_close(gradients("fused"), gradients("reference"), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("num_outputs", [1, 3])
 def test_ragged_is_dense(num_outputs, gated, backend, device):
     model = make_model(backend, device, num_outputs=num_outputs, gated=gated, iterations=2).double()
