@@ -75,6 +75,7 @@ def numbers(run: Path) -> Any:
 # -------------------- from raw data to predictions
 
 
+@pytest.mark.slow
 def test_every_step_as_a_command(table: Path, tmp_path: Path) -> None:
     prepared, run, out = tmp_path / "data", tmp_path / "run", tmp_path / "p.csv"
     done = l0sign("prepare", table, "--label", "y", "--out", prepared)
@@ -375,6 +376,7 @@ def interrupt(command: list[str], signal_number: int, lines: int) -> subprocess.
     return process
 
 
+@pytest.mark.slow
 def test_interrupted_runs_resume_to_the_same_numbers(prepared: Path, tmp_path: Path, capsys: Any) -> None:
     assert call("train", prepared, "--out", tmp_path / "whole", *LONG) == 0
 
@@ -409,6 +411,7 @@ def test_resume_without_a_run_starts_one(prepared: Path, tmp_path: Path, capsys:
 # -------------------- real data
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FRAPPE.exists(), reason="the Frappe logs are not here (../shared/data)")
 def test_frappe_from_logs_to_metrics(tmp_path: Path, capsys: Any) -> None:
     assert call("prepare", "frappe", FRAPPE, "--out", tmp_path / "frappe") == 0

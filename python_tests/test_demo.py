@@ -13,6 +13,7 @@ from l0sign_cuda import data, demo
 from l0sign_cuda.cli import main
 
 
+@pytest.mark.slow
 def test_the_demo_finds_what_was_planted(tmp_path: Path, capsys: Any) -> None:
     assert main(["demo", "--out", str(tmp_path / "new" / "demo")]) == 0
     printed = capsys.readouterr().out
