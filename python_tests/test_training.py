@@ -391,3 +391,10 @@ def test_a_run_is_not_overwritten_by_accident(parts: list, tmp_path: Path) -> No
         fit(parts[0], parts[1], QUICK, epochs=1, out=tmp_path)
     other = fit(parts[0], parts[1], QUICK, epochs=1, seed=3, out=tmp_path, overwrite=True)
     assert other.config.seed == 3
+
+
+def test_a_missing_extra_is_named() -> None:
+    from l0sign_cuda._extras import require
+
+    with pytest.raises(ImportError, match=r'no_such_module.*pip install "l0sign_cuda\[train\]"'):
+        require("no_such_module.part", "train")
