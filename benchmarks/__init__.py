@@ -1,0 +1,1 @@
+"""Benchmarks: this library against what one would write without it. See README.md here."""

@@ -1,0 +1,164 @@
+"""The layer: all contestants by turns in one process, for each shape, mode and number of threads.
+
+    python -m benchmarks.layer                  # everything, with both allocators: most of an hour
+    python -m benchmarks.layer --quick          # does it work? The figures mean nothing
+
+Modes: "train" is forward with new noise and backward for all inputs and weights; "forward" is that forward
+alone, ready for a backward; "inference" is predictions of the layer under a linear head, gates deterministic,
+no gradient. Before anything is timed, each contestant's results are compared with the fused ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l0sign_cuda import functional
+
+from . import environment, results
+from .contestants import CONTESTANTS, Fused, Task, check_equal
+from .problems import MODES, SHAPES, Problem, Shape, count_pairs, gflop, select
+from .rounds import QUICK, Budget, interleave, summary
+
+# float32, in the Euclidean norm: sums of up to 33,000 probabilities, one after the other, and gradients that
+# jump at a kink. What computes something else errs by far more.
+_TOLERANCE = 2e-3
+_COMPILED = ("compile", "repaired")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write, or with --part measure in this process alone."""
+    options = _parse(arguments)
+    if options.part:
+        results.write_aside(options.part, json.dumps(measure(options)))
+        return
+    processes = [
+        (variables, ["--contestants", *names, *_forwarded(options)])
+        for variables, names in _processes(options)
+    ]
+    runs = environment.run_processes("benchmarks.layer", processes, patient=options.quick)
+    result = results.document("layer", options.quick, vars(options), runs)
+    for path in results.write(result, options.out, options.name):
+        print(path)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is asked for, with the allocator and the kernels of this process."""
+    before = environment.load_average()
+    run = {**environment.process(), "peak": environment.peak_gflops(options.threads, options.quick)}
+    measurements = []
+    first = True
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for shape in select(options.shapes, options.quick):
+            names = ["fused"] if shape.fused_only else options.contestants
+            if options.quick and not first:
+                names = [name for name in names if name not in _COMPILED]  # compiling takes the time
+            first = False
+            measurements += _measure_shape(shape, names, options.modes, threads, _budget(options))
+    after = environment.load_average()
+    return run | {"load_average": {"before": before, "after": after}, "measurements": measurements}
+
+
+def _measure_shape(
+    shape: Shape, names: Sequence[str], modes: Sequence[str], threads: int, budget: Budget
+) -> list[dict[str, Any]]:
+    """One measurement a mode."""
+    torch.manual_seed(0)
+    torch.compiler.reset()  # inductor writes the number of threads into its code
+    problem = Problem.random(shape)
+    tasks = {name: Task(CONTESTANTS[name](problem.offsets), problem) for name in names}
+    expected = Task(Fused(problem.offsets), problem).results(seed=1)
+    for name, task in tasks.items():
+        _say(f"{shape.name}, {threads} thr., {name}: compiling and comparing")
+        check_equal(task.results(seed=1), expected, f"{name} at shape {shape.name}", _TOLERANCE)
+
+    sizes = shape.sizes()
+    found = []
+    for mode in modes:
+        open_pairs = _open_pairs(problem, deterministic=mode == "inference")
+        case = {
+            "shape": shape.name,
+            "about": shape.about,
+            "mode": mode,
+            "graphs": shape.graphs,
+            "nodes": int(sizes.sum()),
+            "pairs": count_pairs(sizes),
+            "open_pairs": open_pairs,
+            "gflop": gflop(shape, mode, open_pairs),
+        }
+        times = interleave({name: getattr(task, mode) for name, task in tasks.items()}, budget)
+        timings = summary(times)
+        shown = ", ".join(f"{name} {timing['median']:.3g} ms" for name, timing in timings.items())
+        _say(f"{shape.name}, {threads} thr., {mode}: {shown}")
+        found.append({"case": case, "threads": threads, "contestants": timings})
+    return found
+
+
+def _open_pairs(problem: Problem, deterministic: bool) -> int:
+    """The number of pairs with a gate above 0; of one draw, where gates are drawn."""
+    seed = None if deterministic else 0
+    _, gates, _ = functional.pair_gates(problem.edge_nodes, problem.edge, problem.offsets, seed=seed)
+    return int((gates > 0).sum())
+
+
+def _processes(options: argparse.Namespace) -> list[tuple[Mapping[str, str], list[str]]]:
+    """Environment and contestants of each process: one for an allocator, one for a lesser instruction set."""
+    found: list[tuple[Mapping[str, str], list[str]]] = []
+    for variables in environment.with_allocators(options.allocators).values():
+        again = options.quick and found  # what compiles was seen to work
+        names = [n for n in options.contestants if not (again and n in _COMPILED)]
+        found.append((variables, names))
+    found += [({"L0SIGN_CPU_CAPABILITY": name}, ["fused"]) for name in options.instruction_sets]
+    return found
+
+
+def _budget(options: argparse.Namespace) -> Budget:
+    return QUICK if options.quick else Budget(seconds=options.seconds)
+
+
+def _forwarded(options: argparse.Namespace) -> list[str]:
+    quick = ["--quick"] if options.quick else []
+    lists = {"--shapes": options.shapes, "--modes": options.modes, "--threads": options.threads}
+    words = [word for name, values in lists.items() for word in (name, *map(str, values))]
+    return [*quick, *words, "--seconds", str(options.seconds)]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.layer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = list(CONTESTANTS)
+    add = parser.add_argument
+    add("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all")
+    add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
+    add("--contestants", nargs="+", choices=names, default=names, help="default: all")
+    add("--threads", nargs="+", type=int, default=[1, 2], help="default: 1 2")
+    add("--allocators", nargs="+", choices=("default", "tuned"), default=["default", "tuned"])
+    add("--instruction-sets", nargs="*", choices=("avx2", "portable"), default=[],
+        help="also measure the fused contestant with these kernels")  # fmt: skip
+    add("--seconds", type=float, default=2.0, help="for each contestant, shape, mode and number of threads")
+    add("--quick", action="store_true", help="tiny shapes, a few rounds: looks at function, not at time")
+    add("--out", type=Path, default=results.RESULTS, help="directory; default: benchmarks/results")
+    add("--name", help="of the files, without suffix; default: date and kind")
+    add("--part", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if "fused" not in options.contestants:
+        options.contestants.insert(0, "fused")  # what the others are compared with
+    return options
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

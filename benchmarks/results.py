@@ -1,0 +1,322 @@
+"""Result files: what they must hold, how they are written, and the tables made from them.
+
+`python -m benchmarks.results FILE.json` prints the table of a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+Document = dict[str, Any]
+
+_NUMBER = (int, float)
+_OPTIONAL_NUMBER = (int, float, type(None))
+_OPTIONAL_TEXT = (str, type(None))
+_TIMING = {"ms": [_NUMBER], "median": _NUMBER, "p10": _NUMBER, "p90": _NUMBER, "ratio": _OPTIONAL_NUMBER}
+_MEASUREMENT = {"case": dict, "threads": int, "contestants": {...: _TIMING}}
+_RUN = {
+    "allocator": {"name": str, "MALLOC_MMAP_MAX_": _OPTIONAL_TEXT, "MALLOC_TRIM_THRESHOLD_": _OPTIONAL_TEXT},
+    "instruction_set": str,
+    "load_average": {"before": [_NUMBER], "after": [_NUMBER]},
+    "measurements": [_MEASUREMENT],
+}
+_PEAK = {"method": str, "gflops": {...: _NUMBER}}
+_DOCUMENT = {
+    "format": int,
+    "kind": str,
+    "quick": bool,
+    "written": str,
+    "machine": {"cpu": str, "cores": int, "memory_gib": _NUMBER, "system": str, "libc": str},
+    "versions": {
+        "l0sign_cuda": str,
+        "torch": str,
+        "torch_geometric": _OPTIONAL_TEXT,
+        "python": str,
+        "compiler": str,
+    },
+    "git": {"commit": _OPTIONAL_TEXT, "dirty": (bool, type(None))},
+    "settings": dict,
+    "runs": [_RUN],
+}
+_KINDS: dict[str, dict[str, Any]] = {  # what a kind adds to runs and to measurements' cases
+    "layer": {"run": {"peak": _PEAK}, "case": {"shape": str, "mode": str, "gflop": _NUMBER, "pairs": int}},
+    "step": {"run": {}, "case": {"measure": str, "features": int, "unit": str}},
+}
+
+
+def document(kind: str, quick: bool, settings: Mapping[str, Any], runs: Sequence[Any]) -> Document:
+    """A result, with what is known of the machine."""
+    return {
+        "format": 1,
+        "kind": kind,
+        "quick": quick,
+        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": environment.machine(),
+        "versions": environment.versions(),
+        "git": environment.git(),
+        "settings": {name: value for name, value in settings.items() if name not in ("out", "part", "name")},
+        "runs": list(runs),
+    }
+
+
+def check(result: Document) -> None:
+    """Raise ValueError naming the first field that is missing, empty or of another type."""
+    _check(result, _DOCUMENT, "result")
+    kind = _KINDS.get(result["kind"])
+    if kind is None:
+        raise ValueError(f"result.kind: expected one of {', '.join(_KINDS)}, got {result['kind']!r}")
+    for at, run in enumerate(result["runs"]):
+        _check(run, kind["run"], f"result.runs[{at}]")
+        for index, measurement in enumerate(run["measurements"]):
+            _check(measurement["case"], kind["case"], f"result.runs[{at}].measurements[{index}].case")
+
+
+def _check(value: Any, expected: Any, where: str) -> None:
+    """Compare with a pattern: types, [pattern of each item], or {key: pattern}; the key ... means any key."""
+    if isinstance(expected, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected fields, got {type(value).__name__}")
+        keys = value if ... in expected else expected
+        if not keys and ... in expected:
+            raise ValueError(f"{where}: expected at least one entry, got none")
+        for key in keys:
+            if key not in value:
+                raise ValueError(f"{where}.{key}: missing")
+            _check(value[key], expected.get(key, expected.get(...)), f"{where}.{key}")
+    elif isinstance(expected, list):
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"{where}: expected a list that is not empty, got {value!r}")
+        for at, item in enumerate(value):
+            _check(item, expected[0], f"{where}[{at}]")
+    elif not isinstance(value, expected) or (isinstance(value, bool) and expected in (int, _NUMBER)):
+        raise ValueError(f"{where}: unexpected {type(value).__name__}")
+
+
+def write(result: Document, directory: Path, name: str | None = None) -> tuple[Path, Path]:
+    """Check a result and write its JSON and its table, each aside and renamed. Returns both paths."""
+    check(result)
+    if name is None:
+        when = result["written"][:16].replace(":", "")  # 2026-01-31T1405
+        name = f"{when}-{result['kind']}{'-quick' if result['quick'] else ''}"
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = directory / f"{name}.json", directory / f"{name}.md"
+    for path, text in zip(paths, (json.dumps(result, indent=1) + "\n", table(result)), strict=True):
+        write_aside(path, text)
+    return paths
+
+
+def write_aside(path: Path, text: str) -> None:
+    """The file is the old one or the new one, never part of one."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> Document:
+    """A result from its file, checked."""
+    result: Document = json.loads(path.read_text(encoding="utf-8"))
+    check(result)
+    return result
+
+
+def table(result: Document) -> str:
+    """A result as Markdown."""
+    body = {"layer": _layer_tables, "step": _step_tables}[result["kind"]](result["runs"])
+    return "\n".join([*_heading(result), *body]) + "\n"
+
+
+def _heading(result: Document) -> list[str]:
+    machine, versions, git = result["machine"], result["versions"], result["git"]
+    commit = (git["commit"] or "unknown")[:12] + (" with changes" if git["dirty"] else "")
+    lines = [
+        f"# {result['kind'].capitalize()}, {result['written'][:10]}"
+        + " (quick: no timing)" * result["quick"],
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
+        f"{machine['libc']}. Commit {commit}. "
+        + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        + ".",
+        "",
+    ]
+    for run in result["runs"]:
+        load = run["load_average"]
+        about = f"- allocator {run['allocator']['name']}, {run['instruction_set']} kernels, load average "
+        about += f"{load['before'][0]:.1f} before and {load['after'][0]:.1f} after"
+        if "peak" in run:
+            rates = ", ".join(f"{rate:.0f} ({n} thr.)" for n, rate in run["peak"]["gflops"].items())
+            about += f", multiply-add peak by {run['peak']['method']}: {rates} GFLOP/s"
+        lines.append(about)
+    return lines
+
+
+def _layer_tables(runs: Sequence[Document]) -> Iterable[str]:
+    """One table for each mode and number of threads."""
+    best, lesser = _split(runs)
+    yield from (
+        "",
+        "Medians. fused: milliseconds; peak: its share of the multiply-add peak, by the formulas of "
+        "problems.gflop; others: median of the per-round ratios over fused"
+        + (", " + " → ".join(r["allocator"]["name"] for r in best) + " allocator." if len(best) > 1 else "."),
+    )
+    cases = _grouped(best[0]["measurements"], lambda m: (m["case"]["mode"], m["threads"]))
+    for (mode, threads), measurements in cases.items():
+        rivals = _names(measurements)
+        yield from ("", f"## {mode}, {_threads(threads)}", "")
+        yield from _header("shape", "fused ms", "peak", *rivals)
+        for m in measurements:
+            case = m["case"]
+            same = [_find(run, case, threads) for run in best]
+            fused = _arrow(_value(s, "fused", "median") for s in same)
+            share = _arrow(_share(s, run) for s, run in zip(same, best, strict=True))
+            others = [_arrow(_value(s, name, "ratio") for s in same) for name in rivals]
+            yield _row(case["shape"], fused, share, *others)
+    yield from _thread_table(best[0])
+    yield from _lesser_table(best[0], lesser)
+
+
+def _thread_table(run: Document) -> Iterable[str]:
+    """The gain by threads, of the fused contestant, over one."""
+    many = sorted({m["threads"] for m in run["measurements"]} - {1})
+    ones = [m for m in run["measurements"] if m["threads"] == 1]
+    if not many or not ones:
+        return
+    yield from ("", "## fused: time with one thread over time with more", "")
+    yield from _header("shape", "mode", *map(_threads, many))
+    for m in ones:
+        case = m["case"]
+        gains = [
+            _quotient(_value(m, "fused", "median"), _value(_find(run, case, n), "fused", "median"))
+            for n in many
+        ]
+        yield _row(case["shape"], case["mode"], *map(_number, gains))
+
+
+def _lesser_table(best: Document, lesser: Sequence[Document]) -> Iterable[str]:
+    """The speed of lesser instruction sets as a share of the best one's."""
+    if not lesser:
+        return
+    yield from ("", f"## fused: speed of lesser instruction sets, {best['instruction_set']} = 1", "")
+    yield from _header("shape", "mode", "threads", *(run["instruction_set"] for run in lesser))
+    for m in best["measurements"]:
+        time = _value(m, "fused", "median")
+        found = [_find(run, m["case"], m["threads"]) for run in lesser]
+        shares = [_quotient(time, _value(other, "fused", "median")) for other in found]
+        yield _row(m["case"]["shape"], m["case"]["mode"], m["threads"], *map(_number, shares))
+
+
+def _step_tables(runs: Sequence[Document]) -> Iterable[str]:
+    """One table for each measure and number of threads."""
+    for run in runs:
+        for (measure, threads), measurements in _grouped(
+            run["measurements"], lambda m: (m["case"]["measure"], m["threads"])
+        ).items():
+            rivals = _names(measurements)
+            unit = measurements[0]["case"]["unit"]
+            yield from ("", f"## {measure}, {_threads(threads)}, {run['allocator']['name']} allocator", "")
+            yield from _header(unit, "features", "fused ms", *(f"{name} ms" for name in rivals), "ratios")
+            for m in measurements:
+                case = m["case"]
+                times = [_number(_value(m, name, "median")) for name in ("fused", *rivals)]
+                ratios = ", ".join(_number(_value(m, name, "ratio")) for name in rivals)
+                yield _row(case.get("of", ""), f"{case['features']:,}", *times, ratios)
+
+
+def _split(runs: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """The runs with the first run's kernels, and the others."""
+    first = runs[0]["instruction_set"]
+    return (
+        [run for run in runs if run["instruction_set"] == first],
+        [run for run in runs if run["instruction_set"] != first],
+    )
+
+
+def _grouped(items: Iterable[Document], key: Callable[[Document], Any]) -> dict[Any, list[Document]]:
+    groups: dict[Any, list[Document]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def _names(measurements: Iterable[Document]) -> list[str]:
+    """All contestants but fused, in their order."""
+    return [
+        name for name in dict.fromkeys(n for m in measurements for n in m["contestants"]) if name != "fused"
+    ]
+
+
+def _find(run: Document, case: Mapping[str, Any], threads: int) -> Document | None:
+    def key(m: Document) -> tuple[Any, ...]:
+        return m["case"].get("shape"), m["case"].get("mode"), m["threads"]
+
+    wanted = case.get("shape"), case.get("mode"), threads
+    return next((m for m in run["measurements"] if key(m) == wanted), None)
+
+
+def _value(measurement: Document | None, name: str, field: str) -> float | None:
+    timing = measurement["contestants"].get(name) if measurement else None
+    return timing[field] if timing else None
+
+
+def _share(measurement: Document | None, run: Document) -> str | None:
+    ms = _value(measurement, "fused", "median")
+    if measurement is None or ms is None:
+        return None
+    peak = run["peak"]["gflops"][str(measurement["threads"])]
+    return f"{measurement['case']['gflop'] / (ms * 1e-3) / peak:.0%}"
+
+
+def _quotient(a: float | None, b: float | None) -> float | None:
+    return None if a is None or not b else a / b
+
+
+def _number(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "–"
+    if abs(value) < 1:
+        return f"{value:.2g}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _arrow(values: Iterable[float | str | None]) -> str:
+    cells = list(values)
+    return " → ".join(map(_number, cells)) if any(cell is not None for cell in cells) else "–"
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number != 1)}"
+
+
+def _header(*names: str) -> tuple[str, str]:
+    return _row(*names), "|---" * len(names) + "|"
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of a result."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__)
+    parser.add_argument("file", type=Path)
+    print(table(read(parser.parse_args(arguments).file)), end="")
+
+
+if __name__ == "__main__":
+    main()

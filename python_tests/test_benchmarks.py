@@ -1,0 +1,348 @@
+"""The benchmarks: all contestants compute one function; results are whole, readable and written safely."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from l0sign_cuda import L0SIGN, reference
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are no part of the package
+
+from benchmarks import environment, layer, problems, results, rounds, step
+from benchmarks.contestants import CONTESTANTS, Task, check_equal
+from benchmarks.problems import Problem, Shape
+
+needs_pyg = pytest.mark.skipif(
+    importlib.util.find_spec("torch_geometric") is None, reason="needs torch_geometric (extra: bench)"
+)
+SHAPES = [
+    Shape("uniform", "", graphs=3, nodes=4, dim=3, hidden=5, edge_dim=2, edge_hidden=4),
+    Shape("ragged", "", graphs=7, nodes=6, dim=3, hidden=5, edge_dim=2, edge_hidden=4, ragged=True),
+    Shape("single", "", graphs=2, nodes=1, dim=3, hidden=5, edge_dim=2, edge_hidden=4),
+]
+COMPILED = ("compile", "repaired")
+
+
+def contestant_parameters() -> list[Any]:
+    marks = {"official": [needs_pyg]}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in CONTESTANTS if name not in COMPILED]
+
+
+def varied(problem: Problem) -> Problem:
+    """The problem with edges of which some are closed, some open and some between."""
+    edge = list(problem.edge)
+    edge[2] = edge[2] * 20
+    return replace(problem, edge=tuple(edge), edge_nodes=problem.edge_nodes * 10 - 2)
+
+
+def definition(problem: Problem, seed: int | None) -> dict[str, Tensor]:
+    """The results of a task by l0sign_cuda.reference, in float64."""
+    exact = {
+        field.name: tuple(t.double() for t in value) if isinstance(value, tuple) else value.double()
+        for field in fields(Problem)
+        if field.name != "offsets" and (value := getattr(problem, field.name)) is not None
+    }
+    leaves = [exact["nodes"], exact["edge_nodes"], *exact["message"], *exact["edge"]]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    arguments = (leaves[0], leaves[1], tuple(leaves[2:6]), tuple(leaves[6:]), problem.offsets)
+    out = reference.l0_sign(*arguments, seed=seed)
+    grads = torch.autograd.grad((out.nodes, out.l0_penalty), leaves, (exact["grad_nodes"], exact["grad_l0"]))
+    means = [
+        rows.mean(0) for rows in reference.l0_sign(*arguments).nodes.split(problem.offsets.diff().tolist())
+    ]
+    named = {"nodes": out.nodes, "l0": out.l0_penalty, "prediction": torch.stack(means) @ exact["head"]}
+    named |= {"grad nodes": grads[0], "grad edge nodes": grads[1]}
+    named |= {f"grad weight {at}": grad for at, grad in enumerate(grads[2:])}
+    return {name: value.detach() for name, value in named.items()}
+
+
+def check(name: str, shape: Shape, seed: int | None) -> None:
+    problem = varied(Problem.random(shape))
+    actual = Task(CONTESTANTS[name](problem.offsets), problem).results(seed)
+    expected = definition(problem, seed)
+    assert actual.keys() == expected.keys()
+    check_equal(actual, expected, name, 1e-5)
+
+
+@pytest.mark.parametrize("seed", [None, 5], ids=["evaluation", "training"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+@pytest.mark.parametrize("name", contestant_parameters())
+def test_contestants_compute_the_definition(name: str, shape: Shape, seed: int | None) -> None:
+    check(name, shape, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_contestants_compute_the_definition(name: str) -> None:
+    torch.compiler.reset()
+    check(name, SHAPES[1], seed=5)
+
+
+def test_problems_have_open_partial_and_closed_gates() -> None:
+    problem = varied(Problem.random(SHAPES[1]))
+    _, gates, _ = reference.pair_gates(problem.edge_nodes, problem.edge, problem.offsets, seed=5)
+    assert (gates == 0).any() and (gates == 1).any() and ((gates > 0) & (gates < 1)).any()
+
+
+def test_a_contestant_that_computes_something_else_is_refused() -> None:
+    expected = {"nodes": torch.ones(4), "l0": torch.ones(2)}
+    check_equal({"nodes": torch.ones(4) + 1e-7, "l0": torch.ones(2)}, expected, "eager", 1e-5)
+    for wrong in (torch.zeros(2), torch.full((2,), torch.nan)):
+        with pytest.raises(ValueError, match="eager computes something else: l0"):
+            check_equal({"nodes": torch.ones(4), "l0": wrong}, expected, "eager", 1e-5)
+
+
+@pytest.mark.parametrize("name", contestant_parameters())
+def test_every_mode_runs_with_draws_of_its_own(name: str) -> None:
+    problem = Problem.random(SHAPES[1])
+    task = Task(CONTESTANTS[name](problem.offsets), problem)
+    torch.manual_seed(0)
+    first, second = task.train(), task.train()
+    assert not torch.equal(first[0], second[0])
+    assert task.forward()[0].requires_grad
+    assert not task.inference().requires_grad
+    assert torch.equal(task.inference(), task.inference())
+
+
+@needs_pyg
+def test_models_of_the_step_benchmark_agree() -> None:
+    data = step.frappe_like(20)
+    torch.manual_seed(0)
+    model = L0SIGN(step.FRAPPE_FEATURES, l2_penalty=False).eval()
+    fused, official = step.Fused(model), step.Official(model)
+    batches = [next(contestant.batches(data, len(data))) for contestant in (fused, official)]
+    order = torch.argsort(batches[0].ids[:, 1])  # users or items tell the samples apart
+    others = batches[1].x.view(-1, 10)
+    torch.testing.assert_close(
+        fused.logits(batches[0])[order], official.logits(batches[1])[torch.argsort(others[:, 1])]
+    )
+    for contestant in (fused, official):
+        before = copy.deepcopy(contestant.model.state_dict())
+        contestant.with_optimizer("adagrad").epoch(data, batch_size=8)
+        after = contestant.model.state_dict()
+        assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("features", [step.FRAPPE_FEATURES, 20_000])
+def test_data_like_frappes(features: int) -> None:
+    data = step.frappe_like(5000, features)
+    ids = torch.from_numpy(data.ids).view(5000, 10)
+    assert (data.graph_size, data.num_features) == (10, features)
+    assert (ids.min(0).values[1:] > ids.max(0).values[:-1]).all(), "fields do not overlap"
+    assert int(ids.max()) == features - 1
+
+
+def test_work_of_a_sample_of_frappes_shape() -> None:
+    """624 multiply-adds a pair, as counted by hand for d = b = 8, H = He = 32, and 264 a node."""
+    shape = problems.SHAPES["A"]
+    work = problems.gflop(shape, "forward", open_pairs=55 * 1024)
+    assert work == pytest.approx(2e-9 * 1024 * (55 * 624 + 10 * 264))
+    assert problems.gflop(shape, "inference", 55 * 1024) < work < problems.gflop(shape, "train", 55 * 1024)
+    assert problems.gflop(shape, "forward", 0) < work
+
+
+def test_ragged_and_uniform_shapes_have_the_same_pairs() -> None:
+    ragged, uniform = (problems.count_pairs(problems.SHAPES[name].sizes()) for name in "RU")
+    assert uniform == pytest.approx(ragged, rel=0.01)
+
+
+class TestRounds:
+    def test_contestants_take_turns(self) -> None:
+        calls: list[str] = []
+        budget = rounds.Budget(seconds=60, min_rounds=3, max_rounds=3, sample=0, warmup=0)
+        times = rounds.interleave({name: lambda name=name: calls.append(name) for name in "abc"}, budget)
+        assert "".join(calls) == "abcbcacab"
+        assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+    def test_a_contestant_leaves_when_its_time_is_spent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seconds = {"slow": 1.0, "fast": 0.25}
+        monkeypatch.setattr(rounds, "_time", lambda call, repeats: call() * repeats)
+        budget = rounds.Budget(seconds=3.5, min_rounds=2, max_rounds=8, sample=0, warmup=1)
+        times = rounds.interleave({name: lambda name=name: seconds[name] for name in seconds}, budget)
+        assert {name: len(values) for name, values in times.items()} == {"slow": 4, "fast": 8}
+
+    def test_quick_calls_are_repeated_in_a_sample(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        repeats_seen = []
+
+        def time(call: Any, repeats: int) -> float:
+            repeats_seen.append(repeats)
+            return 0.001 * repeats
+
+        monkeypatch.setattr(rounds, "_time", time)
+        budget = rounds.Budget(min_rounds=1, max_rounds=1, sample=0.01, warmup=1)
+        assert rounds.interleave({"a": lambda: None}, budget) == {"a": [pytest.approx(0.001)]}
+        assert repeats_seen == [1, 10]
+
+    def test_summary_has_the_median_of_the_rounds_ratios(self) -> None:
+        found = rounds.summary({"fused": [1.0, 2.0, 4.0], "eager": [10.0, 10.0]})
+        assert found["fused"]["median"] == 2000 and found["fused"]["ratio"] == 1
+        assert found["eager"]["ratio"] == 7.5  # of 10 and 5
+        assert found["eager"]["ms"] == [10000, 10000]
+
+    def test_quantiles(self) -> None:
+        assert [rounds.quantile([3, 1, 2], at) for at in (0, 0.25, 0.5, 1)] == [1, 1.5, 2, 3]
+
+
+def timing(ms: float, ratio: float | None) -> dict[str, Any]:
+    return {"ms": [ms, ms], "median": ms, "p10": ms, "p90": ms, "ratio": ratio}
+
+
+def layer_run(fused: float, *, tuned: bool = False, instruction_set: str = "avx512") -> dict[str, Any]:
+    case = {"shape": "A", "mode": "train", "gflop": 0.1, "pairs": 56320}
+    measurements = [
+        {"case": case, "threads": n, "contestants": {"fused": timing(fused / n, 1.0)}} for n in (1, 2)
+    ]
+    measurements[0]["contestants"]["eager"] = timing(fused * 8, 8.0)
+    variables = environment.TUNED_ALLOCATOR if tuned else {}
+    return {
+        "allocator": environment.allocator(variables),
+        "instruction_set": instruction_set,
+        "peak": {"method": "fma loop", "gflops": {"1": 100.0, "2": 200.0}},
+        "load_average": {"before": [0.0, 0.0, 0.0], "after": [1.0, 0.5, 0.1]},
+        "measurements": measurements,
+    }
+
+
+def layer_result() -> results.Document:
+    runs = [layer_run(4.0), layer_run(2.0, tuned=True), layer_run(8.0, instruction_set="avx2")]
+    return results.document("layer", False, {"seconds": 2.0, "out": Path("here")}, runs)
+
+
+class TestResults:
+    def test_written_and_read_back(self, tmp_path: Path) -> None:
+        result = layer_result()
+        path, table = results.write(result, tmp_path / "new")
+        assert path.name.endswith("-layer.json") and results.read(path) == result
+        assert table.read_text() == results.table(result)
+        assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted([path.name, table.name])
+        assert "out" not in result["settings"], "no path of a machine is kept"
+
+    def test_a_table_shows_both_allocators_threads_and_instruction_sets(self) -> None:
+        table = results.table(layer_result())
+        assert "| A | 4.00 → 2.00 | 25% → 50% | 8.00 → 8.00 |" in table
+        assert "| A | train | 2.00 |" in table
+        assert "| A | train | 1 | 0.5 |" in table
+        assert "load average 0.0 before and 1.0 after" in table
+
+    def test_a_table_of_steps(self) -> None:
+        run = {key: value for key, value in layer_run(4.0).items() if key != "peak"}
+        case = {"measure": "training step", "unit": "optimizer", "of": "adam", "features": 100_000}
+        contestants = {"fused": timing(4.0, 1.0), "official": timing(70.0, 17.5)}
+        run["measurements"] = [{"case": case, "threads": 1, "contestants": contestants}]
+        result = results.document("step", True, {}, [run])
+        results.check(result)
+        assert "| adam | 100,000 | 4.00 | 70.0 | 17.5 |" in results.table(result)
+
+    def test_what_lacks_a_field_is_refused(self, tmp_path: Path) -> None:
+        def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+            children = value.items() if isinstance(value, dict) else []
+            found = [(*path, key) for key, _ in children]
+            items = value[:1] if isinstance(value, list) else []
+            for key, child in [*children, *enumerate(items)]:
+                found += paths(child, (*path, key))
+            return found
+
+        # What a reader can do without: labels, and what names itself by being there.
+        optional = {
+            "graphs",
+            "about",
+            "preload",
+            "numpy",
+            "architecture",
+            "fused",
+            "eager",
+            "1",
+            "2",
+            "seconds",
+        }
+        whole = layer_result()
+        checked = 0
+        for path in paths(whole):
+            if path[-1] in optional:
+                continue
+            damaged = copy.deepcopy(whole)
+            owner = damaged
+            for key in path[:-1]:
+                owner = owner[key]
+            del owner[path[-1]]
+            with pytest.raises(ValueError, match=str(path[-1])):
+                results.write(damaged, tmp_path)
+            checked += 1
+        assert checked > 30 and not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("key", "value"), [("runs", []), ("format", "1"), ("quick", 1), ("kind", "other"), ("versions", None)]
+    )
+    def test_what_has_a_field_of_another_kind_is_refused(self, key: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=key):
+            results.check({**layer_result(), key: value})
+
+    def test_an_interrupted_writer_leaves_the_old_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "result.json"
+        path.write_text("old")
+
+        def interrupt(descriptor: int) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(results.os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            results.write_aside(path, "new")
+        assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+    def test_the_table_of_a_file_is_printed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path, table = results.write(layer_result(), tmp_path)
+        results.main([str(path)])
+        assert capsys.readouterr().out == table.read_text()
+
+
+def test_allocators_are_told_apart() -> None:
+    tuned = environment.TUNED_ALLOCATOR
+    assert environment.allocator({})["name"] == "default"
+    assert environment.allocator(tuned)["name"] == "tuned"
+    assert environment.allocator({"MALLOC_MMAP_MAX_": "0"})["name"] == "other"
+    other = environment.allocator({**tuned, "LD_PRELOAD": "/usr/lib/libjemalloc.so.2"})
+    assert other["name"] == "other" and other["preload"] == ["libjemalloc.so.2"]
+
+
+def test_the_peak_is_that_of_a_processor() -> None:
+    peak = environment.peak_gflops([1], quick=True)
+    assert 1 < peak["gflops"]["1"] < 10_000
+
+
+def test_the_layer_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The whole script, its second process included, on one tiny shape."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    names = ["fused", "eager"]
+    where = ["--allocators", "tuned", "--name", "here", "--out", str(tmp_path)]
+    layer.main(["--quick", "--shapes", "R", "--threads", "1", "--contestants", *names, *where])
+    result = json.loads((tmp_path / "here.json").read_text())
+    results.check(result)
+    [run] = result["runs"]
+    assert run["allocator"]["name"] == "tuned"
+    assert [m["case"]["mode"] for m in run["measurements"]] == list(problems.MODES)
+    assert all(list(m["contestants"]) == names for m in run["measurements"])
+    assert (tmp_path / "here.md").exists()
+
+
+def test_a_contestant_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(CONTESTANTS["eager"], "layer", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        layer.main(
+            ["--quick", "--shapes", "B", "--threads", "1", "--contestants", "fused", "eager", "--part", "x"]
+        )
