@@ -82,9 +82,13 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**header, "checksum": _checksum(stored)})
     with written_aside(path) as aside:
-        require("safetensors.torch", "train").save_file(
-            stored, aside, metadata={"format": "pt", _HEADER: text}
-        )
+        # safetensors makes files that only their owner reads; this one is to be like any other.
+        aside.unlink(missing_ok=True)
+        aside.touch()
+        mode = aside.stat().st_mode
+        save = require("safetensors.torch", "train").save_file
+        save(stored, aside, metadata={"format": "pt", _HEADER: text})
+        aside.chmod(mode)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

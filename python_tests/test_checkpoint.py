@@ -73,6 +73,11 @@ def test_a_replaced_vocabulary_leaves_nothing_behind(tmp_path: Path) -> None:
     assert len(names) == 3 and names[0] == "config.json" and names[1] == "model.safetensors"
 
 
+def test_whoever_reads_the_settings_reads_the_model(tmp_path: Path) -> None:
+    save_model(L0SIGN(6), tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors: no such file"):
         load_model(tmp_path)
