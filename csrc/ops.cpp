@@ -1,6 +1,7 @@
-// The operators: schemas, and their CPU entry points. Everything here goes through the LibTorch stable ABI, so that one
-// binary serves every torch from 2.10 on. Arguments have been validated in Python (l0sign_cuda/_checks.py); what is checked
-// again here is what memory safety rests on, since compiled graphs call the operators directly.
+// The operators: schemas, and their CPU entry points. Everything here goes through the LibTorch stable ABI,
+// so that one binary serves every torch from 2.10 on. Arguments have been validated in Python
+// (l0sign_cuda/_checks.py); what is checked again here is what memory safety rests on, since compiled graphs
+// call the operators directly.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -71,7 +72,8 @@ class Inputs {
   Graphs graphs(const Tensor& rows, const OptionalTensor& offsets, int64_t graph_size) {
     Graphs graphs = {nullptr, graph_size, 0, rows.sizes()[0]};
     if (offsets) {
-      expect(offsets->dim() == 1 && offsets->sizes()[0] >= 1, "offsets: expected shape [B + 1], got " + shape_of(*offsets));
+      expect(offsets->dim() == 1 && offsets->sizes()[0] >= 1,
+             "offsets: expected shape [B + 1], got " + shape_of(*offsets));
       graphs.offsets = index(*offsets, "offsets");
       graphs.count = offsets->sizes()[0] - 1;
       bool valid = graphs.offsets[0] == 0 && graphs.offsets[graphs.count] == graphs.num_nodes;
@@ -80,8 +82,8 @@ class Inputs {
                         std::to_string(graphs.num_nodes));
     } else {
       expect(graph_size >= 1 && graphs.num_nodes % graph_size == 0,
-             "graph_size: expected a divisor of the number of rows, " + std::to_string(graphs.num_nodes) + ", got " +
-                 std::to_string(graph_size));
+             "graph_size: expected a divisor of the number of rows, " + std::to_string(graphs.num_nodes) +
+                 ", got " + std::to_string(graph_size));
       graphs.count = graphs.num_nodes / graph_size;
     }
     return graphs;
@@ -101,13 +103,20 @@ class Inputs {
   Perceptron<A> perceptron(const char* name, const Tensor& hidden_weight, const Tensor& hidden_bias,
                            const Tensor& out_weight, const Tensor& out_bias, int64_t in, int64_t out) {
     const std::string prefix(name);
-    expect(hidden_weight.dim() == 2, prefix + " hidden weight: expected two dimensions, got " + shape_of(hidden_weight));
+    expect(hidden_weight.dim() == 2,
+           prefix + " hidden weight: expected two dimensions, got " + shape_of(hidden_weight));
     const int64_t hidden = hidden_weight.sizes()[0];
     expect_shape(hidden_weight, (prefix + " hidden weight").c_str(), {hidden, in});
     expect_shape(hidden_bias, (prefix + " hidden bias").c_str(), {hidden});
     expect_shape(out_weight, (prefix + " out weight").c_str(), {out, hidden});
     expect_shape(out_bias, (prefix + " out bias").c_str(), {out});
-    return {(*this)(hidden_weight), (*this)(hidden_bias), (*this)(out_weight), (*this)(out_bias), in, hidden, out};
+    return {(*this)(hidden_weight),
+            (*this)(hidden_bias),
+            (*this)(out_weight),
+            (*this)(out_bias),
+            in,
+            hidden,
+            out};
   }
 
   HardConcrete gate(const OptionalTensor& seed, double temperature, double gamma, double zeta) {
@@ -171,17 +180,17 @@ auto by_type(const Tensor& t, Run run) {
 
 using Results5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using Results10 =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Results10 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class A>
-CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1,
-                               const Tensor& mb1, const Tensor& mw2, const Tensor& mb2, const Tensor& ew1,
-                               const Tensor& eb1, const Tensor& ew2, const Tensor& eb2, const OptionalTensor& offsets,
-                               int64_t graph_size, const OptionalTensor& seed, int64_t aggr, double temperature,
-                               double gamma, double zeta) {
+CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& edge_nodes,
+                               const Tensor& mw1, const Tensor& mb1, const Tensor& mw2, const Tensor& mb2,
+                               const Tensor& ew1, const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
+                               const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
+                               int64_t aggr, double temperature, double gamma, double zeta) {
   expect(nodes.dim() == 2 && edge_nodes.dim() == 2 && nodes.sizes()[0] == edge_nodes.sizes()[0],
-         "nodes and edge_nodes: expected [N, d] and [N, b], got " + shape_of(nodes) + " and " + shape_of(edge_nodes));
+         "nodes and edge_nodes: expected [N, d] and [N, b], got " + shape_of(nodes) + " and " +
+             shape_of(edge_nodes));
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(nodes, offsets, graph_size);
   p.aggregation = static_cast<Aggregation>(aggr);
@@ -194,10 +203,11 @@ CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor&
   return p;
 }
 
-Results5 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1, const Tensor& mb1, const Tensor& mw2,
-                 const Tensor& mb2, const Tensor& ew1, const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
-                 const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed, int64_t aggr,
-                 double temperature, double gamma, double zeta, bool l2) {
+Results5 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1, const Tensor& mb1,
+                 const Tensor& mw2, const Tensor& mb2, const Tensor& ew1, const Tensor& eb1,
+                 const Tensor& ew2, const Tensor& eb2, const OptionalTensor& offsets, int64_t graph_size,
+                 const OptionalTensor& seed, int64_t aggr, double temperature, double gamma, double zeta,
+                 bool l2) {
   return by_type(nodes, [&](auto type) -> Results5 {
     using A = decltype(type);
     Inputs<A> in;
@@ -219,11 +229,12 @@ Results5 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw
   });
 }
 
-Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor& grad_l0, const OptionalTensor& grad_l2,
-                           const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1, const Tensor& mb1,
-                           const Tensor& mw2, const Tensor& mb2, const Tensor& ew1, const Tensor& eb1,
-                           const Tensor& ew2, const Tensor& eb2, const OptionalTensor& offsets, int64_t graph_size,
-                           const OptionalTensor& seed, int64_t aggr, double temperature, double gamma, double zeta,
+Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor& grad_l0,
+                           const OptionalTensor& grad_l2, const Tensor& nodes, const Tensor& edge_nodes,
+                           const Tensor& mw1, const Tensor& mb1, const Tensor& mw2, const Tensor& mb2,
+                           const Tensor& ew1, const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
+                           const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
+                           int64_t aggr, double temperature, double gamma, double zeta,
                            const Tensor& degree) {
   return by_type(nodes, [&](auto type) -> Results10 {
     using A = decltype(type);
@@ -242,7 +253,8 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
     p.grad_out = in(grad_out);
     p.grad_l0 = in(grad_l0);
     p.grad_l2 = in(grad_l2);
-    // Without a gradient for the nodes or for the messages' norms no message is computed, and its gradients are zero.
+    // Without a gradient for the nodes or for the messages' norms no message is computed, and its gradients
+    // are zero.
     const bool has_message = grad_out || grad_l2;
     Tensor grad_nodes = empty<A>(nodes, {N, p.message.in});
     const Tensor grad_edge_nodes = empty<A>(nodes, {N, p.edge.in});
@@ -253,9 +265,9 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
     p.grad_message = message.pointers();
     p.grad_edge = edge.pointers();
     cpu::backward(p);
-    return {as(grad_nodes, nodes),           as(grad_edge_nodes, nodes),  as(message.hidden_weight, nodes),
-            as(message.hidden_bias, nodes),  as(message.out_weight, nodes), as(message.out_bias, nodes),
-            as(edge.hidden_weight, nodes),   as(edge.hidden_bias, nodes), as(edge.out_weight, nodes),
+    return {as(grad_nodes, nodes),          as(grad_edge_nodes, nodes),    as(message.hidden_weight, nodes),
+            as(message.hidden_bias, nodes), as(message.out_weight, nodes), as(message.out_bias, nodes),
+            as(edge.hidden_weight, nodes),  as(edge.hidden_bias, nodes),   as(edge.out_weight, nodes),
             as(edge.out_bias, nodes)};
   });
 }
@@ -264,8 +276,8 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
 
 template <class A>
 CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, const Tensor& b1,
-                                 const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
-                                 int64_t aggr) {
+                                 const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
+                                 int64_t graph_size, int64_t aggr) {
   expect(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(nodes, offsets, graph_size);
@@ -279,8 +291,8 @@ CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tenso
 }
 
 std::tuple<Tensor, Tensor> sign(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
-                                const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size, int64_t aggr,
-                                bool l2) {
+                                const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
+                                int64_t aggr, bool l2) {
   return by_type(nodes, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using A = decltype(type);
     Inputs<A> in;
@@ -320,9 +332,10 @@ Results5 sign_backward(const OptionalTensor& grad_out, const OptionalTensor& gra
 // ---- sign_edges: the pairs of a given list ----
 
 template <class A>
-EdgeList<A> edges_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
-                          const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
-                          const Tensor& edge_index, const OptionalTensor& edge_weight, int64_t aggr) {
+EdgeList<A> edges_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, const Tensor& b1,
+                          const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
+                          int64_t graph_size, const Tensor& edge_index, const OptionalTensor& edge_weight,
+                          int64_t aggr) {
   expect(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
   expect(edge_index.dim() == 2 && edge_index.sizes()[0] == 2,
          "edge_index: expected [2, E], got " + shape_of(edge_index));
@@ -346,7 +359,8 @@ Tensor sign_edges(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const
   return by_type(nodes, [&](auto type) -> Tensor {
     using A = decltype(type);
     Inputs<A> in;
-    EdgeList<A> p = edges_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, edge_index, edge_weight, aggr);
+    EdgeList<A> p =
+        edges_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, edge_index, edge_weight, aggr);
     const Tensor out = empty<A>(nodes, {p.graphs.num_nodes, p.message.in});
     p.out = data<A>(out);
     cpu::forward(p);
@@ -355,12 +369,14 @@ Tensor sign_edges(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const
 }
 
 Results6 sign_edges_backward(const Tensor& grad_out, const Tensor& nodes, const Tensor& w1, const Tensor& b1,
-                             const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
-                             const Tensor& edge_index, const OptionalTensor& edge_weight, int64_t aggr) {
+                             const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
+                             int64_t graph_size, const Tensor& edge_index, const OptionalTensor& edge_weight,
+                             int64_t aggr) {
   return by_type(nodes, [&](auto type) -> Results6 {
     using A = decltype(type);
     Inputs<A> in;
-    EdgeList<A> p = edges_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, edge_index, edge_weight, aggr);
+    EdgeList<A> p =
+        edges_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, edge_index, edge_weight, aggr);
     expect_shape(grad_out, "grad_out", {p.graphs.num_nodes, p.message.in});
     p.grad_out = in(grad_out);
     const Tensor grad_nodes = empty<A>(nodes, {p.graphs.num_nodes, p.message.in});
@@ -370,8 +386,8 @@ Results6 sign_edges_backward(const Tensor& grad_out, const Tensor& nodes, const 
     p.grad_weight = edge_weight ? data<A>(grad_weight) : nullptr;
     p.grad_message = message.pointers();
     cpu::backward(p);
-    return {as(grad_nodes, nodes),          as(message.hidden_weight, nodes), as(message.hidden_bias, nodes),
-            as(message.out_weight, nodes),  as(message.out_bias, nodes),      as(grad_weight, nodes)};
+    return {as(grad_nodes, nodes),         as(message.hidden_weight, nodes), as(message.hidden_bias, nodes),
+            as(message.out_weight, nodes), as(message.out_bias, nodes),      as(grad_weight, nodes)};
   });
 }
 
@@ -379,9 +395,9 @@ Results6 sign_edges_backward(const Tensor& grad_out, const Tensor& nodes, const 
 
 template <class A>
 CompleteGraph<A> gates_problem(Inputs<A>& in, const Tensor& edge_nodes, const Tensor& w1, const Tensor& b1,
-                               const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
-                               const OptionalTensor& seed, double temperature, double gamma, double zeta,
-                               int64_t& pairs) {
+                               const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
+                               int64_t graph_size, const OptionalTensor& seed, double temperature,
+                               double gamma, double zeta, int64_t& pairs) {
   expect(edge_nodes.dim() == 2, "edge_nodes: expected [N, b], got " + shape_of(edge_nodes));
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(edge_nodes, offsets, graph_size);
@@ -397,16 +413,16 @@ void expect_pairs(int64_t given, int64_t pairs) {
          "num_pairs: expected " + std::to_string(pairs) + " for these graphs, got " + std::to_string(given));
 }
 
-std::tuple<Tensor, Tensor> edge_gates(const Tensor& edge_nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
-                                      const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
-                                      const OptionalTensor& seed, double temperature, double gamma, double zeta,
-                                      int64_t num_pairs) {
+std::tuple<Tensor, Tensor> edge_gates(const Tensor& edge_nodes, const Tensor& w1, const Tensor& b1,
+                                      const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
+                                      int64_t graph_size, const OptionalTensor& seed, double temperature,
+                                      double gamma, double zeta, int64_t num_pairs) {
   return by_type(edge_nodes, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using A = decltype(type);
     Inputs<A> in;
     int64_t pairs;
-    CompleteGraph<A> p = gates_problem(in, edge_nodes, w1, b1, w2, b2, offsets, graph_size, seed, temperature, gamma,
-                                       zeta, pairs);
+    CompleteGraph<A> p = gates_problem(in, edge_nodes, w1, b1, w2, b2, offsets, graph_size, seed, temperature,
+                                       gamma, zeta, pairs);
     expect_pairs(num_pairs, pairs);
     const Tensor gates = empty<A>(edge_nodes, {pairs}), logits = empty<A>(edge_nodes, {pairs});
     p.gates = data<A>(gates);
@@ -424,8 +440,8 @@ Results5 edge_gates_backward(const OptionalTensor& grad_gates, const OptionalTen
     using A = decltype(type);
     Inputs<A> in;
     int64_t pairs;
-    CompleteGraph<A> p = gates_problem(in, edge_nodes, w1, b1, w2, b2, offsets, graph_size, seed, temperature, gamma,
-                                       zeta, pairs);
+    CompleteGraph<A> p = gates_problem(in, edge_nodes, w1, b1, w2, b2, offsets, graph_size, seed, temperature,
+                                       gamma, zeta, pairs);
     if (grad_gates) expect_shape(*grad_gates, "grad_gates", {pairs});
     if (grad_logits) expect_shape(*grad_logits, "grad_logits", {pairs});
     p.grad_gates = in(grad_gates);
@@ -435,8 +451,8 @@ Results5 edge_gates_backward(const OptionalTensor& grad_gates, const OptionalTen
     p.grad_edge_nodes = data<A>(grad_edge_nodes);
     p.grad_edge = edge.pointers();
     cpu::backward(p);
-    return {as(grad_edge_nodes, edge_nodes), as(edge.hidden_weight, edge_nodes), as(edge.hidden_bias, edge_nodes),
-            as(edge.out_weight, edge_nodes), as(edge.out_bias, edge_nodes)};
+    return {as(grad_edge_nodes, edge_nodes), as(edge.hidden_weight, edge_nodes),
+            as(edge.hidden_bias, edge_nodes), as(edge.out_weight, edge_nodes), as(edge.out_bias, edge_nodes)};
   });
 }
 
@@ -464,25 +480,30 @@ Tensor gate_noise(const Tensor& seed, const OptionalTensor& offsets, int64_t gra
 }  // namespace
 }  // namespace l0sign
 
-#define MESSAGE                                                                                              \
-  "Tensor message_hidden_weight, Tensor message_hidden_bias, Tensor message_out_weight, Tensor message_out_bias"
-#define EDGE "Tensor edge_hidden_weight, Tensor edge_hidden_bias, Tensor edge_out_weight, Tensor edge_out_bias"
+#define MESSAGE                                                                                  \
+  "Tensor message_hidden_weight, Tensor message_hidden_bias, Tensor message_out_weight, Tensor " \
+  "message_out_bias"
+#define EDGE \
+  "Tensor edge_hidden_weight, Tensor edge_hidden_bias, Tensor edge_out_weight, Tensor edge_out_bias"
 #define GRAPHS "Tensor? offsets, SymInt graph_size"
 #define GATE "float temperature, float gamma, float zeta"
 
 STABLE_TORCH_LIBRARY(l0sign_cuda, m) {
-  m.def("l0_sign(Tensor nodes, Tensor edge_nodes, " MESSAGE ", " EDGE ", " GRAPHS ", Tensor? seed, int aggr, " GATE
+  m.def("l0_sign(Tensor nodes, Tensor edge_nodes, " MESSAGE ", " EDGE ", " GRAPHS
+        ", Tensor? seed, int aggr, " GATE
         ", bool l2) -> (Tensor out, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree)");
-  m.def("l0_sign_backward(Tensor? grad_out, Tensor? grad_l0, Tensor? grad_l2, Tensor nodes, Tensor edge_nodes, " MESSAGE
-        ", " EDGE ", " GRAPHS ", Tensor? seed, int aggr, " GATE
-        ", Tensor degree) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "l0_sign_backward(Tensor? grad_out, Tensor? grad_l0, Tensor? grad_l2, Tensor nodes, Tensor "
+      "edge_nodes, " MESSAGE ", " EDGE ", " GRAPHS ", Tensor? seed, int aggr, " GATE
+      ", Tensor degree) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign(Tensor nodes, " MESSAGE ", " GRAPHS ", int aggr, bool l2) -> (Tensor out, Tensor l2)");
   m.def("sign_backward(Tensor? grad_out, Tensor? grad_l2, Tensor nodes, " MESSAGE ", " GRAPHS
         ", int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign_edges(Tensor nodes, " MESSAGE ", " GRAPHS
         ", Tensor edge_index, Tensor? edge_weight, int aggr) -> Tensor");
   m.def("sign_edges_backward(Tensor grad_out, Tensor nodes, " MESSAGE ", " GRAPHS
-        ", Tensor edge_index, Tensor? edge_weight, int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+        ", Tensor edge_index, Tensor? edge_weight, int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+        "Tensor)");
   m.def("edge_gates(Tensor edge_nodes, " EDGE ", " GRAPHS ", Tensor? seed, " GATE
         ", SymInt num_pairs) -> (Tensor gates, Tensor logits)");
   m.def("edge_gates_backward(Tensor? grad_gates, Tensor? grad_logits, Tensor edge_nodes, " EDGE ", " GRAPHS

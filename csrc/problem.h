@@ -49,13 +49,13 @@ struct CompleteGraph {
   const A* edge_nodes;  // [N, b]
 
   // Results.
-  A* out;                       // [N, d]
-  A* l0;                        // [G] sum of the open probabilities
-  A* l2;                        // [G] sum of |z|^2 over the open pairs
-  int64_t* num_edges;           // [G] open pairs
-  int32_t* degree;              // [N] open neighbours, written (forward) and read (backward) for neighbor_mean
-  A* gates;                     // [P]
-  A* logits;                    // [P]
+  A* out;              // [N, d]
+  A* l0;               // [G] sum of the open probabilities
+  A* l2;               // [G] sum of |z|^2 over the open pairs
+  int64_t* num_edges;  // [G] open pairs
+  int32_t* degree;     // [N] open neighbours, written (forward) and read (backward) for neighbor_mean
+  A* gates;            // [P]
+  A* logits;           // [P]
   const int64_t* pair_offsets;  // [G] first pair of each graph, where gates or logits are wanted
 
   // Gradients that come in, and those that go out.

@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011), and what the gates draw from it:
-// noise is a pure function of (seed, graph, pair), so any layout, device or thread count sees the same gates.
+// Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011), and what the gates
+// draw from it: noise is a pure function of (seed, graph, pair), so any layout, device or thread count sees
+// the same gates.
 #pragma once
 #include <stdint.h>
 
@@ -12,9 +13,11 @@ struct Philox4 {
   Word x[4];
 };
 
-// `Ops::Word` is uint32_t or a vector of them; `Ops::multiply(constant, word, high, low)` is the full 64-bit product.
+// `Ops::Word` is uint32_t or a vector of them; `Ops::multiply(constant, word, high, low)` is the full 64-bit
+// product.
 template <class Ops>
-L0SIGN_HD Philox4<typename Ops::Word> philox4x32(Philox4<typename Ops::Word> c, uint32_t key0, uint32_t key1) {
+L0SIGN_HD Philox4<typename Ops::Word> philox4x32(Philox4<typename Ops::Word> c, uint32_t key0,
+                                                 uint32_t key1) {
   using Word = typename Ops::Word;
   for (int round = 0; round < 10; ++round) {
     Word high0, low0, high1, low1;
@@ -39,7 +42,8 @@ struct ScalarPhilox {
   }
 };
 
-// Uniform in (0, 1) from 23 bits: k + 1/2 needs 24 bits, so both U and 1 - U are exact in float32 and never 0 or 1.
+// Uniform in (0, 1) from 23 bits: k + 1/2 needs 24 bits, so both U and 1 - U are exact in float32 and never 0
+// or 1.
 L0SIGN_HD float uniform_from_word(uint32_t word) {
   return (static_cast<float>(word >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
@@ -49,8 +53,8 @@ L0SIGN_HD float gate_uniform(int64_t seed, int64_t graph, int64_t pair) {
   const uint64_t block = static_cast<uint64_t>(pair) >> 2;
   const Philox4<uint32_t> counter = {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
                                       static_cast<uint32_t>(graph), static_cast<uint32_t>(graph >> 32)}};
-  const Philox4<uint32_t> words = philox4x32<ScalarPhilox>(counter, static_cast<uint32_t>(seed),
-                                                           static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32));
+  const Philox4<uint32_t> words = philox4x32<ScalarPhilox>(
+      counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32));
   return uniform_from_word(words.x[pair & 3]);
 }
 

@@ -38,7 +38,7 @@ ALWAYS_INLINE void clear(V* v, int64_t count) {
 template <class A>
 struct GradientLanes {
   using V = typename Simd<A>::V;
-  int64_t in, hidden, out;                                // padded
+  int64_t in, hidden, out;                                 // padded
   V *hidden_weight, *hidden_bias, *out_weight, *out_bias;  // [hidden][in], [hidden], [out][hidden], [out]
 
   void take(Arena<A>& arena, const Perceptron<A>& mlp) {

@@ -1,12 +1,13 @@
 // The kernels over all pairs of each graph: gated in training and evaluation, ungated, or gates only.
 // Included inside an anonymous namespace by each instruction-set file.
 //
-// A "slot" is a vector of nodes: the same node of W graphs (lanes over graphs), or W consecutive nodes of one graph (lanes
-// over nodes). Pairs of slots go through the two perceptrons in chunks of up to kChunk, so that every weight that is loaded
-// serves that many vectors. Nothing is kept for a pair; sums live in the slots.
+// A "slot" is a vector of nodes: the same node of W graphs (lanes over graphs), or W consecutive nodes of one
+// graph (lanes over nodes). Pairs of slots go through the two perceptrons in chunks of up to kChunk, so that
+// every weight that is loaded serves that many vectors. Nothing is kept for a pair; sums live in the slots.
 //
-// One slot is extra. Lanes over graphs: a self-pair is added to one end only, and the extra slot swallows the other end.
-// Lanes over nodes: it holds node i, copied to all lanes, while row i of the pairs runs; its sums are then added to node i.
+// One slot is extra. Lanes over graphs: a self-pair is added to one end only, and the extra slot swallows the
+// other end. Lanes over nodes: it holds node i, copied to all lanes, while row i of the pairs runs; its sums
+// are then added to node i.
 
 template <class A>
 class CompleteGraphKernel {
@@ -18,13 +19,13 @@ class CompleteGraphKernel {
 
  public:
   // Without memory, `scratch_vectors` tells how much is needed.
-  CompleteGraphKernel(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, void* memory, int64_t slots,
-                      bool backward)
+  CompleteGraphKernel(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, void* memory,
+                      int64_t slots, bool backward)
       : problem_(problem), weights_(weights), gated_(problem.edge_nodes != nullptr) {
     Arena<A> arena{static_cast<V*>(memory)};
     const int64_t all = slots + 1;
-    has_message_ = problem.nodes != nullptr &&
-                   (!backward || problem.grad_out != nullptr || problem.grad_l2 != nullptr);
+    has_message_ =
+        problem.nodes != nullptr && (!backward || problem.grad_out != nullptr || problem.grad_l2 != nullptr);
     if (has_message_) {
       d_ = padded(problem.message.in), h_ = padded(problem.message.hidden);
       nodes_ = arena.take(all * d_);
@@ -68,7 +69,8 @@ class CompleteGraphKernel {
     }
     l0_ = l2_ = V{};
     open_ = I{};
-    for_pairs([&](auto size, auto diagonal) LAMBDA_INLINE { forward_chunk<decltype(size)::value, decltype(diagonal)::value>(); },
+    for_pairs([&](auto size, auto diagonal)
+                  LAMBDA_INLINE { forward_chunk<decltype(size)::value, decltype(diagonal)::value>(); },
               [&](int64_t i) { flush_row_sums(i); });
     if (problem_.l0) store_graph(problem_.l0, l0_);
     if (problem_.l2) store_graph(problem_.l2, l2_);
@@ -96,7 +98,8 @@ class CompleteGraphKernel {
     if (gated_) clear(grad_edge_nodes_, (slots_ + 1) * b_);
     grad_l0_ = problem_.grad_l0 ? load_graph(problem_.grad_l0) : V{};
     grad_l2_ = problem_.grad_l2 ? load_graph(problem_.grad_l2) : V{};
-    for_pairs([&](auto size, auto diagonal) LAMBDA_INLINE { backward_chunk<decltype(size)::value, decltype(diagonal)::value>(); },
+    for_pairs([&](auto size, auto diagonal)
+                  LAMBDA_INLINE { backward_chunk<decltype(size)::value, decltype(diagonal)::value>(); },
               [&](int64_t i) { flush_row_gradients(i); });
     if (has_message_) {
       finish_out_gradients();
@@ -110,10 +113,12 @@ class CompleteGraphKernel {
     const Perceptron<A>& message = problem_.message;
     if (has_message_) grad_message_.add_to(gradients, message);
     if (!gated_) return;
-    // With S[h][k] = sum of [unit h is on] da (e_i o e_j)_k over all pairs, and S[h] likewise without the product:
+    // With S[h][k] = sum of [unit h is on] da (e_i o e_j)_k over all pairs, and S[h] likewise without the
+    // product:
     //   dW1[h][k] = W2[h] S[h][k],  db1[h] = W2[h] S[h],  dW2[h] = sum_k W1[h][k] S[h][k] + b1[h] S[h].
     const Perceptron<A>& edge = problem_.edge;
-    const GradientLayout at(message.hidden * (message.in + 1) + message.out * (message.hidden + 1), edge.in, edge.hidden, 1);
+    const GradientLayout at(message.hidden * (message.in + 1) + message.out * (message.hidden + 1), edge.in,
+                            edge.hidden, 1);
     for (int64_t h = 0; h < edge.hidden; ++h) {
       const A bias = sum_lanes(mask_bias_[h], A(0));
       A out = edge.hidden_bias[h] * bias;
@@ -203,8 +208,8 @@ class CompleteGraphKernel {
 
   // ---- The pairs of a block ----
 
-  // Calls chunk(Int<C>, Int<diagonal>) with the first C of left_, right_, ... set, for all pairs i <= j of the block's
-  // slots; lanes over nodes: end_row(i) when all pairs of node i have passed.
+  // Calls chunk(Int<C>, Int<diagonal>) with the first C of left_, right_, ... set, for all pairs i <= j of
+  // the block's slots; lanes over nodes: end_row(i) when all pairs of node i have passed.
   template <class RunChunk, class EndRow>
   ALWAYS_INLINE void for_pairs(RunChunk chunk, EndRow end_row) {
     if (over_nodes_) {
@@ -236,7 +241,8 @@ class CompleteGraphKernel {
     if (kChunk > 2 && filled & 2) {
       chunk(Int<2>{}, Int<0>{});
       constexpr int last = kChunk - 2;
-      left_[0] = left_[last], right_[0] = right_[last], right_sum_[0] = right_sum_[last], active_[0] = active_[last];
+      left_[0] = left_[last], right_[0] = right_[last], right_sum_[0] = right_sum_[last],
+      active_[0] = active_[last];
     }
     if (filled & 1) chunk(Int<1>{}, Int<0>{});
   }
@@ -298,8 +304,8 @@ class CompleteGraphKernel {
         counter.x[0] = U{} + static_cast<uint32_t>(cached_noise_);
         counter.x[1] = U{} + static_cast<uint32_t>(static_cast<uint64_t>(cached_noise_) >> 32);
         set_graph_words(counter);
-        noise_words_ =
-            philox4x32<VectorPhilox<A>>(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+        noise_words_ = philox4x32<VectorPhilox<A>>(counter, static_cast<uint32_t>(seed),
+                                                   static_cast<uint32_t>(seed >> 32));
       }
       word = noise_words_.x[pair & 3];
     } else {
@@ -312,8 +318,8 @@ class CompleteGraphKernel {
         which[l] = static_cast<uint32_t>(pair & 3);
       }
       set_graph_words(counter);
-      const Philox4<U> words =
-          philox4x32<VectorPhilox<A>>(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+      const Philox4<U> words = philox4x32<VectorPhilox<A>>(counter, static_cast<uint32_t>(seed),
+                                                           static_cast<uint32_t>(seed >> 32));
       word = which == 0 ? words.x[0] : which == 1 ? words.x[1] : which == 2 ? words.x[2] : words.x[3];
     }
     typedef int32_t Bits __attribute__((vector_size(sizeof(U))));
@@ -328,7 +334,8 @@ class CompleteGraphKernel {
     }
   }
 
-  // gate_[c] of C pairs; with Backward also gate_slope_ = dg/da, open_slope_ = dpi/da and edge_hidden_ = relu(...).
+  // gate_[c] of C pairs; with Backward also gate_slope_ = dg/da, open_slope_ = dpi/da and edge_hidden_ =
+  // relu(...).
   template <int C, bool Backward>
   ALWAYS_INLINE void gates() {
     if (!gated_) {
@@ -490,8 +497,8 @@ class CompleteGraphKernel {
       if (r < 0) continue;
       const int64_t divisor = problem_.aggregation == Aggregation::sum    ? 1
                               : problem_.aggregation == Aggregation::mean ? lane_nodes_[l]
-                              : saved_degree                              ? problem_.degree[r]
-                                                                          : static_cast<int64_t>(degree_[slot][l]);
+                              : saved_degree ? problem_.degree[r]
+                                             : static_cast<int64_t>(degree_[slot][l]);
       scale[l] = divisor > 0 ? A(1) / static_cast<A>(divisor) : A(0);
     }
     return scale;
@@ -510,14 +517,16 @@ class CompleteGraphKernel {
           [&](int64_t k0, V(&y)[kRows][C]) LAMBDA_INLINE {
             for (int m = 0; m < kRows; ++m)
               for (int c = 0; c < C; ++c)
-                nodes_[(first + c) * d_ + k0 + m] = scale[c] * (y[m][c] + bias[k0 + m] * gate_sum_[first + c]);
+                nodes_[(first + c) * d_ + k0 + m] =
+                    scale[c] * (y[m][c] + bias[k0 + m] * gate_sum_[first + c]);
           });
     });
     store_nodes(problem_.out, problem_.message.out, nodes_, d_);
     if (problem_.aggregation != Aggregation::neighbor_mean || !problem_.degree) return;
     for (int64_t slot = 0; slot < slots_; ++slot)
       for (int l = 0; l < W; ++l)
-        if (const int64_t r = row(slot, l); r >= 0) problem_.degree[r] = static_cast<int32_t>(degree_[slot][l]);
+        if (const int64_t r = row(slot, l); r >= 0)
+          problem_.degree[r] = static_cast<int32_t>(degree_[slot][l]);
   }
 
   // ---- Backward ----
@@ -698,8 +707,8 @@ class CompleteGraphKernel {
 
   // With dp = W^T grad: the gradient of p = x_i o x_j goes to both ends.
   template <int C>
-  ALWAYS_INLINE void add_product_gradients(const A* packed, int64_t hidden, const V* grad, const V* nodes, V* grad_nodes,
-                                           int64_t stride) {
+  ALWAYS_INLINE void add_product_gradients(const A* packed, int64_t hidden, const V* grad, const V* nodes,
+                                           V* grad_nodes, int64_t stride) {
     const V *left[C], *right[C];
     V *left_grad[C], *right_grad[C];
     for (int c = 0; c < C; ++c) {
@@ -735,7 +744,8 @@ class CompleteGraphKernel {
   I lane_nodes_;
 
   // A vector for each slot and component.
-  V *nodes_ = nullptr, *hidden_sum_ = nullptr, *gate_sum_ = nullptr, *degree_ = nullptr, *edge_nodes_ = nullptr;
+  V *nodes_ = nullptr, *hidden_sum_ = nullptr, *gate_sum_ = nullptr, *degree_ = nullptr,
+    *edge_nodes_ = nullptr;
   V *grad_out_ = nullptr, *grad_hidden_ = nullptr, *grad_gate_ = nullptr, *grad_nodes_ = nullptr;
   V* grad_edge_nodes_ = nullptr;
 

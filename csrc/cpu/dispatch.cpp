@@ -7,7 +7,7 @@
 namespace l0sign {
 namespace cpu {
 
-#define L0SIGN_DECLARE(name)                     \
+#define L0SIGN_DECLARE(name)                          \
   extern const Kernels<float> kernels_##name##_float; \
   extern const Kernels<double> kernels_##name##_double;
 L0SIGN_DECLARE(portable)
@@ -31,8 +31,9 @@ struct Choice {
 std::vector<Choice> runnable() {
   std::vector<Choice> found;
 #ifdef L0SIGN_HAVE_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("fma"))
     found.push_back({"avx512", &kernels_avx512_float, &kernels_avx512_double});
 #endif
 #ifdef L0SIGN_HAVE_AVX2
@@ -53,7 +54,8 @@ const Choice& chosen() {
       if (c.name == wanted) return c;
       names += (names.empty() ? "" : ", ") + c.name;
     }
-    throw std::runtime_error("L0SIGN_CPU_CAPABILITY: expected one of " + names + " on this processor, got " + wanted);
+    throw std::runtime_error("L0SIGN_CPU_CAPABILITY: expected one of " + names + " on this processor, got " +
+                             wanted);
   }();
   return choice;
 }

@@ -7,7 +7,8 @@ class EdgeListKernel {
   static constexpr int W = Simd<A>::W, kChunk = Simd<A>::kChunk;
 
  public:
-  EdgeListKernel(const EdgeList<A>& problem, const PackedWeights<A>& weights, void* memory, int64_t nodes, bool backward)
+  EdgeListKernel(const EdgeList<A>& problem, const PackedWeights<A>& weights, void* memory, int64_t nodes,
+                 bool backward)
       : problem_(problem), weights_(weights.message) {
     Arena<A> arena{static_cast<V*>(memory)};
     d_ = padded(problem.message.in), h_ = padded(problem.message.hidden);
@@ -17,7 +18,9 @@ class EdgeListKernel {
     sums_ = arena.take(h_);
     tile_ = arena.take(d_);
     if (backward) grad_message_.take(arena, problem.message);
-    const auto rows = [&](int64_t size) { return reinterpret_cast<A*>(arena.take((nodes * size + W - 1) / W)); };
+    const auto rows = [&](int64_t size) {
+      return reinterpret_cast<A*>(arena.take((nodes * size + W - 1) / W));
+    };
     hidden_sum_ = rows(h_);
     weight_sum_ = rows(1);
     if (backward) {
@@ -43,7 +46,8 @@ class EdgeListKernel {
         scale[l] = inside ? block.scale[block.node_begin + node + l] : A(0);
       }
       multiply<A, 1>(
-          weights_.out, nullptr, d_, problem_.message.hidden, [&](int64_t h, int) LAMBDA_INLINE { return sums_[h]; },
+          weights_.out, nullptr, d_, problem_.message.hidden,
+          [&](int64_t h, int) LAMBDA_INLINE { return sums_[h]; },
           [&](int64_t k0, V(&y)[kRows][1]) LAMBDA_INLINE {
             for (int m = 0; m < kRows; ++m)
               tile_[k0 + m] = scale * (y[m][0] + weights_.out_bias[k0 + m] * bias_sum);
@@ -175,7 +179,8 @@ class EdgeListKernel {
           [&](int64_t k, int) LAMBDA_INLINE { return tile_[k]; },
           [&](int64_t h0, V(&y)[kRows][1]) LAMBDA_INLINE {
             for (int m = 0; m < kRows; ++m)
-              for (int l = 0; l < W && node + l < nodes_; ++l) grad_hidden_[(node + l) * h_ + h0 + m] = y[m][0][l];
+              for (int l = 0; l < W && node + l < nodes_; ++l)
+                grad_hidden_[(node + l) * h_ + h0 + m] = y[m][0][l];
           });
     });
   }
@@ -213,7 +218,8 @@ class EdgeListKernel {
         if (edge_[i] >= 0) problem_.grad_weight[edge_[i]] = grad_weight[i / W][i % W];
     const V *hidden = hidden_, *product = product_;
     accumulate_outer<A, C>(
-        grad_message_.hidden_weight, h_, d_, [&](int64_t h, int c) LAMBDA_INLINE { return hidden[h * C + c]; },
+        grad_message_.hidden_weight, h_, d_,
+        [&](int64_t h, int c) LAMBDA_INLINE { return hidden[h * C + c]; },
         [&](int64_t k, int c) LAMBDA_INLINE { return product[k * C + c]; });
     V* grad_product = product_;  // its last reader was the line above
     multiply<A, C>(
@@ -228,7 +234,8 @@ class EdgeListKernel {
     for (int i = 0; i < C * W; ++i) {
       if (edge_[i] < 0) break;
       const A *source = problem_.nodes + source_[i] * d, *target = problem_.nodes + target_[i] * d;
-      A *source_grad = problem_.grad_nodes + source_[i] * d, *target_grad = problem_.grad_nodes + target_[i] * d;
+      A *source_grad = problem_.grad_nodes + source_[i] * d,
+        *target_grad = problem_.grad_nodes + target_[i] * d;
       for (int64_t k = 0; k < d; ++k) {
         source_grad[k] += lanes[k * C * W + i] * target[k];
         target_grad[k] += lanes[k * C * W + i] * source[k];
@@ -244,7 +251,8 @@ class EdgeListKernel {
   int64_t nodes_ = 0;
 
   V *product_ = nullptr, *hidden_ = nullptr, *scattered_ = nullptr, *sums_ = nullptr, *tile_ = nullptr;
-  A *hidden_sum_ = nullptr, *weight_sum_ = nullptr, *grad_out_ = nullptr, *grad_hidden_ = nullptr, *grad_bias_ = nullptr;
+  A *hidden_sum_ = nullptr, *weight_sum_ = nullptr, *grad_out_ = nullptr, *grad_hidden_ = nullptr,
+    *grad_bias_ = nullptr;
   int64_t edge_[kChunk * W], source_[kChunk * W], target_[kChunk * W];
   A weight_[kChunk * W];
   GradientLanes<A> grad_message_;

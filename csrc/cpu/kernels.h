@@ -1,4 +1,5 @@
-// What the driver hands to the kernels of one instruction set. Plain data: no C++ library in the kernel files.
+// What the driver hands to the kernels of one instruction set. Plain data: no C++ library in the kernel
+// files.
 #pragma once
 #include <stdint.h>
 
@@ -7,8 +8,8 @@
 namespace l0sign {
 namespace cpu {
 
-// A unit of work on W lanes. Lanes over graphs: each lane is one graph, a vector holds the same node of W graphs.
-// Lanes over nodes: one graph, a vector holds W consecutive nodes of it.
+// A unit of work on W lanes. Lanes over graphs: each lane is one graph, a vector holds the same node of W
+// graphs. Lanes over nodes: one graph, a vector holds W consecutive nodes of it.
 struct Block {
   const int64_t* graphs;  // the graph of each lane (lanes over graphs), or the one graph
   int64_t lanes;          // graphs in this block
@@ -41,20 +42,22 @@ struct PackedWeights {
   PackedPerceptron<A> message, edge;
 };
 
-// The kernels of one instruction set for one type. `scratch` is private to the thread, 64-byte aligned, of the size that
-// the matching *_scratch function tells; `gradients` are the sums of this call, message then edge, laid out as
-// GradientLayout tells.
+// The kernels of one instruction set for one type. `scratch` is private to the thread, 64-byte aligned, of
+// the size that the matching *_scratch function tells; `gradients` are the sums of this call, message then
+// edge, laid out as GradientLayout tells.
 template <class A>
 struct Kernels {
   int64_t lanes;
   int64_t rows;  // rows of a tile of PackedPerceptron
   int64_t (*scratch)(const CompleteGraph<A>&, int64_t slots, bool backward);
-  void (*forward)(const CompleteGraph<A>&, const PackedWeights<A>&, const Block*, int64_t count, void* scratch);
-  void (*backward)(const CompleteGraph<A>&, const PackedWeights<A>&, const Block*, int64_t count, void* scratch,
-                   A* gradients);
+  void (*forward)(const CompleteGraph<A>&, const PackedWeights<A>&, const Block*, int64_t count,
+                  void* scratch);
+  void (*backward)(const CompleteGraph<A>&, const PackedWeights<A>&, const Block*, int64_t count,
+                   void* scratch, A* gradients);
   int64_t (*edges_scratch)(const EdgeList<A>&, int64_t nodes, bool backward);
   void (*edges_forward)(const EdgeList<A>&, const PackedWeights<A>&, const EdgeBlock<A>&, void* scratch);
-  void (*edges_backward)(const EdgeList<A>&, const PackedWeights<A>&, const EdgeBlock<A>&, void* scratch, A* gradients);
+  void (*edges_backward)(const EdgeList<A>&, const PackedWeights<A>&, const EdgeBlock<A>&, void* scratch,
+                         A* gradients);
 };
 
 // Where the gradients of one perceptron lie in a flat array.

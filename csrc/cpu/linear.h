@@ -1,5 +1,5 @@
-// The two products that all kernels are made of, on lanes: a matrix times a chunk of C vectors, and its weight gradient.
-// Included inside an anonymous namespace by each instruction-set file.
+// The two products that all kernels are made of, on lanes: a matrix times a chunk of C vectors, and its
+// weight gradient. Included inside an anonymous namespace by each instruction-set file.
 
 ALWAYS_INLINE int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
@@ -35,7 +35,8 @@ ALWAYS_INLINE void multiply(const A* packed, const A* bias, int64_t rows, int64_
 
 // sum[m][k] += sum_c a(m, c) b(k, c), lane by lane; rows and columns are padded.
 template <class A, int C, class Left, class Right>
-ALWAYS_INLINE void accumulate_outer(typename Simd<A>::V* sum, int64_t rows, int64_t columns, Left a, Right b) {
+ALWAYS_INLINE void accumulate_outer(typename Simd<A>::V* sum, int64_t rows, int64_t columns, Left a,
+                                    Right b) {
   using V = typename Simd<A>::V;
   constexpr int kColumns = 4;
   for (int64_t m0 = 0; m0 < rows; m0 += kRows)

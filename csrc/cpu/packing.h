@@ -1,4 +1,5 @@
-// Weights in the layout that the kernels read: tiles of `rows` rows, each tile column by column, padded with zeros.
+// Weights in the layout that the kernels read: tiles of `rows` rows, each tile column by column, padded with
+// zeros.
 #pragma once
 #include <vector>
 
@@ -30,8 +31,10 @@ class Packing {
     packed.hidden_bias = vector(m.hidden_bias, hidden);
     packed.out = matrix(out, hidden, [&](int64_t k, int64_t h) { return m.out_weight[k * hidden + h]; });
     packed.out_bias = vector(m.out_bias, out);
-    packed.out_transposed = matrix(hidden, out, [&](int64_t h, int64_t k) { return m.out_weight[k * hidden + h]; });
-    packed.hidden_transposed = matrix(in, hidden, [&](int64_t k, int64_t h) { return m.hidden_weight[h * in + k]; });
+    packed.out_transposed =
+        matrix(hidden, out, [&](int64_t h, int64_t k) { return m.out_weight[k * hidden + h]; });
+    packed.hidden_transposed =
+        matrix(in, hidden, [&](int64_t k, int64_t h) { return m.hidden_weight[h * in + k]; });
   }
 
   void edge(const Perceptron<A>& m) {

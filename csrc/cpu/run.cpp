@@ -20,7 +20,7 @@ namespace l0sign {
 namespace cpu {
 namespace {
 
-constexpr int64_t kMaxTasks = 64;          // partial weight gradients that are kept, whatever the number of threads
+constexpr int64_t kMaxTasks = 64;  // partial weight gradients that are kept, whatever the number of threads
 constexpr int64_t kCacheBytes = 512 << 10;  // scratch of one block that still runs from the L2 cache
 constexpr int64_t kKeptBytes = 8 << 20;     // scratch that a thread keeps between calls
 constexpr int64_t kNodesPerEdgeBlock = 256;
@@ -29,7 +29,8 @@ int64_t node_count(const Graphs& graphs, int64_t g) {
   return graphs.offsets ? graphs.offsets[g + 1] - graphs.offsets[g] : graphs.graph_size;
 }
 
-// Scratch memory of the calling thread. Kept from call to call: fresh pages cost more than the arithmetic on them.
+// Scratch memory of the calling thread. Kept from call to call: fresh pages cost more than the arithmetic on
+// them.
 class Scratch {
  public:
   void* reserve(int64_t bytes) {
@@ -57,7 +58,8 @@ class Scratch {
 };
 thread_local Scratch thread_scratch;
 
-// Consecutive blocks [begin[t], begin[t + 1]) are task t: one thread, one partial sum of the weight gradients.
+// Consecutive blocks [begin[t], begin[t + 1]) are task t: one thread, one partial sum of the weight
+// gradients.
 std::vector<int64_t> split_tasks(const std::vector<int64_t>& costs, int64_t min_cost) {
   const int64_t total = std::accumulate(costs.begin(), costs.end(), int64_t{0});
   const int64_t tasks = std::max<int64_t>(1, std::min(kMaxTasks, total / min_cost));
@@ -75,7 +77,8 @@ std::vector<int64_t> split_tasks(const std::vector<int64_t>& costs, int64_t min_
 template <class Run>
 void for_tasks(const std::vector<int64_t>& begin, int64_t scratch_bytes, Run run) {
   const int64_t tasks = static_cast<int64_t>(begin.size()) - 1;
-  // An exception cannot leave a worker thread with its message: memory is the only thing that can fail in there.
+  // An exception cannot leave a worker thread with its message: memory is the only thing that can fail in
+  // there.
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
     void* memory = thread_scratch.reserve(scratch_bytes);
     for (int64_t t = first; t < last; ++t) run(t, memory);
@@ -85,7 +88,8 @@ void for_tasks(const std::vector<int64_t>& begin, int64_t scratch_bytes, Run run
 
 // Adds the tasks' partial sums in task order and writes them to the gradients of one perceptron.
 template <class A>
-void reduce(const std::vector<A>& partials, int64_t size, const GradientLayout& at, const PerceptronGrad<A>& to) {
+void reduce(const std::vector<A>& partials, int64_t size, const GradientLayout& at,
+            const PerceptronGrad<A>& to) {
   if (!to.hidden_weight) return;
   const auto sum = [&](int64_t begin, int64_t end, A* out) {
     std::fill(out, out + (end - begin), A(0));
@@ -100,8 +104,8 @@ void reduce(const std::vector<A>& partials, int64_t size, const GradientLayout& 
 
 // ---- Complete graphs ----
 
-// Graphs in the order of their size, W of them side by side in the lanes of a block; a graph that is large, or has too few
-// of its size beside it, gets blocks of its own with the lanes over its nodes.
+// Graphs in the order of their size, W of them side by side in the lanes of a block; a graph that is large,
+// or has too few of its size beside it, gets blocks of its own with the lanes over its nodes.
 template <class A>
 struct Plan {
   std::vector<int64_t> order;
@@ -120,7 +124,8 @@ struct Plan {
     const int64_t slot_bytes = kernels.scratch(problem, 1, backward) - kernels.scratch(problem, 0, backward);
     std::vector<int64_t> costs;
     int64_t max_slots = 0;
-    const auto add = [&](const int64_t* first, int64_t lanes, int64_t nodes, bool lanes_over_nodes, int64_t cost) {
+    const auto add = [&](const int64_t* first, int64_t lanes, int64_t nodes, bool lanes_over_nodes,
+                         int64_t cost) {
       blocks.push_back({first, lanes, nodes, lanes_over_nodes});
       costs.push_back(cost + 1);
       max_slots = std::max(max_slots, lanes_over_nodes ? (nodes + W - 1) / W : nodes);
@@ -131,7 +136,8 @@ struct Plan {
       // Costs in vectors of pairs. Lanes over nodes also add up the lanes after each row.
       int64_t over_graphs = pair_count(nodes), over_nodes = 0;
       if (nodes * slot_bytes > kCacheBytes) over_graphs += over_graphs / 2;
-      for (int64_t l = 0; l < lanes; ++l) over_nodes += node_lane_cost(node_count(graphs, order[first + l]), W);
+      for (int64_t l = 0; l < lanes; ++l)
+        over_nodes += node_lane_cost(node_count(graphs, order[first + l]), W);
       if (over_graphs <= over_nodes) {
         add(&order[first], lanes, nodes, false, over_graphs);
         continue;
@@ -213,8 +219,8 @@ struct EdgePlan {
     for (int64_t e = 0; e < problem.num_edges; ++e) {
       const int64_t s = problem.source[e], t = problem.target[e];
       if (s < 0 || s >= graphs.num_nodes || t < 0 || t >= graphs.num_nodes || graph_of[s] != graph_of[t])
-        throw std::runtime_error("edge_index: expected both ends of edge " + std::to_string(e) + " in one graph, got " +
-                                 std::to_string(s) + " -> " + std::to_string(t));
+        throw std::runtime_error("edge_index: expected both ends of edge " + std::to_string(e) +
+                                 " in one graph, got " + std::to_string(s) + " -> " + std::to_string(t));
       degree[t] += !problem.weight || problem.weight[e] > 0;
       ++block_begin[block_of[graph_of[t]] + 1];
     }

@@ -1,5 +1,5 @@
-// Runs a problem on the CPU: packs weights, plans blocks, spreads them over torch's threads and adds up the weight
-// gradients in a fixed order, so that no result depends on the number of threads.
+// Runs a problem on the CPU: packs weights, plans blocks, spreads them over torch's threads and adds up the
+// weight gradients in a fixed order, so that no result depends on the number of threads.
 #pragma once
 #include "../problem.h"
 

@@ -31,7 +31,8 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   static constexpr int W = kVectorBytes / 8;
-  static constexpr int kChunk = 2;  // float64 serves gradient checks: half the code to compile counts for more
+  static constexpr int kChunk =
+      2;  // float64 serves gradient checks: half the code to compile counts for more
   typedef double V __attribute__((vector_size(kVectorBytes)));
   typedef int64_t I __attribute__((vector_size(kVectorBytes)));
   typedef uint32_t U __attribute__((vector_size(kVectorBytes / 2)));
@@ -93,7 +94,8 @@ ALWAYS_INLINE bool any(I mask) {
 #endif
 }
 
-// e^x: 2^k e^r with |r| <= ln2/2 and a minimax polynomial, relative error below 2 ulp; clamped to the finite range.
+// e^x: 2^k e^r with |r| <= ln2/2 and a minimax polynomial, relative error below 2 ulp; clamped to the finite
+// range.
 ALWAYS_INLINE F32::V exp_lanes(F32::V unclamped) {
   F32::V x = unclamped > 88.0f ? splat(88.0f) : unclamped;
   x = x < -87.0f ? splat(-87.0f) : x;

@@ -1,6 +1,6 @@
-// The CPU kernels without torch or Python, to be run under AddressSanitizer and UndefinedBehaviorSanitizer: every array is
-// allocated to its exact size and filled with NaN, results are compared with a plain double loop over pairs, and
-// gradients with central differences of that loop's objective.
+// The CPU kernels without torch or Python, to be run under AddressSanitizer and UndefinedBehaviorSanitizer:
+// every array is allocated to its exact size and filled with NaN, results are compared with a plain double
+// loop over pairs, and gradients with central differences of that loop's objective.
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -15,8 +15,8 @@
 #include "../cpu/run.h"
 
 // The one function of torch that the CPU code calls: here, in order and on one thread.
-extern "C" int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t, void (*run)(int64_t, int64_t, void*),
-                                      void* context) {
+extern "C" int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t,
+                                      void (*run)(int64_t, int64_t, void*), void* context) {
   for (int64_t k = begin; k < end; ++k) run(k, k + 1, context);
   return 0;
 }
@@ -63,8 +63,10 @@ struct Results {
   std::vector<int64_t> num_edges;
 };
 
-std::vector<double> perceptron(const Inputs& in, int first, const std::vector<double>& x, int64_t hidden, int64_t out) {
-  const auto &w1 = in.values[first], &b1 = in.values[first + 1], &w2 = in.values[first + 2], &b2 = in.values[first + 3];
+std::vector<double> perceptron(const Inputs& in, int first, const std::vector<double>& x, int64_t hidden,
+                               int64_t out) {
+  const auto &w1 = in.values[first], &b1 = in.values[first + 1], &w2 = in.values[first + 2],
+             &b2 = in.values[first + 3];
   const int64_t size = static_cast<int64_t>(x.size());
   std::vector<double> z = b2;
   for (int64_t h = 0; h < hidden; ++h) {
@@ -88,7 +90,8 @@ Results plain(const Inputs& in) {
       for (int64_t j = i; j < n; ++j) {
         const auto product = [&](const std::vector<double>& rows, int64_t size) {
           std::vector<double> p(size);
-          for (int64_t k = 0; k < size; ++k) p[k] = rows[(begin + i) * size + k] * rows[(begin + j) * size + k];
+          for (int64_t k = 0; k < size; ++k)
+            p[k] = rows[(begin + i) * size + k] * rows[(begin + j) * size + k];
           return p;
         };
         double gate = 1;
@@ -154,10 +157,11 @@ bool all_close(const A* x, const std::vector<double>& y, double tolerance) {
   return true;
 }
 
-// A random direction through input v: the derivative along it against central differences in double. A kink of a relu or a
-// clamp may lie inside a step, but not inside all three.
+// A random direction through input v: the derivative along it against central differences in double. A kink
+// of a relu or a clamp may lie inside a step, but not inside all three.
 template <class A>
-void check_gradient(const Inputs& in, size_t v, const A* gradient, const std::string& name, std::mt19937& random) {
+void check_gradient(const Inputs& in, size_t v, const A* gradient, const std::string& name,
+                    std::mt19937& random) {
   std::normal_distribution<double> normal;
   std::vector<double> direction(in.values[v].size());
   double derivative = 0, size = 0;
@@ -173,7 +177,8 @@ void check_gradient(const Inputs& in, size_t v, const A* gradient, const std::st
       up.values[v][k] += step * direction[k];
       down.values[v][k] -= step * direction[k];
     }
-    ok = close(derivative, (objective(up) - objective(down)) / (2 * step), size, sizeof(A) == 8 ? 1e-6 : 1e-4);
+    ok =
+        close(derivative, (objective(up) - objective(down)) / (2 * step), size, sizeof(A) == 8 ? 1e-6 : 1e-4);
   }
   check(ok, name + ": gradient of input " + std::to_string(v));
 }
@@ -187,8 +192,13 @@ void run(const Inputs& in, const std::string& name, std::mt19937& random) {
   Array<int64_t> offsets(new int64_t[G + 1]);
   std::copy(in.offsets.begin(), in.offsets.end(), offsets.get());
   const auto mlp = [&](int first, int64_t size, int64_t hidden, int64_t out) {
-    return Perceptron<A>{values[first].get(), values[first + 1].get(), values[first + 2].get(), values[first + 3].get(),
-                         size, hidden, out};
+    return Perceptron<A>{values[first].get(),
+                         values[first + 1].get(),
+                         values[first + 2].get(),
+                         values[first + 3].get(),
+                         size,
+                         hidden,
+                         out};
   };
   CompleteGraph<A> p = {};
   p.graphs = {offsets.get(), 0, G, N};
@@ -215,7 +225,8 @@ void run(const Inputs& in, const std::string& name, std::mt19937& random) {
   if (in.l2) check(all_close(l2.get(), expected.l2, tolerance), name + ": l2");
   check(num_edges == expected.num_edges, name + ": num_edges");
 
-  const auto weight_out = copy<A>(in.weight_out), weight_l0 = copy<A>(in.weight_l0), weight_l2 = copy<A>(in.weight_l2);
+  const auto weight_out = copy<A>(in.weight_out), weight_l0 = copy<A>(in.weight_l0),
+             weight_l2 = copy<A>(in.weight_l2);
   p.grad_out = weight_out.get();
   p.grad_l0 = in.gated ? weight_l0.get() : nullptr;
   p.grad_l2 = in.l2 ? weight_l2.get() : nullptr;
@@ -279,7 +290,8 @@ void run_edges(const Inputs& in, const std::string& name, std::mt19937& random) 
   // The output is linear in the weights, and they are all one: sum_e w_e dL/dw_e = L.
   double of_weights = 0, size = 0;
   for (int64_t e = 0; e < E; ++e) of_weights += grad_weight[e], size += std::abs(grad_weight[e]);
-  check(close(of_weights, objective(ungated), size, sizeof(A) == 8 ? 1e-9 : 1e-4), name + ": gradient of edge weights");
+  check(close(of_weights, objective(ungated), size, sizeof(A) == 8 ? 1e-9 : 1e-4),
+        name + ": gradient of edge weights");
 }
 
 void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b, int64_t He, int options,
@@ -297,10 +309,12 @@ void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b
     return v;
   };
   const int64_t N = in.nodes();
-  for (int64_t size : {N * d, N * b, H * d, H, d * H, d, He * b, He, He, int64_t{1}}) in.values.push_back(fill(size, 0.7));
+  for (int64_t size : {N * d, N * b, H * d, H, d * H, d, He * b, He, He, int64_t{1}})
+    in.values.push_back(fill(size, 0.7));
   in.weight_out = fill(N * d, 1), in.weight_l0 = fill(in.graphs(), 1), in.weight_l2 = fill(in.graphs(), 0.1);
   std::string name = cpu::capability() + " d=" + std::to_string(d) + " H=" + std::to_string(H) +
-                     " b=" + std::to_string(b) + " He=" + std::to_string(He) + " options=" + std::to_string(options) + " n=";
+                     " b=" + std::to_string(b) + " He=" + std::to_string(He) +
+                     " options=" + std::to_string(options) + " n=";
   for (size_t k = 0; k < sizes.size() && k < 6; ++k) name += (k ? "," : "") + std::to_string(sizes[k]);
   run<double>(in, name + " float64", random);
   run<float>(in, name + " float32", random);
@@ -314,8 +328,14 @@ void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b
 
 int main() {
   std::mt19937 random(7);
-  const std::vector<std::vector<int64_t>> batches = {
-      {}, {0}, {1}, {2, 0, 3}, std::vector<int64_t>(17, 3), {9, 9, 9, 9, 9, 9, 9, 1}, {33, 70}, {5, 40, 2, 17, 0, 1, 16}};
+  const std::vector<std::vector<int64_t>> batches = {{},
+                                                     {0},
+                                                     {1},
+                                                     {2, 0, 3},
+                                                     std::vector<int64_t>(17, 3),
+                                                     {9, 9, 9, 9, 9, 9, 9, 1},
+                                                     {33, 70},
+                                                     {5, 40, 2, 17, 0, 1, 16}};
   const int64_t shapes[][4] = {{8, 32, 8, 32}, {1, 1, 1, 1}, {5, 7, 3, 9}, {16, 12, 4, 6}};
   for (const auto& sizes : batches)
     for (const auto& s : shapes)
