@@ -66,8 +66,13 @@ def git() -> dict[str, Any]:
 
 
 def process() -> dict[str, Any]:
-    """What may differ between processes of one run: the allocator and the kernels in use."""
-    return {"allocator": allocator(os.environ), "instruction_set": cpu_capability()}
+    """What may differ between processes of one run: the allocator, the kernels, threads."""
+    threading_variables = ("OMP_", "GOMP_", "KMP_", "MKL_")
+    return {
+        "allocator": allocator(os.environ),
+        "instruction_set": cpu_capability(),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(threading_variables)},
+    }
 
 
 def allocator(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -95,6 +100,11 @@ def run_processes(module: str, processes: Sequence[Process], patient: bool) -> l
         processes: of the variables that set the allocator, each process has those given here alone.
         patient: threads wait for each other without spinning.
     """
+    if not patient and load_average()[0] > 0.5:
+        print(
+            f"this machine is busy, load average {load_average()[0]}: figures will tell little",
+            file=sys.stderr,
+        )
     inherited = {name: value for name, value in os.environ.items() if name not in TUNED_ALLOCATOR}
     found = []
     with tempfile.TemporaryDirectory() as directory:

@@ -23,10 +23,11 @@ _NUMBER = (int, float)
 _OPTIONAL_NUMBER = (int, float, type(None))
 _OPTIONAL_TEXT = (str, type(None))
 _TIMING = {"ms": [_NUMBER], "median": _NUMBER, "p10": _NUMBER, "p90": _NUMBER, "ratio": _OPTIONAL_NUMBER}
-_MEASUREMENT = {"case": dict, "threads": int, "contestants": {...: _TIMING}}
+_MEASUREMENT = {"case": dict, "threads": int, "contestants": {"fused": _TIMING, ...: _TIMING}}
 _RUN = {
     "allocator": {"name": str, "MALLOC_MMAP_MAX_": _OPTIONAL_TEXT, "MALLOC_TRIM_THRESHOLD_": _OPTIONAL_TEXT},
     "instruction_set": str,
+    "variables": dict,
     "load_average": {"before": [_NUMBER], "after": [_NUMBER]},
     "measurements": [_MEASUREMENT],
 }
@@ -82,13 +83,15 @@ def check(result: Document) -> None:
 
 
 def _check(value: Any, expected: Any, where: str) -> None:
-    """Compare with a pattern: types, [pattern of each item], or {key: pattern}; the key ... means any key."""
+    """Compare with a pattern: types, [pattern of each item], or {key: pattern}; the key ... is any other."""
     if isinstance(expected, dict):
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected fields, got {type(value).__name__}")
-        keys = value if ... in expected else expected
-        if not keys and ... in expected:
-            raise ValueError(f"{where}: expected at least one entry, got none")
+        keys = dict.fromkeys(key for key in expected if key is not ...)
+        if ... in expected:
+            keys |= dict.fromkeys(value)
+            if not keys:
+                raise ValueError(f"{where}: expected at least one entry, got none")
         for key in keys:
             if key not in value:
                 raise ValueError(f"{where}.{key}: missing")

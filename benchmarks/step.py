@@ -70,6 +70,7 @@ class Contestant:
 
     name: str
     model: nn.Module
+    optimizers = OPTIMIZERS
 
     def batches(self, data: GraphDataset, batch_size: int) -> Iterator[Any]:
         """The samples in shuffled, collated batches."""
@@ -82,7 +83,7 @@ class Contestant:
         raise NotImplementedError
 
     def with_optimizer(self, name: str) -> Contestant:
-        self.optimizer = OPTIMIZERS[name](self.model.parameters())
+        self.optimizer = self.optimizers[name](self.model.parameters())
         return self
 
     def step(self, batch: Any) -> None:
