@@ -1,6 +1,6 @@
 """The layer: all contestants by turns in one process, for each shape, mode and number of threads.
 
-    python -m benchmarks.layer                  # everything, with both allocators: most of an hour
+    python -m benchmarks.layer                  # everything, with both allocators: about an hour
     python -m benchmarks.layer --quick          # does it work? The figures mean nothing
 
 Modes: "train" is forward with new noise and backward for all inputs and weights; "forward" is that forward

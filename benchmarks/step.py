@@ -1,6 +1,6 @@
 """The whole training step, an epoch, and the latency of predictions: the model and the official approach.
 
-    python -m benchmarks.step             # needs about 8 GiB for the largest vocabulary
+    python -m benchmarks.step             # needs about 4 GiB for the largest vocabulary
     python -m benchmarks.step --quick     # does it work? The figures mean nothing
 
 The data are like Frappe's: ten fields, 5,382 features in all; for larger vocabularies the fields of users and
