@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 SOURCES := $(shell find csrc cmake build_backend -type f -not -name '*.pyc')
 CXX_SOURCES := $(filter %.h %.inc %.cpp %.cu,$(SOURCES))
 
-.PHONY: setup build demo test test-fast test-cpp lint format clean
+.PHONY: setup build demo test test-fast test-cpp bench bench-quick lint format clean
 .DEFAULT_GOAL := build
 
 setup: $(VENV)/.setup  ## the environment, with everything that development needs
@@ -30,6 +30,14 @@ demo: build  ## trains SIGN and L0-SIGN on planted interactions, and shows what 
 
 test: build
 	$(BIN)/python -m pytest
+
+bench: build  ## all contestants, on an idle machine: more than an hour; into benchmarks/results
+	$(BIN)/python -m benchmarks.layer --instruction-sets avx2 portable
+	$(BIN)/python -m benchmarks.step
+
+bench-quick: build  ## whether the benchmarks work; their figures mean nothing
+	$(BIN)/python -m benchmarks.layer --quick --out build/benchmarks
+	$(BIN)/python -m benchmarks.step --quick --out build/benchmarks
 
 test-fast: build
 	$(BIN)/python -m pytest -m "not slow"

@@ -4,7 +4,7 @@ All compute the same function, :func:`l0sign_cuda.reference.l0_sign` with aggr="
 penalty; python_tests/test_benchmarks.py holds them to it. What depends on the sizes of the graphs alone
 (edge lists, padding, masks) is made once, outside of what is timed: to the others' favour, since this library
 needs none of it. None but the fused one skips closed pairs or makes use of the identities in
-docs/performance.md.
+docs/architecture.md.
 """
 
 from __future__ import annotations
