@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -34,8 +35,9 @@ class L0SIGNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> classifier.predict_proba(X)
         >>> classifier.interactions_[:10]
 
-    X is an array or a DataFrame [B, n] of categorical columns (integers or strings), or a `GraphDataset`. A
-    value that `fit` did not see is left out of its row's graph. y has two classes or more, of any kind.
+    X is an array or a DataFrame [B, n] of categorical columns (integers, strings, or floats: 1.0 is the
+    category 1), or a `GraphDataset`. A value that `fit` did not see, NaN and None are left out of their row's
+    graph. y has two classes or more, of any kind.
 
     Args:
         validation_fraction: the share of rows that picks the best epoch and stops training early; 0: none.
@@ -85,7 +87,7 @@ class L0SIGNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             elif hasattr(self, "feature_names_in_"):
                 del self.feature_names_in_
             self.vocabulary_ = Vocabulary(
-                Field(name, values=[str(value) for value in np.unique(column)])
+                Field(name, values=_categories(column)[0])
                 for name, column in zip(names, columns, strict=True)
             )
         data = self._dataset(X, classes)
@@ -133,7 +135,7 @@ class L0SIGNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _columns(X: Any) -> tuple[list[NDArray[Any]], list[str]]:
-    """The columns of an array or a DataFrame, as integers or strings, and their names."""
+    """The columns of an array or a DataFrame, and their names."""
     if hasattr(X, "columns"):
         names = [str(name) for name in X.columns]
         columns = [np.asarray(X[name]) for name in X.columns]
@@ -143,23 +145,44 @@ def _columns(X: Any) -> tuple[list[NDArray[Any]], list[str]]:
             raise ValueError(f"X must be two-dimensional [rows, columns], got shape {list(array.shape)}")
         names = [f"x{k}" for k in range(array.shape[1])]
         columns = list(array.T)
-    return [_as_categories(column) for column in columns], names
+    return columns, names
 
 
-def _as_categories(column: NDArray[Any]) -> NDArray[Any]:
+def _categories(column: NDArray[Any]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct values of a column, as strings, and every row's place among them: -1 where it is missing.
+
+    Each value is named on its own, so that a row means the same in any company.
+    """
+    if column.dtype.kind == "O":  # values of several types, which may not sort
+        names = [_name(value) for value in column]
+        distinct = sorted({name for name in names if name is not None})
+        at = {name: k for k, name in enumerate(distinct)}
+        return distinct, np.array([-1 if name is None else at[name] for name in names], np.int64)
+    values, place = np.unique(column, return_inverse=True)
+    if len(values) and values[-1] != values[-1]:  # NaN sorts last
+        values = values[:-1]
+        place = np.where(place == len(values), -1, place)
+    return [str(_name(value)) for value in values], place.astype(np.int64, copy=False)
+
+
+def _name(value: Any) -> str | None:
     # 1.0 is category 1: a table of mixed columns turns integers into floats on the way here.
-    if column.dtype.kind == "f" and bool(np.all(column == np.floor(column))):
-        return column.astype(np.int64)
-    return column if column.dtype.kind in "iub" else column.astype(str)
+    if isinstance(value, (float, np.floating)):
+        value = float(value)
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() else str(value)
+    return None if value is None else str(value)
 
 
 def _encode(columns: list[NDArray[Any]], vocabulary: Vocabulary, labels: ArrayLike | None) -> GraphDataset:
-    """A graph a row; unknown values are left out."""
+    """A graph a row; unknown and missing values are left out."""
     ids = np.empty((len(columns[0]) if columns else 0, len(columns)), np.int64)
     for k, (column, field) in enumerate(zip(columns, vocabulary.fields, strict=True)):
-        values, place = np.unique(column, return_inverse=True)
-        found = field.find(str(value) for value in values)
-        ids[:, k] = np.where(found < 0, -1, found + vocabulary.offsets[k])[place]
+        names, place = _categories(column)
+        found = field.find(names)
+        known_ids = np.where(found < 0, -1, found + vocabulary.offsets[k])
+        ids[:, k] = np.append(known_ids, -1)[place]
     known = ids >= 0
     offsets = np.concatenate([[0], np.cumsum(known.sum(1))])
     return GraphDataset(ids[known], offsets, labels=labels, vocabulary=vocabulary)

@@ -96,6 +96,30 @@ def test_unknown_values_are_left_out(fitted: L0SIGNClassifier, X: Any) -> None:
     assert probabilities[1, 1] == pytest.approx(1 / (1 + np.exp(-bias)), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32, object])
+def test_a_row_means_the_same_alone_and_in_company(X: Any, y: Any, kind: Any) -> None:
+    mixed = X.astype(kind)
+    mixed[::7, 1] = 1.5
+    mixed[3, 1], mixed[4, 2], mixed[5, 3] = np.nan, np.inf, -np.inf
+    if kind is object:
+        mixed[6, 0], mixed[8, 0] = None, "word"
+    classifier = L0SIGNClassifier(**QUICK | {"epochs": 1, "validation_fraction": 0}).fit(mixed, y)
+    assert set(classifier.vocabulary_.field("x1").values) == {"0", "1", "1.5", "2", "3"}
+    assert set(classifier.vocabulary_.field("x2").values) == {"0", "1", "2", "3", "inf"}
+    rows = mixed[:30]
+    graphs = classifier._dataset(rows)
+    missing = [3, 6] if kind is object else [3]
+    assert [k for k, size in enumerate(np.diff(graphs.offsets)) if size < 4] == missing
+    alone = np.concatenate([classifier._dataset(row[None]).ids for row in rows])
+    np.testing.assert_array_equal(alone, graphs.ids)
+    # A batch of one is summed in another order than a batch of thirty.
+    np.testing.assert_allclose(
+        np.concatenate([classifier.predict_proba(row[None]) for row in rows]),
+        classifier.predict_proba(rows),
+        rtol=1e-5,
+    )
+
+
 def test_classes(X: Any) -> None:
     y = (X[:, 0] + X[:, 1]) % 3 + 10
     classifier = L0SIGNClassifier(**QUICK | {"epochs": 10, "lr": 0.03}).fit(X, y)
