@@ -147,7 +147,8 @@ def fit(
         elif out is not None:
             for name in (STATE_FILE, MODEL_FILE):  # an overwritten run leaves nothing to mistake for this one
                 (out / name).unlink(missing_ok=True)
-            trainer.save()
+            trainer.save(model=False)  # first, so that there is a run to resume as soon as there is a file
+        trainer.save_model()  # after a load too: whoever stopped the run may have come between its two files
         return trainer.run()
 
 
@@ -323,6 +324,9 @@ class _Trainer:
         """Save the state, and the best weights so far unless `model` says that they have not changed."""
         if self.out is None:
             return
+        # The model comes first: an epoch that no state remembers is computed again, and writes the same model.
+        if model:
+            self.save_model()
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
@@ -330,7 +334,10 @@ class _Trainer:
         tensors |= {"noise": self.noise.get_state(), "sums": self.sums}
         header = {"config": self.config.to_dict(), "data": self._fingerprint(), "state": vars(self.state)}
         write_tensors(self.out / STATE_FILE, tensors, header)
-        if model:
+
+    def save_model(self) -> None:
+        """Save the best weights so far."""
+        if self.out is not None:
             options, vocabulary = hyperparameters(self.model), self.train.data.vocabulary
             write_model(self.out, self.best, options, vocabulary, self.config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import warnings
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from l0sign_cuda import data, training
+from l0sign_cuda.checkpoint import load_model
 from l0sign_cuda.collapse import CollapseError, CollapseWarning, diagnose
 from l0sign_cuda.config import TrainConfig
 from l0sign_cuda.data import GraphDataset, PlantedData
@@ -365,6 +366,31 @@ def test_a_collapsed_run_goes_on_if_asked(parts: list, tmp_path: Path) -> None:
     continued = fit(parts[0], parts[1], out=tmp_path, resume=True, on_collapse="warn")
     assert (continued.stopped, len(continued.history)) == ("epochs", 3)
     assert continued.collapse is not None
+
+
+@pytest.mark.parametrize("file", ["write_tensors", "write_model"])
+@pytest.mark.parametrize("call", [1, 2, 3])  # the start, the first epoch, the second
+def test_a_run_killed_between_its_two_files_resumes_to_its_model(
+    parts: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, call: int
+) -> None:
+    train, valid, _ = parts
+    whole = fit(train, valid, QUICK, epochs=2)
+    assert whole.best_epoch == 2  # so that every epoch writes both files
+    write, calls = getattr(training, file), count(1)
+
+    def fatal(*arguments: Any) -> None:
+        if next(calls) == call:
+            raise SystemExit
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, file, fatal)
+        with pytest.raises(SystemExit):
+            fit(train, valid, QUICK, epochs=2, out=tmp_path)
+    resumed = fit(train, valid, QUICK, epochs=2, out=tmp_path, resume=True)
+    assert_same(whole, resumed)
+    for name, tensor in load_model(tmp_path).state_dict().items():
+        assert torch.equal(tensor, whole.model.state_dict()[name]), name
 
 
 def test_more_patience_goes_on(parts: list, tmp_path: Path) -> None:
