@@ -49,6 +49,11 @@ void expect_type(const Tensor& t, const char* name, ScalarType type) {
   expect(t.scalar_type() == type, std::string(name) + ": unexpected dtype");
 }
 
+Aggregation aggregation_of(int64_t aggr) {
+  expect(aggr >= 0 && aggr <= 2, "aggr: expected 0, 1 or 2, got " + std::to_string(aggr));
+  return static_cast<Aggregation>(aggr);
+}
+
 // ---- Tensors to problems ----
 
 // Tensors in the type of computation, alive as long as a problem points to them.
@@ -67,6 +72,13 @@ class Inputs {
     expect_type(t, name, ScalarType::Long);
     tensors_.push_back(torch::stable::contiguous(t));
     return static_cast<const int64_t*>(tensors_.back().const_data_ptr());
+  }
+
+  // The backward only reads it.
+  int32_t* degree(const Tensor& t) {
+    expect_type(t, "degree", ScalarType::Int);
+    tensors_.push_back(torch::stable::contiguous(t));
+    return static_cast<int32_t*>(const_cast<void*>(tensors_.back().const_data_ptr()));
   }
 
   Graphs graphs(const Tensor& rows, const OptionalTensor& offsets, int64_t graph_size) {
@@ -193,7 +205,7 @@ CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor&
              shape_of(edge_nodes));
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(nodes, offsets, graph_size);
-  p.aggregation = static_cast<Aggregation>(aggr);
+  p.aggregation = aggregation_of(aggr);
   p.gate = in.gate(seed, temperature, gamma, zeta);
   const int64_t d = nodes.sizes()[1];
   p.message = in.perceptron("message", mw1, mb1, mw2, mb2, d, d);
@@ -246,9 +258,8 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
     if (grad_l0) expect_shape(*grad_l0, "grad_l0", {G});
     if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
     if (p.aggregation == Aggregation::neighbor_mean) {
-      expect_type(degree, "degree", ScalarType::Int);
       expect_shape(degree, "degree", {N});
-      p.degree = data<int32_t>(degree);
+      p.degree = in.degree(degree);
     }
     p.grad_out = in(grad_out);
     p.grad_l0 = in(grad_l0);
@@ -282,7 +293,7 @@ CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tenso
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(nodes, offsets, graph_size);
   // Every neighbour is open.
-  const bool mean = static_cast<Aggregation>(aggr) != Aggregation::sum;
+  const bool mean = aggregation_of(aggr) != Aggregation::sum;
   p.aggregation = mean ? Aggregation::mean : Aggregation::sum;
   const int64_t d = nodes.sizes()[1];
   p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
@@ -341,7 +352,7 @@ EdgeList<A> edges_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, 
          "edge_index: expected [2, E], got " + shape_of(edge_index));
   EdgeList<A> p = {};
   p.graphs = in.graphs(nodes, offsets, graph_size);
-  p.aggregation = static_cast<Aggregation>(aggr);
+  p.aggregation = aggregation_of(aggr);
   const int64_t d = nodes.sizes()[1];
   p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
   p.nodes = in(nodes);

@@ -38,7 +38,7 @@ struct HardConcrete {
 };
 
 // All pairs i <= j of every graph. What is null is neither read nor computed:
-//   edge_nodes null: no gates, every pair counts (SIGN); message.hidden_weight null: gates only.
+//   edge_nodes null: no gates, every pair counts (SIGN); nodes null: gates only.
 template <class A>
 struct CompleteGraph {
   Graphs graphs;

@@ -29,6 +29,20 @@ struct Arena {
   }
 };
 
+// Kahan's sum, lane by lane.
+template <class V>
+struct CompensatedSum {
+  V sum, lost;
+
+  void clear() { sum = lost = V{}; }
+  ALWAYS_INLINE void add(V x) {
+    const V y = x - lost;
+    const V next = sum + y;
+    lost = (next - sum) - y;
+    sum = next;
+  }
+};
+
 template <class V>
 ALWAYS_INLINE void clear(V* v, int64_t count) {
   for (int64_t k = 0; k < count; ++k) v[k] = V{};

@@ -67,14 +67,19 @@ class CompleteGraphKernel {
       clear(gate_sum_, slots_ + 1);
       clear(degree_, slots_ + 1);
     }
-    l0_ = l2_ = V{};
+    l0_.clear();
+    l2_.clear();
     open_ = I{};
+    open_rows_ = 0;
     for_pairs([&](auto size, auto diagonal)
                   LAMBDA_INLINE { forward_chunk<decltype(size)::value, decltype(diagonal)::value>(); },
               [&](int64_t i) { flush_row_sums(i); });
-    if (problem_.l0) store_graph(problem_.l0, l0_);
-    if (problem_.l2) store_graph(problem_.l2, l2_);
-    if (problem_.num_edges) store_graph(problem_.num_edges, open_);
+    if (problem_.l0) store_graph(problem_.l0, l0_.sum);
+    if (problem_.l2) store_graph(problem_.l2, l2_.sum);
+    if (problem_.num_edges) {
+      store_graph(problem_.num_edges, open_);
+      if (over_nodes_) problem_.num_edges[lane_graph_[0]] = open_rows_;
+    }
     if (problem_.out) store_out();
   }
 
@@ -83,7 +88,7 @@ class CompleteGraphKernel {
     if (gated_) {
       clear(mask_sum_, he_ * b_);
       clear(mask_bias_, he_);
-      grad_logit_sum_ = V{};
+      grad_logit_sum_.clear();
     }
   }
 
@@ -117,8 +122,8 @@ class CompleteGraphKernel {
     // product:
     //   dW1[h][k] = W2[h] S[h][k],  db1[h] = W2[h] S[h],  dW2[h] = sum_k W1[h][k] S[h][k] + b1[h] S[h].
     const Perceptron<A>& edge = problem_.edge;
-    const GradientLayout at(message.hidden * (message.in + 1) + message.out * (message.hidden + 1), edge.in,
-                            edge.hidden, 1);
+    const GradientLayout at = gradient_layout(gradient_layout(0, message.in, message.hidden, message.out).end,
+                                              edge.in, edge.hidden, 1);
     for (int64_t h = 0; h < edge.hidden; ++h) {
       const A bias = sum_lanes(mask_bias_[h], A(0));
       A out = edge.hidden_bias[h] * bias;
@@ -130,7 +135,7 @@ class CompleteGraphKernel {
       gradients[at.hidden_bias + h] += edge.out_weight[h] * bias;
       gradients[at.out_weight + h] += out;
     }
-    gradients[at.out_bias] += sum_lanes(grad_logit_sum_, A(0));
+    gradients[at.out_bias] += sum_lanes(grad_logit_sum_.sum, A(0));
   }
 
  private:
@@ -274,6 +279,8 @@ class CompleteGraphKernel {
   }
 
   void flush_row_sums(int64_t i) {
+    open_rows_ += sum_lanes(open_, int64_t{0});
+    open_ = I{};
     if (!has_message_) return;
     flush(hidden_sum_, h_, i), flush(gate_sum_, 1, i), flush(degree_, 1, i);
   }
@@ -387,7 +394,7 @@ class CompleteGraphKernel {
           gate_slope_[c] = inside ? span * steepness * s * (1 - s) : V{};
           open_slope_[c] = active_[c] ? open * (1 - open) : V{};
         } else {
-          l0_ += active_[c] ? open : V{};
+          l0_.add(active_[c] ? open : V{});
         }
       }
     }
@@ -419,11 +426,13 @@ class CompleteGraphKernel {
     return any(open);
   }
 
+  // A closed pair has no message: its product is zero, so that nothing in it can overflow.
   template <int C>
   ALWAYS_INLINE void message_product() {
     for (int c = 0; c < C; ++c) {
       const V *left = nodes_ + left_[c] * d_, *right = nodes_ + right_[c] * d_;
-      for (int64_t k = 0; k < d_; ++k) product_[k * C + c] = left[k] * right[k];
+      const I counts = gate_[c] != 0;
+      for (int64_t k = 0; k < d_; ++k) product_[k * C + c] = counts ? left[k] * right[k] : V{};
     }
   }
 
@@ -487,7 +496,7 @@ class CompleteGraphKernel {
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) square[c] += z[m][c] * z[m][c];
         });
-    for (int c = 0; c < C; ++c) l2_ += open_mask_[c] ? square[c] : V{};
+    for (int c = 0; c < C; ++c) l2_.add(open_mask_[c] ? square[c] : V{});
   }
 
   V slot_scale(int64_t slot, bool saved_degree) const {
@@ -686,7 +695,7 @@ class CompleteGraphKernel {
       if (problem_.grad_gates) grad_gate += load_pairs(problem_.grad_gates, c);
       grad_logit[c] = grad_gate * gate_slope_[c] + grad_l0_ * open_slope_[c];
       if (problem_.grad_logits) grad_logit[c] += load_pairs(problem_.grad_logits, c);
-      grad_logit_sum_ += grad_logit[c];
+      grad_logit_sum_.add(grad_logit[c]);
     }
     const V* product = edge_product_;
     V* masked = edge_hidden_;
@@ -762,8 +771,11 @@ class CompleteGraphKernel {
   Philox4<U> noise_words_;
 
   // Sums of the block or of the call.
-  V l0_, l2_, grad_l0_, grad_l2_, grad_logit_sum_;
+  // Millions of pairs may go into one of these: they keep what rounding takes from a plain float32 sum.
+  CompensatedSum<V> l0_, l2_, grad_logit_sum_;
+  V grad_l0_, grad_l2_;
   I open_;
+  int64_t open_rows_ = 0;  // lanes over nodes: the open pairs of the rows that are done
   GradientLanes<A> grad_message_;
   V *mask_sum_ = nullptr, *mask_bias_ = nullptr;
 };

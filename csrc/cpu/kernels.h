@@ -3,10 +3,13 @@
 #pragma once
 #include <stdint.h>
 
+#include "../core/macros.h"
 #include "../problem.h"
 
 namespace l0sign {
 namespace cpu {
+
+constexpr int kPadding = 4;  // inner sizes are padded with zeros to a multiple of this
 
 // A unit of work on W lanes. Lanes over graphs: each lane is one graph, a vector holds the same node of W
 // graphs. Lanes over nodes: one graph, a vector holds W consecutive nodes of it.
@@ -63,14 +66,13 @@ struct Kernels {
 // Where the gradients of one perceptron lie in a flat array.
 struct GradientLayout {
   int64_t hidden_weight, hidden_bias, out_weight, out_bias, end;
-  GradientLayout(int64_t begin, int64_t in, int64_t hidden, int64_t out) {
-    hidden_weight = begin;
-    hidden_bias = hidden_weight + hidden * in;
-    out_weight = hidden_bias + hidden;
-    out_bias = out_weight + out * hidden;
-    end = out_bias + out;
-  }
 };
+
+L0SIGN_HD GradientLayout gradient_layout(int64_t begin, int64_t in, int64_t hidden, int64_t out) {
+  const int64_t hidden_bias = begin + hidden * in, out_weight = hidden_bias + hidden;
+  const int64_t out_bias = out_weight + out * hidden;
+  return {begin, hidden_bias, out_weight, out_bias, out_bias + out};
+}
 
 }  // namespace cpu
 }  // namespace l0sign

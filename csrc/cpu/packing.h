@@ -8,8 +8,6 @@
 namespace l0sign {
 namespace cpu {
 
-constexpr int64_t kPadding = 4;  // as kPad of the kernels
-
 inline int64_t pad(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 
 template <class A>

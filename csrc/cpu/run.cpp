@@ -178,7 +178,8 @@ void backward(const CompleteGraph<A>& problem) {
   const Plan<A> plan(problem, k, true);
   const Packing<A> packing(problem, k.rows);
   const Perceptron<A>&m = problem.message, &e = problem.edge;
-  const GradientLayout message(0, m.in, m.hidden, m.out), edge(message.end, e.in, e.hidden, e.out);
+  const GradientLayout message = gradient_layout(0, m.in, m.hidden, m.out);
+  const GradientLayout edge = gradient_layout(message.end, e.in, e.hidden, e.out);
   std::vector<A> partials((plan.task_begin.size() - 1) * edge.end, A(0));
   for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
     const int64_t begin = plan.task_begin[t];
@@ -266,7 +267,7 @@ void backward(const EdgeList<A>& problem) {
   const EdgePlan<A> plan(problem, k, true);
   const Packing<A> packing(problem, k.rows);
   const Perceptron<A>& m = problem.message;
-  const GradientLayout message(0, m.in, m.hidden, m.out);
+  const GradientLayout message = gradient_layout(0, m.in, m.hidden, m.out);
   std::vector<A> partials((plan.task_begin.size() - 1) * message.end, A(0));
   for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
     for (int64_t b = plan.task_begin[t]; b < plan.task_begin[t + 1]; ++b)

@@ -11,7 +11,8 @@ constexpr int kRows = 2;
 constexpr int kVectorBytes = 16;
 constexpr int kRows = 2;
 #endif
-constexpr int kPad = 4;  // inner sizes are padded with zeros to a multiple of this (and of kRows)
+constexpr int kPad = kPadding;
+static_assert(kPad % kRows == 0, "a tile's rows must divide the padding");
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define LAMBDA_INLINE __attribute__((always_inline))
@@ -59,10 +60,10 @@ ALWAYS_INLINE typename Simd<A>::I lane_index() {
   return lanes;
 }
 
-template <class V, class A>
-ALWAYS_INLINE A sum_lanes(V v, A zero) {
-  A sum = zero;
-  for (unsigned l = 0; l < sizeof(V) / sizeof(A); ++l) sum += v[l];
+template <class V, class T>
+ALWAYS_INLINE T sum_lanes(V v, T zero) {
+  T sum = zero;
+  for (unsigned l = 0; l < sizeof(V) / sizeof(v[0]); ++l) sum += v[l];
   return sum;
 }
 
