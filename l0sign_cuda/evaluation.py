@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
 from . import metrics
@@ -19,6 +20,8 @@ from .model import L0SIGN
 
 #: A data set, or (a data set, indices) for a part of it.
 Samples = Union[GraphDataset, "tuple[GraphDataset, ArrayLike]"]
+
+_CHUNK = 1 << 20
 
 
 class Part:
@@ -44,14 +47,18 @@ class Part:
             yield self.data.batch(indices[first : first + size])
 
     def fingerprint(self) -> list[int]:
-        """A few numbers that differ between data sets, and between parts of one."""
-        return [
-            len(self.data),
-            len(self.data.ids),
-            self.data.num_features,
-            len(self),
-            int(self.indices.sum()),
-        ]
+        """A few numbers that differ between data sets, and between parts of one; reads all of the data."""
+        data, checksum = self.data, 0
+        for array, dtype in (
+            (data.ids, np.int64),  # of either width
+            (data.offsets, np.int64),
+            (data.values, np.float32),
+            (data.labels, np.float32),
+            (self.indices, np.int64),
+        ):
+            if array is not None:
+                checksum = _crc32(array, dtype, checksum)
+        return [len(data), len(data.ids), data.num_features, len(self), checksum]
 
 
 def evaluate(
@@ -124,6 +131,13 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def _crc32(array: NDArray[Any], dtype: DTypeLike, value: int) -> int:
+    """The checksum of an array's numbers, carried on from `value`; little of a memory map at a time."""
+    for start in range(0, len(array), _CHUNK):
+        value = zlib.crc32(np.ascontiguousarray(array[start : start + _CHUNK], dtype), value)
+    return value
 
 
 def count_pairs(batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ that was interrupted and resumed computes the same numbers, bit for bit, as one 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import threading
@@ -91,6 +92,7 @@ class _State:
     best_value: float = math.nan
     collapses: dict[str, str] = field(default_factory=dict)  # kind -> message, each told once
     stopped: str | None = None
+    finite: bool = True  # False after a loss or a prediction that was not: the weights are lost
 
 
 def fit(
@@ -304,7 +306,8 @@ class _Trainer:
             return None
         state, policy = self.state, self.config.on_collapse
         # Nothing comes after a loss that is not finite.
-        if collapse.kind == "loss" or policy in ("stop", "raise"):
+        state.finite = collapse.kind != "loss"
+        if not state.finite or policy in ("stop", "raise"):
             state.stopped = "collapse"
         if policy == "ignore" or collapse.kind in state.collapses:
             return None
@@ -332,7 +335,7 @@ class _Trainer:
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
         tensors |= {"noise": self.noise.get_state(), "sums": self.sums}
-        header = {"config": self.config.to_dict(), "data": self._fingerprint(), "state": vars(self.state)}
+        header = {"config": self.config.to_dict(), "data": self._fingerprint, "state": vars(self.state)}
         write_tensors(self.out / STATE_FILE, tensors, header)
 
     def save_model(self) -> None:
@@ -346,7 +349,7 @@ class _Trainer:
         assert self.out is not None
         file = self.out / STATE_FILE
         tensors, header = read_tensors(file)
-        if header.get("data") != self._fingerprint():
+        if header.get("data") != self._fingerprint:
             raise ValueError(f"{file}: the run was started on other samples than these")
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -370,9 +373,17 @@ class _Trainer:
             raise ValueError(f"{file}: damaged, or of another version: {error}") from None
         # A larger patience goes on, and so does one who no longer wants to stop at a collapse.
         self._heed_patience()
-        if self.state.stopped == "collapse" and self.config.on_collapse in ("warn", "ignore"):
+        if not self.state.finite:
+            news = (
+                f"{self.out}: the run ended on a loss or a prediction that is not finite, and cannot go on. "
+                "Start another with a smaller lr or with clip_norm."
+            )
+            self._report(message=news)
+            warnings.warn(news, CollapseWarning, stacklevel=3)
+        elif self.state.stopped == "collapse" and self.config.on_collapse in ("warn", "ignore"):
             self.state.stopped = None
 
+    @functools.cached_property
     def _fingerprint(self) -> list[Any]:
         return [self.train.fingerprint(), None if self.valid is None else self.valid.fingerprint()]
 
@@ -425,9 +436,10 @@ def _count_outputs(part: Part, loss: Loss) -> int:
 
 def _make_optimizer(model: L0SIGN, config: TrainConfig) -> torch.optim.Optimizer:
     # Weight decay on the edge network would pull its logits to zero, against what the L0 penalty decides.
+    # On the embeddings it reads, decay is worth having: on Frappe the gates then close later, and better.
     parameters: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        parameters[not name.startswith(("edge_embedding.", "interaction.edge."))].append(parameter)
+        parameters[not name.startswith("interaction.edge.")].append(parameter)
     groups = [
         {"params": members, "weight_decay": config.weight_decay if decayed else 0.0}
         for decayed, members in parameters.items()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from l0sign_cuda import data, training
+from l0sign_cuda import data, evaluation, training
 from l0sign_cuda.checkpoint import load_model
 from l0sign_cuda.collapse import CollapseError, CollapseWarning, diagnose
 from l0sign_cuda.config import TrainConfig
@@ -153,7 +153,6 @@ def test_only_the_edge_network_is_spared_weight_decay(parts: list) -> None:
     }
     spared = {name for name, parameter in trainer.model.named_parameters() if decay[id(parameter)] == 0}
     assert spared == {
-        "edge_embedding.weight",
         "interaction.edge.hidden.weight",
         "interaction.edge.hidden.bias",
         "interaction.edge.out.weight",
@@ -393,6 +392,19 @@ def test_a_run_killed_between_its_two_files_resumes_to_its_model(
         assert torch.equal(tensor, whole.model.state_dict()[name]), name
 
 
+def test_a_run_that_ended_on_a_loss_that_is_not_finite_does_not_go_on(parts: list, tmp_path: Path) -> None:
+    lost = {"gated": False, "lr": 1e30, "on_collapse": "ignore", "out": tmp_path}
+    first = fit(parts[0], parts[1], QUICK, **lost)
+    for policy in ("warn", "ignore"):
+        told: list[Progress] = []
+        options: dict[str, Any] = {"on_collapse": policy, "progress": told.append}
+        with pytest.warns(CollapseWarning, match=r"not finite, and cannot go on\. Start another"):
+            again = fit(parts[0], parts[1], out=tmp_path, resume=True, **options)
+        assert [event.message is not None for event in told] == [True]  # for whoever shows progress
+        assert repr(timeless(first.history)) == repr(timeless(again.history))  # NaN and all
+        assert (again.stopped, again.best_epoch) == ("collapse", 0)
+
+
 def test_more_patience_goes_on(parts: list, tmp_path: Path) -> None:
     still = {"lr": 1e-20, "on_collapse": "ignore", "out": tmp_path}
     fit(parts[0], parts[1], QUICK, epochs=9, patience=1, **still)
@@ -409,6 +421,42 @@ def test_resume_refuses_other_settings_and_other_samples(parts: list, tmp_path: 
         fit(train, test, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="resume needs the directory"):
         fit(train, valid, resume=True)
+
+
+def test_resume_refuses_samples_that_differ_in_one_number(ragged: GraphDataset, tmp_path: Path) -> None:
+    def changed(name: str, at: int) -> GraphDataset:
+        arrays = {key: getattr(ragged, key).copy() for key in ("ids", "offsets", "values", "labels")}
+        arrays[name][at] = {"ids": 11 - arrays["ids"][at], "labels": 1 - arrays["labels"][at]}.get(
+            name, arrays[name][at] + 0.5
+        )
+        return GraphDataset(**arrays, num_features=12)
+
+    indices = np.arange(200)
+    fit((ragged, indices), config=QUICK, epochs=1, out=tmp_path)
+    swapped = indices.copy()
+    swapped[[3, 4]] = swapped[[4, 3]]
+    offsets = ragged.offsets.copy()
+    offsets[1 + np.argmin(offsets == 0)] -= 1  # a node moves from one graph to the next
+    shifted = GraphDataset(ragged.ids, offsets, ragged.values, ragged.labels, num_features=12)
+    others = [(changed(name, 7), indices) for name in ("ids", "values", "labels")]
+    for other in [*others, (shifted, indices), (ragged, swapped)]:
+        with pytest.raises(ValueError, match="the run was started on other samples"):
+            fit(other, out=tmp_path, resume=True)
+    # The same numbers in another width, and from a file, are the same samples.
+    ragged.save(tmp_path / "data")
+    for same in (
+        GraphDataset.load(tmp_path / "data"),
+        GraphDataset(
+            ragged.ids.astype(np.int32), ragged.offsets, ragged.values, ragged.labels, num_features=12
+        ),
+    ):
+        assert len(fit((same, indices), out=tmp_path, resume=True).history) == 1
+
+
+def test_a_checksum_does_not_depend_on_its_chunks(monkeypatch: pytest.MonkeyPatch, parts: list) -> None:
+    whole = evaluation.Part(parts[0]).fingerprint()
+    monkeypatch.setattr(evaluation, "_CHUNK", 7)
+    assert evaluation.Part(parts[0]).fingerprint() == whole
 
 
 def test_a_run_is_not_overwritten_by_accident(parts: list, tmp_path: Path) -> None:
