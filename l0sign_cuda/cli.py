@@ -29,6 +29,7 @@ from .model import L0SIGN
 from .training import FitResult, Progress, fit, holds_run, resolve_device, stored_config
 
 _INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+_CPU_VARIABLE = "L0SIGN_CPU_CAPABILITY"
 _COLUMNS = ("epoch", "loss", "auc", "accuracy", "rmse", "logloss", "edges_kept", "samples_per_second")
 _SPLIT = (0.7, 0.15, 0.15)
 _READ = "read:"  # marks the options that go to the reader
@@ -53,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has had enough; nothing more can be written, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, IndexError, OSError, ImportError, NotImplementedError, CollapseError) as error:
-        if arguments.debug:
+    except (ValueError, IndexError, OSError, ImportError, RuntimeError) as error:
+        # Of the RuntimeErrors, those that the user can mend; the others are bugs, and show where they come from.
+        ours = isinstance(error, (NotImplementedError, CollapseError)) or _CPU_VARIABLE in str(error)
+        if arguments.debug or (isinstance(error, RuntimeError) and not ours):
             raise
         _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         return 2

@@ -49,13 +49,13 @@ def report() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report; return 1 if the compiled module cannot be loaded, else 0."""
+    """Print the report; return 1 if the compiled module cannot be loaded or has no CPU kernels to run, else 0."""
     parser = argparse.ArgumentParser(prog="l0sign doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
     found = report()
     print(json.dumps(found, indent=2) if arguments.json else _text(found))
-    return 0 if found["binary"]["available"] else 1
+    return 0 if found["cpu"]["missing"] is None else 1
 
 
 def _load_message() -> str | None:
@@ -74,10 +74,17 @@ def _installed(distribution: str) -> str | None:
 
 
 def _cpu(info: dict[str, Any] | None) -> dict[str, Any]:
+    kernels, missing = None, None if info else "the compiled module"
+    if info:
+        try:
+            kernels = _extension.cpu_capability()
+        except RuntimeError as error:  # the environment asks for what is not there
+            missing = str(error)
     return {
-        "kernels": _extension.cpu_capability() if info else None,
+        "kernels": kernels,
         "built": info["cpu_instruction_sets"] if info else [],
         "threads": torch.get_num_threads(),
+        "missing": missing,
     }
 
 
@@ -180,7 +187,12 @@ def _text(found: dict[str, Any]) -> str:
         rows += [
             ("binary", f"{versions['compiler']}, torch {versions['torch_headers']} headers"),
             ("CUDA build", f"{cuda}, {' '.join(gpu['architectures'])}" if cuda else "no"),
-            ("CPU kernels", f"{cpu['kernels']} (built: {' '.join(cpu['built'])}; {cpu['threads']} threads)"),
+            (
+                "CPU kernels",
+                f"none: {cpu['missing']}"
+                if cpu["missing"]
+                else f"{cpu['kernels']} (built: {' '.join(cpu['built'])}; {cpu['threads']} threads)",
+            ),
         ]
     else:
         rows.append(("binary", f"BROKEN: {found['binary']['error']}"))

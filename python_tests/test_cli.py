@@ -353,6 +353,22 @@ def test_version_and_doctor(capsys: Any) -> None:
     assert json.loads(capsys.readouterr().out)["versions"]["l0sign_cuda"] == l0sign_cuda.__version__
 
 
+def test_an_unknown_instruction_set_is_one_line(run: Path, prepared: Path) -> None:
+    environment = os.environ | {"L0SIGN_CPU_CAPABILITY": "sse"}
+
+    def without(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "l0sign_cuda", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+    evaluated = without("evaluate", run, prepared, "--device", "cpu")
+    assert evaluated.returncode == 2 and evaluated.stderr.count("\n") == 1
+    assert "error: L0SIGN_CPU_CAPABILITY: expected one of" in evaluated.stderr
+    doctor = without("doctor")
+    assert doctor.returncode == 1 and doctor.stderr == ""
+    assert "CPU kernels:  none: L0SIGN_CPU_CAPABILITY: expected one of" in doctor.stdout
+    assert "got sse" in json.loads(without("doctor", "--json").stdout)["cpu"]["missing"]
+
+
 # -------------------- interruption
 
 LONG = ["--epochs", "6", "--batch-size", "8", "--num-threads", "1", "--patience", "0", "--weight-decay", "0"]
