@@ -177,27 +177,60 @@ def test_a_binary_that_does_not_load(monkeypatch):
     assert cases.l0_sign(RAGGED, backend="reference")["num_edges"].shape == (2,)
 
 
-@pytest.mark.parametrize("what", ["offsets", "edges"])
-def test_operators_guard_their_memory(what):
+def _unchecked(name, **changes):
+    """Call an operator as compiled graphs do, without the checks of Python."""
+    message, edge = ([t.contiguous() for t in network] for network in (RAGGED.message, RAGGED.edge))
+    options = {"offsets": RAGGED.offsets, "graph_size": 0, "aggr": 0, "num_pairs": 9, **changes}
+    where = [options["offsets"], options["graph_size"]]
+    gates = [2 / 3, -0.1, 1.1]
+    operator = getattr(torch.ops.l0sign_cuda, name).default
+    if name == "sign":
+        return operator(RAGGED.nodes, *message, *where, options["aggr"], True)
+    if name == "sign_edges":
+        return operator(RAGGED.nodes, *message, *where, options["edge_index"], None, options["aggr"])
+    if name == "edge_gates":
+        return operator(RAGGED.edge_nodes, *edge, *where, None, *gates, options["num_pairs"])
+    both = [RAGGED.nodes, RAGGED.edge_nodes, *message, *edge, *where, None, options["aggr"], *gates]
+    if name == "l0_sign":
+        return operator(*both, True)
+    return operator(torch.ones_like(RAGGED.nodes), None, None, *both, options["degree"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("sign", {"offsets": torch.tensor([0, 9_000_000])}, "offsets: expected non-decreasing values"),
+        ("sign", {"offsets": torch.tensor([0, 4, 3, 5])}, "offsets: expected non-decreasing values"),
+        ("sign", {"offsets": torch.tensor([0, 5], dtype=torch.int32)}, "offsets: unexpected dtype"),
+        ("sign", {"offsets": None, "graph_size": 0}, "graph_size: expected a divisor"),
+        ("sign", {"offsets": None, "graph_size": 4}, "graph_size: expected a divisor"),
+        ("sign_edges", {"edge_index": torch.tensor([[0], [9_000_000]])}, "edge_index: "),
+        ("sign_edges", {"edge_index": torch.tensor([[-1], [0]])}, "edge_index: "),
+        ("edge_gates", {"num_pairs": 3}, "num_pairs: "),
+        ("sign", {"aggr": 3}, "aggr: expected 0, 1 or 2, got 3"),
+        ("l0_sign", {"aggr": -1}, "aggr: expected 0, 1 or 2, got -1"),
+        (
+            "sign_edges",
+            {"edge_index": torch.tensor([[0], [1]]), "aggr": 3},
+            "aggr: expected 0, 1 or 2, got 3",
+        ),
+        ("l0_sign_backward", {"aggr": 1, "degree": torch.ones(3, dtype=torch.int32)}, "degree: "),
+        ("l0_sign_backward", {"aggr": 1, "degree": torch.ones(5)}, "degree: unexpected dtype"),
+    ],
+)
+def test_operators_guard_their_memory(name, changes, expected):
     """A compiled graph calls operators without the checks of Python: they refuse what would leave memory."""
-    weights = [t.contiguous() for t in RAGGED.message]
-    if what == "offsets":
-        bad = torch.tensor([0, 9_000_000])
-        args = (torch.ops.l0sign_cuda.sign.default, RAGGED.nodes, *weights, bad, 0, 0, True)
-    else:
-        bad = torch.tensor([[0], [9_000_000]])
-        args = (
-            torch.ops.l0sign_cuda.sign_edges.default,
-            RAGGED.nodes,
-            *weights,
-            RAGGED.offsets,
-            0,
-            bad,
-            None,
-            0,
-        )
-    with pytest.raises((RuntimeError, IndexError, ValueError)):
-        args[0](*args[1:])
+    with pytest.raises(RuntimeError, match=expected):
+        _unchecked(name, **changes)
+
+
+def test_a_strided_degree_is_read_as_it_is():
+    degree = _unchecked("l0_sign", aggr=1)[4]
+    strided = torch.stack([degree, torch.full_like(degree, 99)], 1)[:, 0]
+    assert not strided.is_contiguous()
+    expected = _unchecked("l0_sign_backward", aggr=1, degree=degree)
+    for ours, theirs in zip(_unchecked("l0_sign_backward", aggr=1, degree=strided), expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
