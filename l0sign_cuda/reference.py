@@ -82,10 +82,10 @@ def l0_sign(
 
         pair_graph = graph[pairs[0]]
         pi = torch.sigmoid(logits - gate[0] * math.log(-gate[1] / gate[2]))  # P(g > 0)
-        l0 = _sum_by(pi, pair_graph, graphs.num_graphs)
+        l0 = _penalty(pi, pair_graph, graphs.num_graphs)
         l2 = None
         if l2_penalty:
-            l2 = _sum_by(torch.where(gates > 0, z.square().sum(-1), 0), pair_graph, graphs.num_graphs)
+            l2 = _penalty(torch.where(gates > 0, z.square().sum(-1), 0), pair_graph, graphs.num_graphs)
         num_edges = _sum_by((gates > 0).long(), pair_graph, graphs.num_graphs)
     return LayerOutput(out.to(nodes.dtype).view(nodes.shape), l0, l2, num_edges)
 
@@ -142,7 +142,7 @@ def complete_sign(
         out = _aggregate(
             z, torch.ones_like(pairs[0], dtype=torch.bool), pairs, bounds, graph, aggr, ordered=False
         )
-        l2 = _sum_by(z.square().sum(-1), graph[pairs[0]], graphs.num_graphs) if l2_penalty else None
+        l2 = _penalty(z.square().sum(-1), graph[pairs[0]], graphs.num_graphs) if l2_penalty else None
     return LayerOutput(out.to(nodes.dtype).view(nodes.shape), *ungated_report(bounds, z.dtype, l2))
 
 
@@ -290,6 +290,11 @@ def _aggregate(
 def _sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
     """The sums of the rows of ``values`` that share an index: [size, ...]."""
     return values.new_zeros(size, *values.shape[1:]).index_add(0, index, values)
+
+
+def _penalty(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """``_sum_by`` in float64: over millions of pairs a sum in float32 drifts."""
+    return _sum_by(values.double(), index, size).to(values.dtype)
 
 
 def _accumulated(x: Tensor) -> Tensor:
