@@ -106,8 +106,10 @@ class Inputs {
     first_pairs_.resize(graphs.count);
     pairs = 0;
     for (int64_t g = 0; g < graphs.count; ++g) {
+      const int64_t n = graphs.offsets ? graphs.offsets[g + 1] - graphs.offsets[g] : graphs.graph_size;
       first_pairs_[g] = pairs;
-      pairs += pair_count(graphs.offsets ? graphs.offsets[g + 1] - graphs.offsets[g] : graphs.graph_size);
+      expect(n >= 0 && n < (int64_t{1} << 31) && !__builtin_add_overflow(pairs, pair_count(n), &pairs),
+             "offsets: expected graphs whose pairs can be counted in 64 bits");
     }
     return first_pairs_.data();
   }
@@ -472,6 +474,7 @@ Tensor gate_noise(const Tensor& seed, const OptionalTensor& offsets, int64_t gra
   Inputs<float> in;
   expect(seed.numel() == 1, "seed: expected one element");
   const int64_t* key = in.index(seed, "seed");
+  expect(num_graphs >= 0, "num_graphs: expected at least 0, got " + std::to_string(num_graphs));
   Graphs graphs = {nullptr, graph_size, num_graphs, 0};
   if (offsets) {
     expect(offsets->dim() == 1 && offsets->sizes()[0] == num_graphs + 1,
