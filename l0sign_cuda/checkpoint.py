@@ -150,7 +150,7 @@ def save_model(
 
     A model that is already there is replaced at one instant: a reader finds the old one or the new one.
     """
-    write_model(path, model.state_dict(), hyperparameters(model), vocabulary, config)
+    write_model(path, model.state_dict(), model.hyperparameters, vocabulary, config)
 
 
 def write_model(
@@ -175,33 +175,6 @@ def write_model(
     for stale in path.glob("vocabulary-*.json"):
         if stale.name != header["vocabulary"]:
             stale.unlink(missing_ok=True)
-
-
-def hyperparameters(model: L0SIGN) -> dict[str, Any]:
-    """The arguments that build another model of the same kind: `L0SIGN(**hyperparameters(model))`."""
-    layer, head = model.interaction, model.head
-    edge = (
-        {}
-        if layer.edge is None
-        else {
-            "edge_dim": layer.edge.hidden.in_features,
-            "edge_hidden_dim": layer.edge.hidden.out_features,
-        }
-    )
-    return {
-        "num_embeddings": model.node_embedding.num_embeddings,
-        "embedding_dim": model.node_embedding.embedding_dim,
-        "hidden_dim": layer.message.hidden.out_features,
-        **edge,
-        "num_outputs": head.out_features,
-        "aggr": layer.aggr,
-        "iterations": model.iterations,
-        "temperature": layer.temperature,
-        "limits": list(layer.limits),
-        "gated": layer.gated,
-        "head_bias": head.bias is not None,
-        "l2_penalty": layer.l2_penalty,
-    }
 
 
 def _save_vocabulary(vocabulary: Vocabulary, path: Path) -> str:

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, IndexError, OSError, ImportError, RuntimeError) as error:
-        # Of the RuntimeErrors, those that the user can mend; the others are bugs, and show where they come from.
+        # Of the RuntimeErrors, those that the user can mend; others are bugs, and show where they come from.
         ours = isinstance(error, (NotImplementedError, CollapseError)) or _CPU_VARIABLE in str(error)
         if arguments.debug or (isinstance(error, RuntimeError) and not ours):
             raise

@@ -49,7 +49,7 @@ def report() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report; return 1 if the compiled module cannot be loaded or has no CPU kernels to run, else 0."""
+    """Print the report; return 1 if the compiled module or its CPU kernels cannot be used, else 0."""
     parser = argparse.ArgumentParser(prog="l0sign doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)

@@ -136,7 +136,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 def _crc32(array: NDArray[Any], dtype: DTypeLike, value: int) -> int:
     """The checksum of an array's numbers, carried on from `value`; little of a memory map at a time."""
     for start in range(0, len(array), _CHUNK):
-        value = zlib.crc32(np.ascontiguousarray(array[start : start + _CHUNK], dtype), value)
+        value = zlib.crc32(np.ascontiguousarray(array[start : start + _CHUNK], dtype).data, value)
     return value
 
 

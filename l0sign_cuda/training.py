@@ -27,7 +27,6 @@ from . import _extension
 from .checkpoint import (
     MODEL_FILE,
     STATE_FILE,
-    hyperparameters,
     read_header,
     read_tensors,
     write_model,
@@ -140,7 +139,14 @@ def fit(
         if stored is not None:
             _check_resumable(stored, config, out)
         elif not overwrite and holds_run(out):
-            raise FileExistsError(f"{out} holds a run: resume it, overwrite it, or choose another directory")
+            if (out / STATE_FILE).exists():
+                raise FileExistsError(
+                    f"{out} holds a run: resume it, overwrite it, or choose another directory"
+                )
+            raise FileExistsError(
+                f"{out} holds a model without the state of a run, which cannot be resumed: overwrite it, or "
+                "choose another directory"
+            )
         out.mkdir(parents=True, exist_ok=True)
     with _threads(config.num_threads):
         trainer = _Trainer(Part(train), None if valid is None else Part(valid), config, out, progress)
@@ -327,7 +333,7 @@ class _Trainer:
         """Save the state, and the best weights so far unless `model` says that they have not changed."""
         if self.out is None:
             return
-        # The model comes first: an epoch that no state remembers is computed again, and writes the same model.
+        # The model comes first: an epoch that no state remembers is computed again, to the same model.
         if model:
             self.save_model()
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -341,7 +347,7 @@ class _Trainer:
     def save_model(self) -> None:
         """Save the best weights so far."""
         if self.out is not None:
-            options, vocabulary = hyperparameters(self.model), self.train.data.vocabulary
+            options, vocabulary = self.model.hyperparameters, self.train.data.vocabulary
             write_model(self.out, self.best, options, vocabulary, self.config)
 
     def load(self) -> None:

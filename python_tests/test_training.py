@@ -190,6 +190,41 @@ def test_no_samples_and_foreign_validation_samples() -> None:
 # -------------------- schedules and early stopping
 
 
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ([500], r"train \(indices\): expected values in 0\.\.99 .*, got 500"),
+        ([True], r"train: expected indices \[B\], integers, got bool"),
+        ([[0]], r"train: expected indices \[B\], integers, got int64 of shape \[1, 1\]"),
+        ([], "there are no samples"),
+    ],
+)
+def test_indices_that_do_not_fit(chosen: Any, message: str) -> None:
+    with pytest.raises((ValueError, IndexError), match=message):
+        fit((data.planted(100), chosen))
+
+
+def test_samples_that_are_none() -> None:
+    samples: Any = [1, 2]
+    with pytest.raises(TypeError, match=r"train: expected a GraphDataset, .* got \[1, 2\]"):
+        fit(samples)
+
+
+def test_evaluate_refuses_what_it_does_not_know() -> None:
+    model, samples = L0SIGN(80), data.planted(10)
+    wrong: Any = "x"
+    with pytest.raises(ValueError, match="loss: expected one of 'bce', .* got 'x'"):
+        evaluate(model, samples, loss=wrong)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size: expected an integer of at least 1, got {size}"):
+            evaluate(model, samples, batch_size=size)
+
+
+def test_a_seed_is_one_that_torch_takes() -> None:
+    with pytest.raises(ValueError, match="seed must be at most 9223372036854775807"):
+        TrainConfig(seed=10**23)
+
+
 def test_a_monitor_must_fit_the_loss() -> None:
     assert TrainConfig(loss="mse").monitored == "rmse"
     with pytest.raises(ValueError, match="monitor must be auto or one of rmse for loss 'mse'; got 'auc'"):
@@ -463,6 +498,10 @@ def test_a_run_is_not_overwritten_by_accident(parts: list, tmp_path: Path) -> No
     fit(parts[0], parts[1], QUICK, epochs=1, out=tmp_path)
     with pytest.raises(FileExistsError, match="holds a run"):
         fit(parts[0], parts[1], QUICK, epochs=1, out=tmp_path)
+    (tmp_path / "state.safetensors").unlink()
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=r"holds a model .* cannot be resumed: overwrite it"):
+            fit(parts[0], parts[1], QUICK, epochs=1, out=tmp_path, resume=resume)
     other = fit(parts[0], parts[1], QUICK, epochs=1, seed=3, out=tmp_path, overwrite=True)
     assert other.config.seed == 3
 
