@@ -1,4 +1,4 @@
-"""Loads the compiled module `_C`, once and on first use; keeps the original error of a failure.
+"""Loads the compiled module `_C` once, when `ops` is imported; keeps the original error of a failure.
 
 `import l0sign_cuda` never fails because of the binary: the plain PyTorch reference, the readers and
 `l0sign doctor` work without it.
@@ -81,7 +81,8 @@ def cuda_operators() -> frozenset[str]:
 def cpu_capability() -> str:
     """Return the CPU kernels in use: "avx512", "avx2" or "portable".
 
-    The environment variable L0SIGN_CPU_CAPABILITY, read when the module is loaded, asks for a lesser one.
+    The environment variable L0SIGN_CPU_CAPABILITY, read when kernels are first asked for, asks for a lesser
+    one; RuntimeError where it asks for one that this processor or build does not have.
     """
     capability: str = load().cpu_capability()
     return capability

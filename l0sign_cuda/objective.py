@@ -42,8 +42,7 @@ def empirical_risk(
     Raises:
         TypeError: no model's output, or a target that is no tensor.
         ValueError: unfitting shapes or dtypes, an unknown loss, targets of "bce" outside 0..1, or a non-zero
-        l2_weight with
-            an output that has no l2_penalty.
+            l2_weight with an output that has no l2_penalty.
     """
     if not hasattr(output, "logits"):
         raise TypeError(f"output: expected an L0SIGNOutput, got {type(output).__name__}")

@@ -1,8 +1,7 @@
 """The compiled operators of ``torch.ops.l0sign_cuda`` with autograd, fake implementations and vmap.
 
-Arguments are positional, as in docs/architecture.md, and already checked. Everything about one operator
-stands in its entry
-below: the fake implementation of its outputs, and what its backward operator takes and gives.
+Arguments are positional, as in docs/architecture.md, and already checked. Everything about one operator is in
+its entry below: the fake implementation of its outputs, and what its backward operator takes and gives.
 """
 
 from __future__ import annotations
@@ -63,8 +62,7 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         """Call the operator."""
         if self._op is None:
-            _extension.load()  # raises the reason
-            self.register()
+            _extension.load()  # raises the reason, which importing this module met
         if isinstance(args[0], Tensor) and args[0].is_cuda and not self._on_cuda:
             raise NotImplementedError(
                 f"l0sign_cuda::{self.name}: no CUDA kernel in this build; use backend='reference' (or the"
@@ -125,6 +123,11 @@ class Operator:
 
     def _vmap(self, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         """One call for each batch element: graphs keep their index in the batch, and so their noise."""
+        if not info.batch_size:
+            raise ValueError(
+                f"l0sign_cuda::{self.name}: vmap needs a dimension of at least 1, got 0;"
+                " backend='reference' takes it"
+            )
         results = []
         for k in range(info.batch_size):
             one = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import cases
 import pytest
@@ -238,6 +239,19 @@ def test_functorch_vmap(call):
         each = [f(*(value[..., k] for value in values)) for k in range(2)]
         expected = torch.stack(each) if f is function else tuple(map(torch.stack, zip(*each, strict=True)))
         torch.testing.assert_close(mapped, expected)
+
+
+def test_vmap_over_nothing_is_refused():
+    case = cases.make((2, 4), dense=True)
+    nothing = torch.zeros(0, *case.nodes.shape, dtype=torch.float64)
+
+    def nodes(rows, backend):
+        leaves = {**case.leaves, "nodes": rows}
+        return cases.l0_sign(replace(case, leaves=leaves), backend=backend)["nodes"]
+
+    assert vmap(partial(nodes, backend="reference"))(nothing).shape == nothing.shape
+    with pytest.raises(ValueError, match="l0sign_cuda::l0_sign: vmap needs a dimension of at least 1, got 0"):
+        vmap(partial(nodes, backend="fused"))(nothing)
 
 
 def test_vmap_keeps_the_noise():
