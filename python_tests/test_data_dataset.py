@@ -48,7 +48,9 @@ def test_facts_of_a_ragged_and_of_a_dense_data_set() -> None:
     dense = GraphDataset.from_dense(np.arange(6).reshape(3, 2))
     assert (len(dense), dense.num_features, dense.max_nodes, dense.graph_size) == (3, 6, 2, 2)
     assert repr(dense) == "GraphDataset(3 graphs of 2 nodes each, 6 features, unlabelled)"
-    assert repr(GraphDataset([], [0])) == "GraphDataset(0 graphs of up to 0 nodes, 0 features, empty)"
+    for labels in (None, []):  # and no mean of nothing
+        empty = GraphDataset([], [0], labels=labels)
+        assert repr(empty) == "GraphDataset(0 graphs of up to 0 nodes, 0 features, empty)"
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
@@ -65,6 +67,7 @@ def test_ids_keep_their_integer_type(dtype: type) -> None:
         ({"num_features": 2}, "ids: expected 0 <= id < 2, got 0 to 2"),
         ({"offsets": [0, 2]}, "offsets: expected [B + 1] from 0 to 3, got 2 numbers from 0 to 2"),
         ({"offsets": [1, 3]}, "offsets: expected [B + 1] from 0 to 3, got 2 numbers from 1 to 3"),
+        ({"offsets": [0, 2.5, 3]}, "offsets: expected integers, got float64"),
         ({"offsets": []}, "offsets: expected [B + 1] from 0 to 3, got shape [0]"),
         ({"offsets": [0, 2, 1, 3]}, "offsets: must not decrease, but do after graph 1"),
         ({"values": [1.0]}, "values: expected shape [3] like ids, got [1]"),

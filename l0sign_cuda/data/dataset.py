@@ -89,7 +89,7 @@ class GraphDataset:
     ) -> None:
         self._set(
             _ids_array(ids),
-            np.ascontiguousarray(offsets, dtype=np.int64),
+            np.ascontiguousarray(_integers("offsets", offsets), dtype=np.int64),
             None if values is None else np.ascontiguousarray(values, dtype=np.float32),
             None if labels is None else np.ascontiguousarray(labels, dtype=np.float32),
             vocabulary,
@@ -173,9 +173,12 @@ class GraphDataset:
 
     def __repr__(self) -> str:
         nodes = f"{self.max_nodes} nodes each" if self.graph_size else f"up to {self.max_nodes} nodes"
-        labels = "unlabelled" if self.labels is None else f"mean label {np.mean(self.labels):.3f}"
         if not len(self):
             labels = "empty"
+        elif self.labels is None:
+            labels = "unlabelled"
+        else:
+            labels = f"mean label {np.mean(self.labels):.3f}"
         return f"{type(self).__name__}({len(self)} graphs of {nodes}, {self.num_features} features, {labels})"
 
     def batch(self, indices: ArrayLike) -> Batch:
@@ -275,10 +278,15 @@ class GraphDataset:
         return dataset
 
 
-def _ids_array(ids: ArrayLike) -> NDArray[np.integer[Any]]:
-    array = np.asarray(ids)
+def _integers(name: str, numbers: ArrayLike) -> NDArray[Any]:
+    array = np.asarray(numbers)
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"ids: expected integers, got {array.dtype}")
+        raise ValueError(f"{name}: expected integers, got {array.dtype}")
+    return array
+
+
+def _ids_array(ids: ArrayLike) -> NDArray[np.integer[Any]]:
+    array = _integers("ids", ids)
     kept = array.dtype if array.dtype in (np.int32, np.int64) else np.dtype(np.int64)
     return np.ascontiguousarray(array, dtype=kept)
 
