@@ -45,7 +45,8 @@ test-fast: build
 # Needs no torch to run: the kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer.
 INSTRUCTION_SETS := portable $(shell grep -m 1 ^flags /proc/cpuinfo | grep -ow -e avx2 -e avx512dq)
 test-cpp: build
-	set -e; build=$$(ls -d build/cmake-* | head -n 1); \
+	set -e; tag=$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'); \
+	build=$$(ls -d build/cmake-$$tag-* | head -n 1); \
 	$(BIN)/cmake --build $$build --target cpu_kernels_test; \
 	for set in $(INSTRUCTION_SETS:avx512dq=avx512); do \
 	  L0SIGN_CPU_CAPABILITY=$$set $$build/cpu_kernels_test; \
