@@ -77,6 +77,7 @@ class L0SIGN(nn.Module):
     ) -> None:
         super().__init__()
         _checks.positive(num_embeddings=num_embeddings, num_outputs=num_outputs, iterations=iterations)
+        temperature, gamma, zeta = _checks.gate_options(temperature, limits)
         self.hyperparameters = {
             "num_embeddings": num_embeddings,
             "embedding_dim": embedding_dim,
@@ -87,7 +88,7 @@ class L0SIGN(nn.Module):
             "aggr": aggr,
             "iterations": iterations,
             "temperature": temperature,
-            "limits": limits,
+            "limits": (gamma, zeta),
             "gated": gated,
             "head_bias": head_bias,
             "l2_penalty": l2_penalty,

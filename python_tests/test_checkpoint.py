@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +42,7 @@ def words(count: int) -> Vocabulary:
         {"num_outputs": 3, "aggr": "sum", "iterations": 2, "head_bias": False},
         {"embedding_dim": 3, "hidden_dim": 5, "edge_dim": 2, "edge_hidden_dim": 7, "limits": (-0.3, 1.4)},
         {"temperature": 0.5, "aggr": "neighbor_mean", "l2_penalty": False},
+        {"temperature": np.float32(0.5), "limits": np.array([-0.2, 1.2], np.float32)},
     ],
     ids=str,
 )
