@@ -310,3 +310,29 @@ def test_read_names(tmp_path: Path) -> None:
     assert [vocabulary.name(k) for k in range(3)] == ['app="quoted', "app=Gmail", "app=3"]
     with pytest.raises(ValueError, match=r"apps.csv: no column 'title'; the columns are item, name"):
         data.read_names(path, key="item", name="title")
+
+
+@pytest.mark.parametrize("skip_bad_lines", [False, True])
+@pytest.mark.parametrize("rest", ['3,"x\n5,6\n', '"3,4\n5,6', '3,4\n"', '3,"' + "x\n" * 3_000_000])
+def test_a_quote_that_is_not_closed_swallows_nothing_silently(
+    tmp_path: Path, rest: str, skip_bad_lines: bool
+) -> None:
+    with pytest.raises(ValueError, match=r"t\.csv:[34]: expected"):
+        read_text(tmp_path, f"a,b\n1,2\n{rest}", skip_bad_lines=skip_bad_lines)
+
+
+def test_a_closed_quote_may_end_a_file(tmp_path: Path) -> None:
+    assert graphs(read_text(tmp_path, 'a,b\n1,2\n3,"x\ny"')) == [
+        {"a=1": 1, "b=2": 1},
+        {"a=3": 1, "b=x\ny": 1},
+    ]
+
+
+def test_a_cell_that_is_too_long_to_name_lines_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"t\.csv:2: expected cells of at most \d+ characters"):
+        read_text(tmp_path, f"a,b\n1,{'x' * 200_000}\n3\n")
+
+
+def test_a_header_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"t\.csv:1: expected column names in UTF-8, got"):
+        read_text(tmp_path, b"a,\xff\n1,2\n")

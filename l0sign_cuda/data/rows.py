@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from .._extras import require
 from .files import Source
@@ -15,6 +15,7 @@ __all__ = ["CsvRows", "ParquetRows", "Rows"]
 
 _BLOCK_BYTES = 4 << 20
 _BATCH_ROWS = 1 << 16
+_END = "<end of file>"
 
 
 class Rows(Protocol):
@@ -59,6 +60,8 @@ class CsvRows:
             names = next((record for _, record in self._records()), None)
         if names is None:
             raise ValueError(f"{self._source.path}:1: expected a header line, got an empty file")
+        if wrong := next((n for n in names if not n.isascii() and not _is_utf8(n)), None):
+            raise ValueError(f"{self._source.path}:1: expected column names in UTF-8, got {wrong!a}")
         if len(set(names)) != len(names):
             twice = next(n for n in names if names.count(n) > 1)
             raise ValueError(f"{self._source.path}:1: expected distinct column names, got {twice!r} twice")
@@ -68,8 +71,17 @@ class CsvRows:
         """Record batches; rows with a wrong number of cells are malformed and never reach them."""
         pa, pa_csv = require("pyarrow", "train"), require("pyarrow.csv", "train")
         wrong: list[Any] = []
+        if next(self._records(), None) is None:
+            return  # pyarrow refuses a file without any line
+        # A last row with a cell too many: pyarrow tells of it, unless an open quote has swallowed it.
+        end = self._separator * len(self.header()) + _END
+        ended = False
 
         def on_wrong_width(row: Any) -> str:
+            nonlocal ended
+            if row.text == end:
+                ended = True
+                return "skip"
             wrong.append(row)
             self._wrong_records.append(row.number)
             return "skip" if self._source.skip_bad_lines else "error"
@@ -93,20 +105,25 @@ class CsvRows:
                 quoted_strings_can_be_null=True,
             ),
         }
-        if next(self._records(), None) is None:
-            return  # pyarrow refuses a file without any line
         try:
             with self._source.open() as f:
-                for batch in pa_csv.open_csv(f, **options):
+                for batch in pa_csv.open_csv(_Ended(f, f"\n{end}\n".encode()), **options):
                     yield batch
                     while wrong:
                         self._refuse(wrong.pop(0))
         except pa.ArrowInvalid:
             if not wrong:
+                self._last_line()  # which may know better
                 raise
             self._refuse(wrong.pop(0))
         while wrong:
             self._refuse(wrong.pop(0))
+        # An error even where bad lines are skipped: nobody knows how much of the file the quote took.
+        if not ended:
+            raise ValueError(
+                f"{self._source.path}:{self._last_line()}: expected a closing quote, got the end of the file;"
+                " quote=None takes quotes as they stand"
+            )
 
     def where(self, row: int) -> int:
         """The line where an accepted row starts. Only messages ask, so the file is read again."""
@@ -123,10 +140,17 @@ class CsvRows:
         """The line of a record. Records count from 1, the header included, blank lines not, as in pyarrow."""
         return next(line for k, (line, _) in enumerate(self._records(), 1) if k == number)
 
+    def _last_line(self) -> int:
+        """The line where the last record starts."""
+        line = 1
+        for line, _ in self._records():  # noqa: B007
+            pass
+        return line
+
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """(line, cells) of every record, by Python's own parser."""
         with self._source.open() as f:
-            text = io.TextIOWrapper(f, encoding="utf-8-sig", errors="replace", newline="")
+            text = io.TextIOWrapper(f, encoding="utf-8-sig", errors="surrogateescape", newline="")
             records = csv.reader(
                 text,
                 delimiter=self._separator,
@@ -134,10 +158,44 @@ class CsvRows:
                 quoting=csv.QUOTE_MINIMAL if self._quote else csv.QUOTE_NONE,
             )
             line = 1
-            for record in records:
-                if record:
-                    yield line, record
-                line = records.line_num + 1
+            try:
+                for record in records:
+                    if record:
+                        yield line, record
+                    line = records.line_num + 1
+            except csv.Error as error:
+                limit = csv.field_size_limit()
+                raise ValueError(
+                    f"{self._source.path}:{line}: expected cells of at most {limit} characters, and every quote"
+                    f" closed: {error}"
+                ) from error
+
+
+class _Ended:
+    """A binary file with some bytes more at its end."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes], end: bytes) -> None:
+        self._file, self._end = file, end
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if not data:
+            data, self._end = self._end, b""
+        return data
+
+    def close(self) -> None:
+        """The file is closed by who opened it."""
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether decoding, which lets bytes that are none escape, found UTF-8 only."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class ParquetRows:
