@@ -130,9 +130,7 @@ def test_malformed_frappe_logs(tmp_path: Path) -> None:
     d = data.prepare_frappe(path, skip_bad_lines=True)
     assert len(d) == 150 and d.report.bad_lines == 1
     path.write_text(good + "\t".join(["u0", "", *["1"] * 9]) + "\n")
-    with pytest.raises(
-        ValueError, match=r"logs.csv:52: column 'item': expected text in UTF-8, got an empty cell"
-    ):
+    with pytest.raises(ValueError, match=r"logs.csv:52: column 'item': expected a value, got an empty cell"):
         data.prepare_frappe(path)
     path.write_text(good.replace("\t", ","))
     with pytest.raises(ValueError, match=r"logs.csv: no column 'user'"):
@@ -234,3 +232,15 @@ def test_the_real_graph_files(name: str, graphs: int, features: int, positives: 
     assert d.labels is not None and d.labels.sum() == positives
     again = data.read(shared(name), format="graph", duplicates="keep")
     assert len(again.ids) >= len(d.ids)
+
+
+def test_frappe_logs_without_logs_or_without_a_value(tmp_path: Path) -> None:
+    logs = tmp_path / "frappe.csv"
+    header = "\t".join(HEADER) + "\n"
+    logs.write_text(header)
+    assert len(data.prepare_frappe(logs)) == 0
+    logs.write_text(header + "\t".join(["u", "", *HEADER[2:]]) + "\n")
+    with pytest.raises(
+        ValueError, match=r"frappe\.csv:2: column 'item': expected a value, got an empty cell"
+    ):
+        data.prepare_frappe(logs)

@@ -56,7 +56,7 @@ def prepare_frappe(
     )
     vocabulary = positives.vocabulary
     assert vocabulary is not None
-    nodes = positives.ids.reshape(len(positives), -1).astype(np.int64)
+    nodes = positives.ids.reshape(len(positives), len(_FRAPPE_FIELDS)).astype(np.int64)
     user, item = vocabulary.field_names.index("user"), vocabulary.field_names.index("item")
     context = np.delete(nodes, item, axis=1)
     return _with_negatives(

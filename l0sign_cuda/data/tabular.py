@@ -182,7 +182,8 @@ class TableReader:
             if column.name == self._label or self._missing == "error":
                 wrong = wrong | _is_null(cells)
             for row in np.flatnonzero(wrong).tolist():
-                bad.setdefault(row, f"column {column.name!r}: expected {expected}, got {_shown(cells[row])}")
+                needed = "a value" if column.kind == "categorical" and not cells[row].is_valid else expected
+                bad.setdefault(row, f"column {column.name!r}: expected {needed}, got {_shown(cells[row])}")
         for row in sorted(bad):
             good[row] = False
             where = self._rows.where(int(rows[row])) if self._source.wants_message else 0
