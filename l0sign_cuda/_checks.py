@@ -8,6 +8,7 @@ kernels guard themselves.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,11 +35,19 @@ class Graphs(NamedTuple):
         return torch.arange(self.num_graphs + 1, device=device) * self.size
 
 
-def positive(**sizes: int) -> None:
-    """Raise ValueError for a size that is not an integer >= 1."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name}: expected an integer of at least 1, got {size!r}")
+def positive(**sizes: int) -> tuple[int, ...]:
+    """The sizes as Python's integers (numpy's are taken too); ValueError for one that is none >= 1."""
+    return tuple(_positive(name, size) for name, size in sizes.items())
+
+
+def _positive(name: str, size: Any) -> int:
+    try:
+        number = 0 if isinstance(size, bool) else operator.index(size)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {size!r}")
+    return number
 
 
 def aggregation(aggr: str) -> int:
@@ -164,6 +173,12 @@ def network(name: str, weights: Sequence[Tensor], inputs: int, outputs: int, lik
         _require(f"{name} {part}", weight, like.dtype, like.device, shape)
 
 
+def columns(name: str, rows: Any, size: int) -> None:
+    """Check that rows, if they are any, have ``size`` columns: in a layer the weights are given."""
+    if isinstance(rows, Tensor) and rows.dim() and rows.shape[-1] != size:
+        raise ValueError(f"{name}: expected {size} columns, got shape {list(rows.shape)}")
+
+
 def edge_nodes(edge_nodes: Tensor, nodes: Tensor) -> None:
     """Check that there is an edge row, of the same dtype and device, for each row of ``nodes``."""
     _require("edge_nodes", edge_nodes, nodes.dtype, nodes.device)
@@ -222,6 +237,17 @@ def ids(
     return graphs("ids", ids.shape, offsets, device)
 
 
+def num_pairs(offsets: Tensor) -> int:
+    """The unordered pairs of all graphs, n(n+1)/2 each; ValueError where a tensor of them cannot be."""
+    n = offsets.diff()
+    # float64 is exact enough for the limit, and does not wrap.
+    if (n.double() * (n.double() + 1)).sum() >= 2.0**61:
+        raise ValueError(
+            f"offsets: expected fewer than 2**60 pairs, got graphs of up to {int(n.max())} nodes"
+        )
+    return int((n * (n + 1) // 2).sum())
+
+
 def in_range(name: str, values: np.ndarray, size: int, of: str) -> None:
     """Raise IndexError where ``values`` leave 0..size-1."""
     low, high = values.min(), values.max()
@@ -245,6 +271,8 @@ def tensor(name: str, value: Any) -> None:
     """Raise TypeError for what is no tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got layout {_dtype(value.layout)}")
 
 
 def _require(
@@ -263,5 +291,5 @@ def _require(
         raise ValueError(f"{name}: expected shape {list(shape)}, got shape {list(value.shape)}")
 
 
-def _dtype(dtype: torch.dtype) -> str:
+def _dtype(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")

@@ -230,9 +230,8 @@ def gate_noise(
         raise TypeError("seed: expected an integer or an int64 tensor, got None")
     _checks.check_offsets(offsets, None, None)
     offsets = offsets.to(device or offsets.device).contiguous()
-    n = offsets.diff()
-    num_pairs = int((n * (n + 1) // 2).sum())
-    return ops.gate_noise(_checks.seed(seed, offsets.device), offsets, 0, n.shape[0], num_pairs)
+    num_pairs = _checks.num_pairs(offsets)
+    return ops.gate_noise(_checks.seed(seed, offsets.device), offsets, 0, offsets.shape[0] - 1, num_pairs)
 
 
 def _use_reference(backend: str | None) -> bool:
@@ -244,7 +243,7 @@ def _use_reference(backend: str | None) -> bool:
 
 def _autocast(first: Tensor, *others: Any) -> tuple[Any, ...]:
     """Tensors and tuples of tensors as autocast wants them; float64 is left alone, as in torch."""
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor) or first.is_meta or not torch.is_autocast_enabled(first.device.type):
         return first, *others
     dtype = torch.get_autocast_dtype(first.device.type)
 

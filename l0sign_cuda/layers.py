@@ -69,7 +69,7 @@ class L0SIGNLayer(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        _checks.positive(
+        embedding_dim, hidden_dim, edge_dim, edge_hidden_dim = _checks.positive(
             embedding_dim=embedding_dim,
             hidden_dim=hidden_dim,
             edge_dim=edge_dim,
@@ -125,6 +125,8 @@ class L0SIGNLayer(nn.Module):
             ValueError, IndexError, TypeError: as :func:`l0sign_cuda.functional.l0_sign`.
         """
         message = self.message.weights()
+        _checks.columns("nodes", nodes, message[0].shape[1])
+        seed = _checks.seed(seed, message[0].device)
         if self.edge is None:
             return functional.complete_sign(
                 nodes, message, offsets, aggr=self.aggr, l2_penalty=self.l2_penalty, backend=self.backend
@@ -133,11 +135,13 @@ class L0SIGNLayer(nn.Module):
             seed = None
         elif seed is None:
             seed = self.draw_seed()
+        edge = self.edge.weights()
+        _checks.columns("edge_nodes", edge_nodes, edge[0].shape[1])
         return functional.l0_sign(
             nodes,
             edge_nodes,  # type: ignore[arg-type]  # None is refused there
             message,
-            self.edge.weights(),
+            edge,
             offsets,
             seed=seed,
             aggr=self.aggr,
@@ -168,7 +172,7 @@ class SIGNLayer(nn.Module):
         self, embedding_dim: int, hidden_dim: int, aggr: str = "mean", *, backend: str | None = None
     ) -> None:
         super().__init__()
-        _checks.positive(embedding_dim=embedding_dim, hidden_dim=hidden_dim)
+        embedding_dim, hidden_dim = _checks.positive(embedding_dim=embedding_dim, hidden_dim=hidden_dim)
         _checks.aggregation(aggr)
         _checks.backend(backend)
         self.aggr = aggr
@@ -201,9 +205,11 @@ class SIGNLayer(nn.Module):
         Raises:
             ValueError, IndexError, TypeError: as :func:`l0sign_cuda.functional.sign`.
         """
+        message = self.message.weights()
+        _checks.columns("nodes", nodes, message[0].shape[1])
         return functional.sign(
             nodes,
-            self.message.weights(),
+            message,
             offsets,
             edge_index=edge_index,
             edge_weight=edge_weight,

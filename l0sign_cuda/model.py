@@ -76,7 +76,17 @@ class L0SIGN(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        _checks.positive(num_embeddings=num_embeddings, num_outputs=num_outputs, iterations=iterations)
+        num_embeddings, embedding_dim, hidden_dim, edge_dim, edge_hidden_dim, num_outputs, iterations = (
+            _checks.positive(
+                num_embeddings=num_embeddings,
+                embedding_dim=embedding_dim,
+                hidden_dim=hidden_dim,
+                edge_dim=edge_dim,
+                edge_hidden_dim=edge_hidden_dim,
+                num_outputs=num_outputs,
+                iterations=iterations,
+            )
+        )
         temperature, gamma, zeta = _checks.gate_options(temperature, limits)
         self.hyperparameters = {
             "num_embeddings": num_embeddings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -58,9 +59,9 @@ def empirical_risk(
         raise ValueError(f"loss: expected a function or one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
     if risk.dim():
         risk = _mean(risk)
-    if _is_used(l0_weight):
+    if _is_used("l0_weight", l0_weight):
         risk = risk + l0_weight * _mean(output.l0_penalty)
-    if _is_used(l2_weight):
+    if _is_used("l2_weight", l2_weight):
         if output.l2_penalty is None:
             raise ValueError(
                 f"l2_weight: expected 0 for an output without l2_penalty, got {l2_weight};"
@@ -108,8 +109,13 @@ def _same_shape(logits: Tensor, target: Tensor) -> None:
         raise ValueError(f"target: expected shape {list(logits.shape)}, got shape {list(target.shape)}")
 
 
-def _is_used(weight: float | Tensor) -> bool:
-    return isinstance(weight, Tensor) or weight != 0
+def _is_used(name: str, weight: float | Tensor) -> bool:
+    """Whether a weight counts; what a tensor holds is not looked at."""
+    if isinstance(weight, Tensor):
+        return True
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"{name}: expected a number of at least 0, got {weight}")
+    return weight != 0
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -199,6 +199,7 @@ def gate_noise(seed: int | Tensor, offsets: Tensor, device: torch.device | str |
     if seed is None:
         raise TypeError("seed: expected an integer or an int64 tensor, got None")
     _checks.check_offsets(offsets, None, None)
+    _checks.num_pairs(offsets)
     offsets = offsets.to(device or offsets.device)
     key = _checks.seed(seed, offsets.device)
     assert key is not None

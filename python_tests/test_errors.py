@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import cases
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -41,6 +42,7 @@ TYPE_ERRORS = [
 VALUE_ERRORS = [
     ("nodes", torch.ones(5, 3, dtype=long), "nodes: expected dtype float32, float64, bfloat16"),
     ("nodes", torch.ones(5), "nodes: expected shape [B, n, d], or [N, d] with offsets, got shape [5]"),
+    ("nodes", torch.ones(5, 3).to_sparse(), "nodes: expected a dense tensor, got layout sparse_coo"),
     ("nodes", torch.ones(5, 0), "nodes: expected at least one column, got shape [5, 0]"),
     ("nodes", torch.ones(5, 4), "message hidden weight: expected shape [5, 4], got shape [5, 3]"),
     ("nodes", torch.ones(1, 5, 3), "offsets: expected None, because nodes is dense"),
@@ -303,3 +305,36 @@ def test_the_layers_constructors():
 )
 def test_the_models_input(args, error, expected, backend):
     refuse(error, expected, L0SIGN(9, backend=backend), *args)
+
+
+def test_a_layer_blames_its_input():
+    gated, plain = L0SIGNLayer(8, 4, 3, 4), SIGNLayer(8, 4)
+    nodes, edge_nodes = torch.ones(1, 2, 8), torch.ones(1, 2, 3)
+    expected = "nodes: expected 8 columns, got shape [1, 2, 7]"
+    refuse(ValueError, expected, gated, nodes[..., :7], edge_nodes)
+    refuse(ValueError, expected, plain, nodes[..., :7])
+    refuse(
+        ValueError, "edge_nodes: expected 3 columns, got shape [1, 2, 2]", gated, nodes, edge_nodes[..., :2]
+    )
+
+
+def test_a_seed_is_checked_where_it_is_ignored(backend):
+    model = L0SIGN(4, backend=backend).eval()
+    refuse(TypeError, "seed: expected None, an integer", model, torch.zeros(1, 2, dtype=long), seed="x")
+
+
+@pytest.mark.parametrize("size", [2**31, 2**33, 2**62])
+def test_pairs_that_no_tensor_holds(size, backend):
+    offsets = torch.tensor([0, size])
+    refuse(ValueError, "offsets: expected fewer than", functional.gate_noise, 3, offsets, backend=backend)
+
+
+def test_sizes_may_be_numpys():
+    model = L0SIGN(np.int64(5), np.int32(2), iterations=np.uint8(3))
+    sizes = [model.hyperparameters[name] for name in ("num_embeddings", "embedding_dim", "iterations")]
+    assert sizes == [5, 2, 3] and {type(size) for size in sizes} == {int}
+
+
+def test_meta_tensors_have_shapes():
+    model = L0SIGN(4).to("meta")
+    assert model(torch.zeros(3, 2, dtype=long, device="meta")).logits.shape == (3,)

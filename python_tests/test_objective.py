@@ -95,6 +95,8 @@ def test_an_empty_batch_has_no_risk(loss, outputs, target):
 ones = torch.ones
 BINARY, CLASSES, WITHOUT_L2 = make_output(), make_output(2), make_output(l2=False)
 REFUSALS = [
+    (ValueError, (BINARY, ones(6), -1), "l0_weight: expected a number of at least 0, got -1"),
+    (ValueError, (BINARY, ones(6), 0, float("nan")), "l2_weight: expected a number of at least 0, got nan"),
     (TypeError, (ones(6), ones(6)), "output: expected an L0SIGNOutput, got Tensor"),
     (TypeError, (BINARY, [1.0] * 6), "target: expected a tensor, got list"),
     (ValueError, (BINARY, ones(5)), "target: expected shape [6], got shape [5]"),
