@@ -390,7 +390,7 @@ def test_formats(tmp_path: Path) -> None:
         data.read(path, format="x")
     with pytest.raises(FileNotFoundError, match=r"absent.libsvm: no such file"):
         data.read(tmp_path / "absent.libsvm")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'label'"):
+    with pytest.raises(ValueError, match="a graph file takes no option 'label'; it takes labelled, dupl"):
         data.read(path, format="graph", label="x")
 
 
@@ -403,3 +403,11 @@ def test_a_file_of_frappes_size_takes_seconds_at_most(tmp_path: Path) -> None:
     took = time.process_time() - start
     assert (d.ids.reshape(10, -1, 10) == ids).all()
     assert took < 5  # 0.45 s of processor time where this was written; a loop over tokens takes longer
+
+
+@pytest.mark.parametrize("number", [9.5, -1, 0])
+def test_num_features_is_a_number_of_features(tmp_path: Path, number: Any) -> None:
+    path = tmp_path / "t.graph"
+    path.write_text("1 2 3\n")
+    with pytest.raises(ValueError, match="num_features: expected an integer of at least 1, got"):
+        data.read(path, num_features=number)

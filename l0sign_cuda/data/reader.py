@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import positive
 from .dataset import GraphDataset
 from .files import COMPRESSIONS, Part, Source
 from .tabular import TableReader
@@ -140,8 +142,11 @@ def _start(source: Source, format: str | None, options: dict[str, Any]) -> _Read
         raise ValueError(f"unseen: expected 'error' or 'drop', got {source.unseen!r}")
     if not source.path.is_file():
         raise FileNotFoundError(f"{source.path}: no such file")
+    _check_options(source.path, format, options)
     if format in ("libsvm", "graph"):
         num_features = options.get("num_features")
+        if num_features is not None:
+            (num_features,) = positive(num_features=num_features)
         if source.vocabulary is not None and (source.vocabulary.is_tabular or num_features is not None):
             what = f"got {source.vocabulary!r}" if source.vocabulary.is_tabular else "without num_features"
             raise ValueError(f"{source.path}: a {format} file needs a vocabulary of raw ids, {what}")
@@ -158,6 +163,16 @@ def _start(source: Source, format: str | None, options: dict[str, Any]) -> _Read
         finish = table.finish if source.vocabulary is None else None
         return _Reading(table.parts(), options.get("label") is not None, None, finish)
     raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+
+
+def _check_options(path: Path, format: str, options: dict[str, Any]) -> None:
+    """Refuse options that belong to another format."""
+    reader = read_text if format in ("libsvm", "graph") else TableReader
+    known = [p.name for p in inspect.signature(reader).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [name for name in known if name != "colons"]  # the format decides it
+    for name in options:
+        if format in FORMATS and name not in known:
+            raise ValueError(f"{path}: a {format} file takes no option {name!r}; it takes {', '.join(known)}")
 
 
 def _format_of(path: Path) -> str:
