@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import inspect
 import os
 import platform
 import signal
@@ -16,8 +17,8 @@ from typing import IO, Any
 
 import torch
 
+from . import _checks, data, report
 from . import config as configuration
-from . import data, report
 from ._extras import require
 from ._version import __version__
 from .checkpoint import load_config, load_model, load_vocabulary, write_json, written_aside
@@ -201,10 +202,14 @@ def _prepare(arguments: argparse.Namespace) -> None:
     if not protocol:
         prepared = _read(data.open, source, options)
     elif len(protocol) == 1 and protocol[0] in data.PROTOCOLS:
+        known = inspect.signature(data.PROTOCOLS[protocol[0]]).parameters
+        for name in options:
+            if name not in known:
+                raise ValueError(f"{protocol[0]}: the protocol takes no option {name!r}")
         prepared = _read(data.PROTOCOLS[protocol[0]], source, {**options, "seed": arguments.seed})
     else:
-        known = ", ".join(data.PROTOCOLS)
-        raise ValueError(f"expected FILE, or a protocol ({known}) and FILE; got {' '.join(arguments.source)}")
+        names = ", ".join(data.PROTOCOLS)
+        raise ValueError(f"expected FILE, or a protocol ({names}) and FILE; got {' '.join(arguments.source)}")
     prepared.save(arguments.out)
     print(f"{arguments.out}: {prepared}")
 
@@ -214,7 +219,8 @@ def _train(arguments: argparse.Namespace) -> None:
     config = _settings(arguments, out)
     parts = _parts(arguments, config.seed)
     train, valid, test = parts["train"], parts["valid"], parts["test"]
-    assert train is not None
+    if train is None:
+        raise ValueError(f"{arguments.data}: no training samples")
     out.mkdir(parents=True, exist_ok=True)
     record = _Record(out, config, arguments, parts)
     with _Display() as show:
@@ -278,7 +284,7 @@ def _parts(arguments: argparse.Namespace, seed: int) -> dict[str, Samples | None
     if arguments.valid is None and arguments.test is None:
         split = whole.split(arguments.split, seed)
         return {name: (whole, part) if len(part) else None for name, part in zip(_PARTS, split, strict=True)}
-    parts: dict[str, Samples | None] = {"train": whole, "valid": None, "test": None}
+    parts: dict[str, Samples | None] = {"train": whole if len(whole) else None, "valid": None, "test": None}
     known = whole.vocabulary, whole.num_features
     for name in ("valid", "test"):
         path = getattr(arguments, name)
@@ -396,9 +402,10 @@ class _Display:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     model, config = _load(arguments)
+    batch_size = _batch_size(arguments, config)
     chunks, found = [], []
     for part in _stream(arguments, model, config):
-        found.append(run(model, part, _batch_size(arguments, config)))
+        found.append(run(model, part, batch_size))
         chunks.append(torch.from_numpy(part.labels()))
     if not chunks:
         raise ValueError(f"{arguments.data}: there are no samples")
@@ -410,6 +417,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     model, config = _load(arguments)
+    batch_size = _batch_size(arguments, config)
     with _output(arguments.out) as file:
         writer = csv.writer(file, lineterminator="\n")
         outputs = model.head.out_features
@@ -418,7 +426,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             or ["class", *(f"probability_{k}" for k in range(outputs))]
         )
         for part in _stream(arguments, model, config):
-            logits = run(model, part, _batch_size(arguments, config)).logits.double()
+            logits = run(model, part, batch_size).logits.double()
             if config.loss == "mse":
                 rows = logits[:, None].tolist()
             elif config.loss == "bce":
@@ -450,10 +458,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _read(reader: Callable[..., GraphDataset], path: str, options: Mapping[str, Any]) -> GraphDataset:
     """Read a file, or a prepared directory, which needs no options; tell what was left out."""
-    try:
-        found = reader(path, **({} if Path(path).is_dir() else options))
-    except TypeError as error:  # an option that this format does not have
-        raise ValueError(f"{path}: {error}") from error
+    found = reader(path, **({} if Path(path).is_dir() else options))
     _tell_report(found)
     return found
 
@@ -477,7 +482,10 @@ def _load(arguments: argparse.Namespace) -> tuple[L0SIGN, TrainConfig]:
 
 
 def _batch_size(arguments: argparse.Namespace, config: TrainConfig) -> int:
-    return arguments.batch_size or config.batch_size
+    if arguments.batch_size is None:
+        return config.batch_size
+    (size,) = _checks.positive(batch_size=arguments.batch_size)
+    return size
 
 
 def _stream(arguments: argparse.Namespace, model: L0SIGN, config: TrainConfig) -> Iterator[Part]:
@@ -494,11 +502,8 @@ def _stream(arguments: argparse.Namespace, model: L0SIGN, config: TrainConfig) -
         yield Part(whole if chosen is None else (whole, chosen))
         return
     chunk = None
-    try:
-        for chunk in data.read_chunks(path, **options):
-            yield Part(chunk)
-    except TypeError as error:
-        raise ValueError(f"{path}: {error}") from error
+    for chunk in data.read_chunks(path, **options):
+        yield Part(chunk)
     if chunk is not None:
         _tell_report(chunk)
 

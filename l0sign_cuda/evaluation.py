@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
-from . import metrics
+from . import _checks, metrics
 from .config import TrainConfig
 from .data import Batch, GraphDataset
 from .model import L0SIGN
@@ -27,9 +27,14 @@ _CHUNK = 1 << 20
 class Part:
     """Samples of a data set, by their indices."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.data, chosen = samples if isinstance(samples, tuple) else (samples, None)
-        self.indices: NDArray[np.int64] = np.arange(len(self.data)) if chosen is None else np.asarray(chosen)
+    def __init__(self, samples: Samples, name: str = "samples") -> None:
+        pair = samples if isinstance(samples, tuple) else (samples, None)
+        if len(pair) != 2 or not isinstance(pair[0], GraphDataset):
+            raise TypeError(
+                f"{name}: expected a GraphDataset, or (GraphDataset, indices), got {samples!r:.60}"
+            )
+        self.data, chosen = pair
+        self.indices = np.arange(len(self.data)) if chosen is None else _indices(name, chosen, len(self.data))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -69,15 +74,16 @@ def evaluate(
     bce: auc, accuracy, logloss; cross_entropy: accuracy, logloss; mse: rmse. What has no meaning, as the AUC
     of a single class, is NaN.
     """
+    if loss not in metrics.METRICS:
+        raise ValueError(f"loss: expected one of {', '.join(map(repr, metrics.METRICS))}, got {loss!r}")
     part = Part(samples)
-    return measure(
-        run(model, part, batch_size or TrainConfig().batch_size), torch.from_numpy(part.labels()), loss
-    )
+    labels = torch.from_numpy(part.labels())
+    return measure(run(model, part, _size(batch_size)), labels, loss)
 
 
 def predict(model: L0SIGN, samples: Samples, *, batch_size: int | None = None) -> Tensor:
     """Logits of samples, [B] or [B, K], on the CPU."""
-    return run(model, Part(samples), batch_size or TrainConfig().batch_size).logits
+    return run(model, Part(samples), _size(batch_size)).logits
 
 
 class Predictions(NamedTuple):
@@ -120,6 +126,24 @@ def run(
             pairs += int(count_pairs(batch).sum())
             after_batch()
     return Predictions(torch.cat(logits), int(open_edges), pairs)
+
+
+def _size(batch_size: int | None) -> int:
+    """The batch size given, or the default."""
+    (size,) = _checks.positive(batch_size=TrainConfig().batch_size if batch_size is None else batch_size)
+    return size
+
+
+def _indices(name: str, chosen: ArrayLike, samples: int) -> NDArray[np.int64]:
+    """Indices of samples; none at all may have any type, as [] has."""
+    indices = np.asarray(chosen)
+    if indices.dtype == bool or indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name}: expected indices [B], integers, got {indices.dtype} of shape {list(indices.shape)}"
+        )
+    if indices.size:
+        _checks.in_range(f"{name} (indices)", indices, samples, "number of samples")
+    return indices.astype(np.int64, copy=False)
 
 
 @contextlib.contextmanager

@@ -149,7 +149,9 @@ def fit(
             )
         out.mkdir(parents=True, exist_ok=True)
     with _threads(config.num_threads):
-        trainer = _Trainer(Part(train), None if valid is None else Part(valid), config, out, progress)
+        trainer = _Trainer(
+            Part(train, "train"), None if valid is None else Part(valid, "valid"), config, out, progress
+        )
         if continued:
             trainer.load()
         elif out is not None:

@@ -435,3 +435,30 @@ def test_frappe_from_logs_to_metrics(tmp_path: Path, capsys: Any) -> None:
     options = ["--epochs", "1", "--l0-weight", "0.01"]
     assert call("train", tmp_path / "frappe", "--out", tmp_path / "run", *options) == 0
     assert metrics(tmp_path / "run")["test"]["auc"] > 0.92
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_batch_has_a_sample(
+    command: str, size: int, run: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(command, run, prepared, "--batch-size", size) == 2
+    out, err = capsys.readouterr()
+    assert not out and f"batch_size: expected an integer of at least 1, got {size}" in err
+
+
+def test_training_needs_samples(
+    table: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty.csv"
+    empty.write_text("y,a,b,c\n")
+    for arguments in ([prepared, "--split", 0, 0.5, 0.5], [empty, "--label", "y"]):
+        assert call("train", *arguments, "--out", tmp_path / "run") == 2
+        assert f"{arguments[0]}: no training samples" in capsys.readouterr().err
+
+
+def test_a_protocol_names_the_option_it_does_not_take(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("prepare", "frappe", table, "--label", "y", "--out", tmp_path / "out") == 2
+    assert "frappe: the protocol takes no option 'label'" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import l0sign_cuda
 from l0sign_cuda import data, evaluation, training
 from l0sign_cuda.checkpoint import load_model
 from l0sign_cuda.collapse import CollapseError, CollapseWarning, diagnose
@@ -211,9 +212,9 @@ def test_samples_that_are_none() -> None:
 
 
 def test_evaluate_refuses_what_it_does_not_know() -> None:
-    model, samples = L0SIGN(80), data.planted(10)
+    model, samples = l0sign_cuda.L0SIGN(80), data.planted(10)
     wrong: Any = "x"
-    with pytest.raises(ValueError, match="loss: expected one of 'bce', .* got 'x'"):
+    with pytest.raises(ValueError, match=r"loss: expected one of 'bce', .* got 'x'"):
         evaluate(model, samples, loss=wrong)
     for size in (0, -1):
         with pytest.raises(ValueError, match=f"batch_size: expected an integer of at least 1, got {size}"):
