@@ -25,9 +25,17 @@ _MODEL_PARAMETERS = inspect.signature(L0SIGN).parameters
 
 
 def _option(
-    default: Any, help: str, *, least: float | None = None, above: float | None = None, model: bool = False
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    model: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"help": help, "least": least, "above": above, "model": model})
+    return field(
+        default=default, metadata={"help": help, "least": least, "above": above, "most": most, "model": model}
+    )
 
 
 def _of_model(name: str, help: str, *, least: float | None = None, above: float | None = None) -> Any:
@@ -83,9 +91,11 @@ class TrainConfig:
     on_collapse: Literal["warn", "stop", "raise", "ignore"] = _option(
         "warn", "what to do when all edges close, the prediction turns constant or the loss is not finite"
     )
-    seed: int = _option(0, "seed of the split, the weights, the order of samples and the gates", least=0)
+    seed: int = _option(
+        0, "seed of the split, the weights, the order of samples and the gates", least=0, most=2**63 - 1
+    )
     device: str = _option("auto", "cpu, cuda or cuda:N; auto: a GPU where there is one")
-    num_threads: int = _option(0, "CPU threads; 0: leave it to torch", least=0)
+    num_threads: int = _option(0, "CPU threads; 0: leave it to torch", least=0, most=1024)
     checkpoint_steps: int = _option(
         0, "also save within an epoch, every so many steps; 0: at its end only", least=0
     )
@@ -98,6 +108,9 @@ class TrainConfig:
                 raise ValueError(f"{spec.name} must be at least {least:g}, got {value!r}")
             if above is not None and value <= above:
                 raise ValueError(f"{spec.name} must be greater than {above:g}, got {value!r}")
+            most = spec.metadata["most"]
+            if most is not None and value > most:
+                raise ValueError(f"{spec.name} must be at most {most}, got {value!r}")
             object.__setattr__(self, spec.name, value)
         if self.monitor not in ("auto", *METRICS[self.loss]):
             known = ", ".join(METRICS[self.loss])
