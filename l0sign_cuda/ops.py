@@ -47,7 +47,11 @@ class Operator:
         self._op: Any = None
         self._on_cuda = False
         function = (torch.autograd.Function,)
-        self._eager: Any = type(name, function, {"forward": self._forward, "backward": self._differentiate})
+        self._eager: Any = type(
+            name,
+            function,
+            {"forward": self._forward, "backward": self._differentiate, "jvp": self._no_forward_mode},
+        )
         self._transformed: Any = type(
             name,
             function,
@@ -55,6 +59,7 @@ class Operator:
                 "forward": self._below_autograd,
                 "setup_context": self._setup,
                 "backward": self._differentiate,
+                "jvp": self._no_forward_mode,
                 "vmap": self._vmap,
             },
         )
@@ -120,6 +125,11 @@ class Operator:
                 if kept[position] is not None:
                     result[position] = gradient
         return tuple(result)
+
+    def _no_forward_mode(self, ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            f"l0sign_cuda::{self.name} has no forward-mode derivative; use backend='reference'"
+        )
 
     def _vmap(self, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         """One call for each batch element: graphs keep their index in the batch, and so their noise."""

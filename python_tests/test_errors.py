@@ -338,3 +338,12 @@ def test_sizes_may_be_numpys():
 def test_meta_tensors_have_shapes():
     model = L0SIGN(4).to("meta")
     assert model(torch.zeros(3, 2, dtype=long, device="meta")).logits.shape == (3,)
+
+
+def test_forward_mode_is_for_the_reference():
+    layer, nodes = SIGNLayer(8, 4, backend="fused"), torch.ones(1, 2, 8)
+    expected = "l0sign_cuda::sign has no forward-mode derivative; use backend='reference'"
+    refuse(NotImplementedError, expected, torch.func.jvp, layer, (nodes,), (nodes,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(nodes, nodes)
+        refuse(NotImplementedError, expected, layer, dual)
