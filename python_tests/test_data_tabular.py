@@ -336,3 +336,27 @@ def test_a_cell_that_is_too_long_to_name_lines_is_named(tmp_path: Path) -> None:
 def test_a_header_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"t\.csv:1: expected column names in UTF-8, got"):
         read_text(tmp_path, b"a,\xff\n1,2\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"separator": '"'}, "separator: expected another character than the quote, got '\"'"),
+        ({"separator": "\n"}, r"separator: expected no line break, got '\\n'"),
+        ({"quote": "\r"}, r"quote: expected no line break, got '\\r'"),
+    ],
+)
+def test_characters_that_tell_nothing_apart(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_text(tmp_path, TABLE, **options)
+
+
+def test_parquet_that_cannot_be_read(tmp_path: Path) -> None:
+    path = parquet(tmp_path, a=[1, 2], nested=[[1], [2]])
+    with pytest.raises(ValueError, match="no column 'nested'; the columns are a; nested ones are not read"):
+        data.read(path, categorical=["nested"])
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match=r"t\.parquet\.gz: a parquet file is compressed within"):
+        data.read(write(tmp_path / "t.parquet.gz", gzip.compress(content)))
+    with pytest.raises(ValueError, match=r"damaged\.parquet: the file is damaged"):
+        data.read(write(tmp_path / "damaged.parquet", content[:4] + bytes(40) + content[44:]))

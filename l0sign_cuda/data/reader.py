@@ -60,7 +60,8 @@ def read(
 ) -> GraphDataset:
     """Read a whole file into a GraphDataset whose `report` says what was left out.
 
-    Formats, by suffix, or by `format` where the suffix does not tell; .gz and .xz may follow it:
+    Formats, by suffix, or by `format` where the suffix does not tell; .gz and .xz may follow it, but for
+    parquet:
 
     - "libsvm" (.libsvm .libfm .svm .svmlight): "label id:value id ...", in any order, also repeated; an id
       without a value has the value 1. "#" starts a comment.

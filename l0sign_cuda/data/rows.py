@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any, Protocol
 
 from .._extras import require
-from .files import Source
+from .files import COMPRESSIONS, Source
 from .vocabulary import FieldKind
 
 __all__ = ["CsvRows", "ParquetRows", "Rows"]
@@ -47,6 +47,10 @@ class CsvRows:
         for what, character in (("separator", separator), ("quote", quote)):
             if character is not None and (len(character) != 1 or not character.isascii()):
                 raise ValueError(f"{what}: expected one ASCII character, got {character!r}")
+            if character in ("\n", "\r"):
+                raise ValueError(f"{what}: expected no line break, got {character!r}")
+        if separator == quote:
+            raise ValueError(f"separator: expected another character than the quote, got {separator!r}")
         self._source = source
         self._separator = separator
         self._quote = quote
@@ -166,8 +170,8 @@ class CsvRows:
             except csv.Error as error:
                 limit = csv.field_size_limit()
                 raise ValueError(
-                    f"{self._source.path}:{line}: expected cells of at most {limit} characters, and every quote"
-                    f" closed: {error}"
+                    f"{self._source.path}:{line}: expected cells of at most {limit} characters,"
+                    f" and every quote closed: {error}"
                 ) from error
 
 
@@ -203,6 +207,9 @@ class ParquetRows:
 
     def __init__(self, source: Source) -> None:
         pa, parquet = require("pyarrow", "train"), require("pyarrow.parquet", "train")
+        if source.path.suffix.lower() in COMPRESSIONS:
+            raise ValueError(f"{source.path}: a parquet file is compressed within; decompress this one first")
+        self._source = source
         try:
             self._file = parquet.ParquetFile(source.path)
         except pa.ArrowInvalid as error:
@@ -221,7 +228,10 @@ class ParquetRows:
 
     def batches(self, columns: list[str]) -> Iterator[Any]:
         """Record batches."""
-        yield from self._file.iter_batches(_BATCH_ROWS, columns=columns)
+        try:
+            yield from self._file.iter_batches(_BATCH_ROWS, columns=columns)
+        except OSError as error:
+            raise ValueError(f"{self._source.path}: the file is damaged: {error}") from error
 
     def where(self, row: int) -> str:
         """A row of a parquet file has no line."""

@@ -132,7 +132,8 @@ class TableReader:
                 kinds = {n: named[n] for n in sorted(named, key=lambda n: order.get(n, -1))}
         for name in (*kinds, *ignore, *([self._label] if self._label else [])):
             if name not in header:
-                raise ValueError(f"{path}: no column {name!r}; the columns are {', '.join(header)}")
+                nested = "; nested ones are not read" if isinstance(self._rows, ParquetRows) else ""
+                raise ValueError(f"{path}: no column {name!r}; the columns are {', '.join(header)}{nested}")
         if self._label in kinds:
             raise ValueError(f"column {self._label!r} cannot be both the label and a feature")
         if not kinds:
