@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import inspect
+import itertools
 import os
 import platform
 import signal
@@ -418,6 +419,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     model, config = _load(arguments)
     batch_size = _batch_size(arguments, config)
+    parts = _stream(arguments, model, config)
+    first = list(itertools.islice(parts, 1))  # what is wrong with the data comes before any output
     with _output(arguments.out) as file:
         writer = csv.writer(file, lineterminator="\n")
         outputs = model.head.out_features
@@ -425,7 +428,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             {"bce": ["probability"], "mse": ["value"]}.get(config.loss)
             or ["class", *(f"probability_{k}" for k in range(outputs))]
         )
-        for part in _stream(arguments, model, config):
+        for part in itertools.chain(first, parts):
             logits = run(model, part, batch_size).logits.double()
             if config.loss == "mse":
                 rows = logits[:, None].tolist()

@@ -462,3 +462,11 @@ def test_a_protocol_names_the_option_it_does_not_take(
 ) -> None:
     assert call("prepare", "frappe", table, "--label", "y", "--out", tmp_path / "out") == 2
     assert "frappe: the protocol takes no option 'label'" in capsys.readouterr().err
+
+
+def test_predict_writes_nothing_where_it_cannot_read(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("predict", run, tmp_path / "absent.csv") == 2
+    out, err = capsys.readouterr()
+    assert not out and "absent.csv: no such file" in err
