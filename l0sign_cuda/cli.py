@@ -58,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, IndexError, OSError, ImportError, RuntimeError) as error:
         # Of the RuntimeErrors, those that the user can mend; others are bugs, and show where they come from.
-        ours = isinstance(error, (NotImplementedError, CollapseError)) or _CPU_VARIABLE in str(error)
-        if arguments.debug or (isinstance(error, RuntimeError) and not ours):
+        known = (_CPU_VARIABLE, "can't allocate memory", "Storage size calculation overflowed")
+        mendable = isinstance(error, (NotImplementedError, CollapseError)) or any(
+            phrase in str(error) for phrase in known
+        )
+        if arguments.debug or (isinstance(error, RuntimeError) and not mendable):
             raise
         _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         return 2

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -81,7 +82,13 @@ void for_tasks(const std::vector<int64_t>& begin, int64_t scratch_bytes, Run run
   // there.
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
     void* memory = thread_scratch.reserve(scratch_bytes);
-    for (int64_t t = first; t < last; ++t) run(t, memory);
+    for (int64_t t = first; t < last; ++t) {
+#ifdef L0SIGN_POISON_SCRATCH
+      std::memset(memory, 0xFF,
+                  scratch_bytes);  // NaN: what a kernel reads before it wrote shows in its result
+#endif
+      run(t, memory);
+    }
     thread_scratch.trim();
   });
 }
