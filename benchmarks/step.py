@@ -21,6 +21,7 @@ import copy
 import itertools
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,22 +66,24 @@ def frappe_like(samples: int, features: int = FRAPPE_FEATURES, seed: int = 0) ->
     return GraphDataset.from_dense(ids, labels=random.integers(2, size=samples), num_features=features)
 
 
-class Contestant:
+class Contestant(ABC):
     """A model with its optimizer and its way to batches."""
 
     name: str
     model: nn.Module
     optimizers = OPTIMIZERS
 
+    @abstractmethod
     def batches(self, data: GraphDataset, batch_size: int) -> Iterator[Any]:
         """The samples in shuffled, collated batches."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, batch: Any) -> Tensor:
-        raise NotImplementedError
+        """The training loss of a batch."""
 
+    @abstractmethod
     def logits(self, batch: Any) -> Tensor:
-        raise NotImplementedError
+        """The predictions of a batch."""
 
     def with_optimizer(self, name: str) -> Contestant:
         self.optimizer = self.optimizers[name](self.model.parameters())
