@@ -76,10 +76,8 @@ class CompleteGraphKernel {
               [&](int64_t i) { flush_row_sums(i); });
     if (problem_.l0) store_graph(problem_.l0, l0_.sum);
     if (problem_.l2) store_graph(problem_.l2, l2_.sum);
-    if (problem_.num_edges) {
-      store_graph(problem_.num_edges, open_);
-      if (over_nodes_) problem_.num_edges[lane_graph_[0]] = open_rows_;
-    }
+    if (problem_.num_edges && over_nodes_) problem_.num_edges[lane_graph_[0]] = open_rows_;
+    if (problem_.num_edges && !over_nodes_) store_graph(problem_.num_edges, open_);
     if (problem_.out) store_out();
   }
 

@@ -9,7 +9,9 @@
 namespace l0sign {
 namespace cpu {
 
-constexpr int kPadding = 4;  // inner sizes are padded with zeros to a multiple of this
+// Inner sizes are padded with zeros to a multiple of this.
+constexpr int kPadding = 4;
+L0SIGN_HD int64_t padded(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 
 // A unit of work on W lanes. Lanes over graphs: each lane is one graph, a vector holds the same node of W
 // graphs. Lanes over nodes: one graph, a vector holds W consecutive nodes of it.

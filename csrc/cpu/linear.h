@@ -1,8 +1,6 @@
 // The two products that all kernels are made of, on lanes: a matrix times a chunk of C vectors, and its
 // weight gradient. Included inside an anonymous namespace by each instruction-set file.
 
-ALWAYS_INLINE int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
-
 // y[m][c] = bias[m] + sum_k w[m][k] x(k, c) for all rows, kRows x C results at a time: use(m0, y).
 // The matrix is packed as packing.h does it; bias (padded) may be null.
 template <class A, int C, class Input, class Use>

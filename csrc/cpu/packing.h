@@ -8,8 +8,6 @@
 namespace l0sign {
 namespace cpu {
 
-inline int64_t pad(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
-
 template <class A>
 class Packing {
  public:
@@ -49,8 +47,8 @@ class Packing {
   template <class Element>
   const A* matrix(int64_t rows, int64_t columns, Element element) {
     std::vector<A> packed;
-    packed.reserve(pad(rows) * columns);
-    for (int64_t m0 = 0; m0 < pad(rows); m0 += rows_)
+    packed.reserve(padded(rows) * columns);
+    for (int64_t m0 = 0; m0 < padded(rows); m0 += rows_)
       for (int64_t k = 0; k < columns; ++k)
         for (int64_t m = m0; m < m0 + rows_; ++m) packed.push_back(m < rows ? element(m, k) : A(0));
     return keep(std::move(packed));
@@ -58,7 +56,7 @@ class Packing {
 
   const A* vector(const A* values, int64_t size) {
     std::vector<A> packed(values, values + size);
-    packed.resize(pad(size), A(0));
+    packed.resize(padded(size), A(0));
     return keep(std::move(packed));
   }
 

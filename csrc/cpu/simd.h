@@ -11,8 +11,7 @@ constexpr int kRows = 2;
 constexpr int kVectorBytes = 16;
 constexpr int kRows = 2;
 #endif
-constexpr int kPad = kPadding;
-static_assert(kPad % kRows == 0, "a tile's rows must divide the padding");
+static_assert(kPadding % kRows == 0, "a tile's rows must divide the padding");
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define LAMBDA_INLINE __attribute__((always_inline))
