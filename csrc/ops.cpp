@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -54,6 +55,11 @@ Aggregation aggregation_of(int64_t aggr) {
   return static_cast<Aggregation>(aggr);
 }
 
+// Without gates every neighbour is open.
+Aggregation ungated_aggregation(int64_t aggr) {
+  return aggregation_of(aggr) == Aggregation::sum ? Aggregation::sum : Aggregation::mean;
+}
+
 // ---- Tensors to problems ----
 
 // Tensors in the type of computation, alive as long as a problem points to them.
@@ -72,6 +78,16 @@ class Inputs {
     expect_type(t, name, ScalarType::Long);
     tensors_.push_back(torch::stable::contiguous(t));
     return static_cast<const int64_t*>(tensors_.back().const_data_ptr());
+  }
+
+  // Rows of a table of `rows` rows: checked, since they address memory.
+  const int64_t* ids(const Tensor& t, int64_t rows) {
+    expect(t.dim() == 1, "ids: expected [N], got " + shape_of(t));
+    const int64_t *begin = index(t, "ids"), *end = begin + t.sizes()[0];
+    const bool valid = std::all_of(
+        begin, end, [&](int64_t id) { return static_cast<uint64_t>(id) < static_cast<uint64_t>(rows); });
+    expect(valid, "ids: expected values in 0.." + std::to_string(rows - 1));
+    return begin;
   }
 
   // The backward only reads it.
@@ -285,6 +301,171 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
   });
 }
 
+// ---- l0_sign_bag: rows of tables in, one sum a graph out ----
+
+template <class A>
+void look_up(Inputs<A>& in, CompleteGraph<A>& p, const Tensor& ids, const OptionalTensor& values,
+             const Tensor& node_table) {
+  expect(node_table.dim() == 2, "node_table: expected [J, d], got " + shape_of(node_table));
+  expect_type(node_table, "node_table", Inputs<A>::kType);  // another type would be a copy of the table
+  p.nodes = in(node_table);
+  p.ids = in.ids(ids, node_table.sizes()[0]);
+  if (values) expect_shape(*values, "values", {ids.sizes()[0]});
+  p.values = in(values);
+}
+
+template <class A>
+CompleteGraph<A> gated_bag_problem(Inputs<A>& in, const Tensor& ids, const OptionalTensor& values,
+                                   const Tensor& node_table, const Tensor& edge_table, const Tensor& mw1,
+                                   const Tensor& mb1, const Tensor& mw2, const Tensor& mb2, const Tensor& ew1,
+                                   const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
+                                   const OptionalTensor& offsets, int64_t graph_size,
+                                   const OptionalTensor& seed, int64_t aggr, double temperature, double gamma,
+                                   double zeta) {
+  CompleteGraph<A> p = {};
+  look_up(in, p, ids, values, node_table);
+  expect(edge_table.dim() == 2 && edge_table.sizes()[0] == node_table.sizes()[0],
+         "edge_table: expected [J, b] with the rows of node_table, got " + shape_of(edge_table));
+  expect_type(edge_table, "edge_table", Inputs<A>::kType);
+  p.graphs = in.graphs(ids, offsets, graph_size);
+  p.aggregation = aggregation_of(aggr);
+  p.gate = in.gate(seed, temperature, gamma, zeta);
+  const int64_t d = node_table.sizes()[1];
+  p.message = in.perceptron("message", mw1, mb1, mw2, mb2, d, d);
+  p.edge = in.perceptron("edge", ew1, eb1, ew2, eb2, edge_table.sizes()[1], 1);
+  p.edge_nodes = in(edge_table);
+  return p;
+}
+
+Results5 l0_sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
+                     const Tensor& edge_table, const Tensor& mw1, const Tensor& mb1, const Tensor& mw2,
+                     const Tensor& mb2, const Tensor& ew1, const Tensor& eb1, const Tensor& ew2,
+                     const Tensor& eb2, const OptionalTensor& offsets, int64_t graph_size,
+                     const OptionalTensor& seed, int64_t aggr, double temperature, double gamma, double zeta,
+                     bool l2, bool) {
+  return by_type(node_table, [&](auto type) -> Results5 {
+    using A = decltype(type);
+    Inputs<A> in;
+    CompleteGraph<A> p =
+        gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
+                          offsets, graph_size, seed, aggr, temperature, gamma, zeta);
+    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
+    const bool keeps_degree = p.aggregation == Aggregation::neighbor_mean;
+    const Tensor pooled = empty<A>(node_table, {G, p.message.in}), l0 = empty<A>(node_table, {G});
+    const Tensor l2_sum = empty<A>(node_table, {l2 ? G : 0});
+    const Tensor num_edges = empty_of(node_table, {G}, ScalarType::Long);
+    const Tensor degree = empty_of(node_table, {keeps_degree ? N : 0}, ScalarType::Int);
+    p.pooled = data<A>(pooled);
+    p.l0 = data<A>(l0);
+    p.l2 = l2 ? data<A>(l2_sum) : nullptr;
+    p.num_edges = data<int64_t>(num_edges);
+    p.degree = keeps_degree ? data<int32_t>(degree) : nullptr;
+    cpu::forward(p);
+    return {pooled, l0, l2_sum, num_edges, degree};
+  });
+}
+
+Results10 l0_sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTensor& grad_l0,
+                               const OptionalTensor& grad_l2, const Tensor& ids, const OptionalTensor& values,
+                               const Tensor& node_table, const Tensor& edge_table, const Tensor& mw1,
+                               const Tensor& mb1, const Tensor& mw2, const Tensor& mb2, const Tensor& ew1,
+                               const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
+                               const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
+                               int64_t aggr, double temperature, double gamma, double zeta,
+                               const Tensor& degree) {
+  return by_type(node_table, [&](auto type) -> Results10 {
+    using A = decltype(type);
+    Inputs<A> in;
+    CompleteGraph<A> p =
+        gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
+                          offsets, graph_size, seed, aggr, temperature, gamma, zeta);
+    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
+    if (grad_pooled) expect_shape(*grad_pooled, "grad_pooled", {G, p.message.in});
+    if (grad_l0) expect_shape(*grad_l0, "grad_l0", {G});
+    if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
+    if (p.aggregation == Aggregation::neighbor_mean) {
+      expect_shape(degree, "degree", {N});
+      p.degree = in.degree(degree);
+    }
+    // Without a gradient of its results the sum is still what selects the kernel.
+    Tensor no_gradient = empty<A>(node_table, {grad_pooled ? 0 : G, p.message.in});
+    torch::stable::zero_(no_gradient);
+    p.grad_pooled = in(grad_pooled ? *grad_pooled : no_gradient);
+    p.grad_l0 = in(grad_l0);
+    p.grad_l2 = in(grad_l2);
+    const Tensor grad_nodes = empty<A>(node_table, {N, p.message.in});
+    const Tensor grad_edge_nodes = empty<A>(node_table, {N, p.edge.in});
+    const PerceptronGradTensors<A> message(node_table, p.message), edge(node_table, p.edge);
+    p.grad_nodes = data<A>(grad_nodes);
+    p.grad_edge_nodes = data<A>(grad_edge_nodes);
+    p.grad_message = message.pointers();
+    p.grad_edge = edge.pointers();
+    cpu::backward(p);
+    return {grad_nodes,         grad_edge_nodes,  message.hidden_weight, message.hidden_bias,
+            message.out_weight, message.out_bias, edge.hidden_weight,    edge.hidden_bias,
+            edge.out_weight,    edge.out_bias};
+  });
+}
+
+// ---- sign_bag: the same without gates ----
+
+template <class A>
+CompleteGraph<A> ungated_bag_problem(Inputs<A>& in, const Tensor& ids, const OptionalTensor& values,
+                                     const Tensor& node_table, const Tensor& w1, const Tensor& b1,
+                                     const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
+                                     int64_t graph_size, int64_t aggr) {
+  CompleteGraph<A> p = {};
+  look_up(in, p, ids, values, node_table);
+  p.graphs = in.graphs(ids, offsets, graph_size);
+  p.aggregation = ungated_aggregation(aggr);
+  const int64_t d = node_table.sizes()[1];
+  p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
+  return p;
+}
+
+std::tuple<Tensor, Tensor> sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
+                                    const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+                                    const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool l2,
+                                    bool) {
+  return by_type(node_table, [&](auto type) -> std::tuple<Tensor, Tensor> {
+    using A = decltype(type);
+    Inputs<A> in;
+    CompleteGraph<A> p =
+        ungated_bag_problem(in, ids, values, node_table, w1, b1, w2, b2, offsets, graph_size, aggr);
+    const Tensor pooled = empty<A>(node_table, {p.graphs.count, p.message.in});
+    const Tensor l2_sum = empty<A>(node_table, {l2 ? p.graphs.count : 0});
+    p.pooled = data<A>(pooled);
+    p.l2 = l2 ? data<A>(l2_sum) : nullptr;
+    cpu::forward(p);
+    return {pooled, l2_sum};
+  });
+}
+
+Results5 sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTensor& grad_l2,
+                           const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
+                           const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+                           const OptionalTensor& offsets, int64_t graph_size, int64_t aggr) {
+  return by_type(node_table, [&](auto type) -> Results5 {
+    using A = decltype(type);
+    Inputs<A> in;
+    CompleteGraph<A> p =
+        ungated_bag_problem(in, ids, values, node_table, w1, b1, w2, b2, offsets, graph_size, aggr);
+    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
+    if (grad_pooled) expect_shape(*grad_pooled, "grad_pooled", {G, p.message.in});
+    if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
+    Tensor no_gradient = empty<A>(node_table, {grad_pooled ? 0 : G, p.message.in});
+    torch::stable::zero_(no_gradient);
+    p.grad_pooled = in(grad_pooled ? *grad_pooled : no_gradient);
+    p.grad_l2 = in(grad_l2);
+    const Tensor grad_nodes = empty<A>(node_table, {N, p.message.in});
+    const PerceptronGradTensors<A> message(node_table, p.message);
+    p.grad_nodes = data<A>(grad_nodes);
+    p.grad_message = message.pointers();
+    cpu::backward(p);
+    return {grad_nodes, message.hidden_weight, message.hidden_bias, message.out_weight, message.out_bias};
+  });
+}
+
 // ---- sign: all pairs, ungated ----
 
 template <class A>
@@ -294,9 +475,7 @@ CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tenso
   expect(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(nodes, offsets, graph_size);
-  // Every neighbour is open.
-  const bool mean = aggregation_of(aggr) != Aggregation::sum;
-  p.aggregation = mean ? Aggregation::mean : Aggregation::sum;
+  p.aggregation = ungated_aggregation(aggr);
   const int64_t d = nodes.sizes()[1];
   p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
   p.nodes = in(nodes);
@@ -510,6 +689,19 @@ STABLE_TORCH_LIBRARY(l0sign_cuda, m) {
       "l0_sign_backward(Tensor? grad_out, Tensor? grad_l0, Tensor? grad_l2, Tensor nodes, Tensor "
       "edge_nodes, " MESSAGE ", " EDGE ", " GRAPHS ", Tensor? seed, int aggr, " GATE
       ", Tensor degree) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("l0_sign_bag(Tensor ids, Tensor? values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE
+        ", " GRAPHS ", Tensor? seed, int aggr, " GATE
+        ", bool l2, bool sparse) -> (Tensor pooled, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree)");
+  m.def(
+      "l0_sign_bag_backward(Tensor? grad_pooled, Tensor? grad_l0, Tensor? grad_l2, Tensor ids, Tensor? "
+      "values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE ", " GRAPHS
+      ", Tensor? seed, int aggr, " GATE
+      ", Tensor degree) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("sign_bag(Tensor ids, Tensor? values, Tensor node_table, " MESSAGE ", " GRAPHS
+        ", int aggr, bool l2, bool sparse) -> (Tensor pooled, Tensor l2)");
+  m.def(
+      "sign_bag_backward(Tensor? grad_pooled, Tensor? grad_l2, Tensor ids, Tensor? values, Tensor "
+      "node_table, " MESSAGE ", " GRAPHS ", int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign(Tensor nodes, " MESSAGE ", " GRAPHS ", int aggr, bool l2) -> (Tensor out, Tensor l2)");
   m.def("sign_backward(Tensor? grad_out, Tensor? grad_l2, Tensor nodes, " MESSAGE ", " GRAPHS
         ", int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
@@ -528,6 +720,10 @@ STABLE_TORCH_LIBRARY(l0sign_cuda, m) {
 STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {
   m.impl("l0_sign", TORCH_BOX(&l0sign::l0_sign));
   m.impl("l0_sign_backward", TORCH_BOX(&l0sign::l0_sign_backward));
+  m.impl("l0_sign_bag", TORCH_BOX(&l0sign::l0_sign_bag));
+  m.impl("l0_sign_bag_backward", TORCH_BOX(&l0sign::l0_sign_bag_backward));
+  m.impl("sign_bag", TORCH_BOX(&l0sign::sign_bag));
+  m.impl("sign_bag_backward", TORCH_BOX(&l0sign::sign_bag_backward));
   m.impl("sign", TORCH_BOX(&l0sign::sign));
   m.impl("sign_backward", TORCH_BOX(&l0sign::sign_backward));
   m.impl("sign_edges", TORCH_BOX(&l0sign::sign_edges));

@@ -38,33 +38,41 @@ struct HardConcrete {
 };
 
 // All pairs i <= j of every graph. What is null is neither read nor computed:
-//   edge_nodes null: no gates, every pair counts (SIGN); nodes null: gates only.
+//   edge_nodes null: no gates, every pair counts (SIGN); nodes null: gates only;
+//   ids null: row k of nodes and edge_nodes is node k; else they are tables, and its row is ids[k];
+//   values null: all ones.
 template <class A>
 struct CompleteGraph {
   Graphs graphs;
   Aggregation aggregation;
   HardConcrete gate;
   Perceptron<A> message, edge;
-  const A* nodes;       // [N, d]
-  const A* edge_nodes;  // [N, b]
+  const A* nodes;       // [N, d], or [J, d] with ids
+  const A* edge_nodes;  // [N, b], or [J, b] with ids
+  const int64_t* ids;   // [N] in 0..J-1
+  const A* values;      // [N], x: u_k = x_k nodes[..]
 
   // Results.
   A* out;              // [N, d]
+  A* pooled;           // [G, d] sum over nodes of x_i v'_i / n, instead of out
   A* l0;               // [G] sum of the open probabilities
   A* l2;               // [G] sum of |z|^2 over the open pairs
   int64_t* num_edges;  // [G] open pairs
-  int32_t* degree;     // [N] open neighbours, written (forward) and read (backward) for neighbor_mean
-  A* gates;            // [P]
-  A* logits;           // [P]
+  // [N] open neighbours, for neighbor_mean: written by the forward with out, or without nodes; read by the
+  // backward, and by the forward with pooled.
+  int32_t* degree;
+  A* gates;                     // [P]
+  A* logits;                    // [P]
   const int64_t* pair_offsets;  // [G] first pair of each graph, where gates or logits are wanted
 
   // Gradients that come in, and those that go out.
   const A* grad_out;     // [N, d]
+  const A* grad_pooled;  // [G, d]
   const A* grad_l0;      // [G]
   const A* grad_l2;      // [G]
   const A* grad_gates;   // [P]
   const A* grad_logits;  // [P]
-  A* grad_nodes;         // [N, d]
+  A* grad_nodes;         // [N, d] of node k, with ids too
   A* grad_edge_nodes;    // [N, b]
   PerceptronGrad<A> grad_message, grad_edge;
 };

@@ -220,7 +220,7 @@ def edges(edge_index: Tensor, edge_weight: Tensor | None, nodes: Tensor, graphs:
         )
 
 
-def ids(
+def feature_ids(
     ids: Tensor, offsets: Tensor | None, values: Tensor | None, num_embeddings: int, device: torch.device
 ) -> Graphs:
     """The graphs of feature ids [B, n], or [N] with ``offsets``, and of their values."""
@@ -235,6 +235,31 @@ def ids(
     if readable(ids) and ids.numel():
         in_range("ids", ids.numpy(), num_embeddings, "num_embeddings")
     return graphs("ids", ids.shape, offsets, device)
+
+
+def bag(
+    ids: Tensor,
+    offsets: Tensor | None,
+    values: Tensor | None,
+    node_table: Tensor,
+    edge_table: Tensor | None = None,
+) -> Graphs:
+    """The graphs of :func:`feature_ids`, after a look at the tables [J, d] and [J, b]."""
+    tensor("node_table", node_table)
+    if node_table.dim() != 2 or not node_table.is_floating_point():
+        raise ValueError(
+            f"node_table: expected a floating tensor [J, d], got {_dtype(node_table.dtype)} of shape"
+            f" {list(node_table.shape)}"
+        )
+    if edge_table is not None:
+        tensor("edge_table", edge_table)
+        _require("edge_table", edge_table, node_table.dtype, node_table.device)
+        if edge_table.dim() != 2 or edge_table.shape[0] != node_table.shape[0]:
+            raise ValueError(
+                f"edge_table: expected shape [{node_table.shape[0]}, b], as many rows as node_table, got shape"
+                f" {list(edge_table.shape)}"
+            )
+    return feature_ids(ids, offsets, values, node_table.shape[0], node_table.device)
 
 
 def num_pairs(offsets: Tensor) -> int:

@@ -25,12 +25,23 @@ import os
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks, ops, reference
-from .reference import LayerOutput, Network
+from .reference import BagOutput, LayerOutput, Network
 
-__all__ = ["LayerOutput", "complete_sign", "gate_noise", "l0_sign", "pair_gates", "sign"]
+__all__ = [
+    "BagOutput",
+    "LayerOutput",
+    "complete_sign",
+    "gate_noise",
+    "l0_sign",
+    "l0_sign_bag",
+    "pair_gates",
+    "sign",
+    "sign_bag",
+]
 
 
 def l0_sign(
@@ -170,6 +181,116 @@ def complete_sign(
     return LayerOutput(out.view(nodes.shape), *report)
 
 
+def l0_sign_bag(
+    ids: Tensor,
+    node_table: Tensor,
+    edge_table: Tensor,
+    message: Network,
+    edge: Network,
+    offsets: Tensor | None = None,
+    values: Tensor | None = None,
+    *,
+    seed: int | Tensor | None = None,
+    aggr: str = "mean",
+    temperature: float = 2 / 3,
+    limits: tuple[float, float] = (-0.1, 1.1),
+    l2_penalty: bool = True,
+    sparse: bool = False,
+    backend: str | None = None,
+) -> BagOutput:
+    """Look up, interact and pool in one operator, as :func:`torch.nn.functional.embedding_bag` does its sum.
+
+    The result is (1/n) sum_i x_i v'_i, with v' from :func:`l0_sign` on u_i = x_i node_table[ids_i] and
+    e_i = edge_table[ids_i]. The sum over nodes is linear in the messages, so a pair adds to one sum a graph
+    instead of two nodes, the second layer is applied once a graph, and neither looked-up rows nor v' are in
+    memory. A linear head on the result is the model's prediction.
+
+    The fused operator is for float32 and float64 tables on the CPU. Half types, autocast, ``values`` that
+    require a gradient and CUDA tensors take the same steps one by one.
+
+    Args:
+        ids: int64 [B, n], or [N] with offsets: rows of the tables.
+        node_table: v, [J, d].
+        edge_table: e, [J, b].
+        message: the network d -> H -> d.
+        edge: the network b -> He -> 1.
+        offsets: int64 [B+1] for ragged ids, else None.
+        values: x, float, of the shape of ids; None: 1.
+        seed, aggr, temperature, limits, l2_penalty: as for :func:`l0_sign`.
+        sparse: the gradients of the tables are sparse tensors of the rows that occur, sorted and unique.
+        backend: see the module.
+
+    Returns:
+        BagOutput: pooled [B, d], l0_penalty [B], l2_penalty [B] or None, num_edges int64 [B].
+    """
+    if _use_reference(backend):
+        return reference.l0_sign_bag(
+            ids, node_table, edge_table, message, edge, offsets, values,
+            seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty, sparse=sparse,
+        )  # fmt: skip
+    graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
+    if not _fuses(ops.l0_sign_bag, node_table, values):
+
+        def interact(nodes: Tensor) -> LayerOutput:
+            return l0_sign(
+                nodes, F.embedding(ids, edge_table, sparse=sparse), message, edge, offsets,
+                seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
+                backend=backend,
+            )  # fmt: skip
+
+        return reference.bag(interact, ids, node_table, offsets, values, sparse)
+    _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
+    _checks.network("edge", edge, edge_table.shape[-1], 1, node_table)
+    pooled, l0, l2, num_edges, _ = ops.l0_sign_bag(
+        *_looked_up(ids, values, node_table, edge_table, *message, *edge),
+        graphs.offsets,
+        graphs.size,
+        _checks.seed(seed, ids.device),
+        _checks.aggregation(aggr),
+        *_checks.gate_options(temperature, limits),
+        l2_penalty,
+        sparse,
+    )
+    return BagOutput(pooled, l0, l2 if l2_penalty else None, num_edges)
+
+
+def sign_bag(
+    ids: Tensor,
+    node_table: Tensor,
+    message: Network,
+    offsets: Tensor | None = None,
+    values: Tensor | None = None,
+    *,
+    aggr: str = "mean",
+    l2_penalty: bool = True,
+    sparse: bool = False,
+    backend: str | None = None,
+) -> BagOutput:
+    """:func:`l0_sign_bag` without gates: every pair counts, l0_penalty is 0 and num_edges is n(n+1)/2."""
+    if _use_reference(backend):
+        return reference.sign_bag(
+            ids, node_table, message, offsets, values, aggr=aggr, l2_penalty=l2_penalty, sparse=sparse
+        )
+    graphs = _checks.bag(ids, offsets, values, node_table)
+    if not _fuses(ops.sign_bag, node_table, values):
+
+        def interact(nodes: Tensor) -> LayerOutput:
+            return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty, backend=backend)
+
+        return reference.bag(interact, ids, node_table, offsets, values, sparse)
+    _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
+    pooled, l2 = ops.sign_bag(
+        *_looked_up(ids, values, node_table, *message),
+        graphs.offsets,
+        graphs.size,
+        _checks.aggregation(aggr),
+        l2_penalty,
+        sparse,
+    )
+    report = reference.ungated_report(graphs.bounds(ids.device), l2.dtype, l2 if l2_penalty else None)
+    return BagOutput(pooled, *report)
+
+
 def pair_gates(
     edge_nodes: Tensor,
     edge: Network,
@@ -254,6 +375,22 @@ def _autocast(first: Tensor, *others: Any) -> tuple[Any, ...]:
         return value.to(dtype) if low else value
 
     return tuple(map(cast, (first, *others)))
+
+
+def _fuses(operator: ops.Operator, table: Tensor, values: Tensor | None) -> bool:
+    """Whether the operator serves these tables: a half type would be a copy of the whole table."""
+    return (
+        table.dtype in (torch.float32, torch.float64)
+        and (table.is_meta or not torch.is_autocast_enabled(table.device.type))
+        and not (values is not None and values.requires_grad)
+        and (not table.is_cuda or operator.on_cuda)
+    )
+
+
+def _looked_up(ids: Tensor, values: Tensor | None, table: Tensor, *others: Tensor) -> list[Tensor | None]:
+    """The flat ids and values, and contiguous tensors."""
+    x = None if values is None else values.to(table.dtype).flatten().contiguous()
+    return [ids.flatten().contiguous(), x, *(t.contiguous() for t in (table, *others))]
 
 
 def _rows(first: Tensor, *others: Tensor) -> list[Tensor]:

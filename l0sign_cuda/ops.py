@@ -25,7 +25,8 @@ class Operator:
     ``backward`` is called with the gradients of the first ``outputs`` outputs (None where there is none),
     the first ``inputs`` inputs and the outputs ``extra``; it returns the gradients of the inputs ``wrt``.
     Without one there is no derivative. ``flag`` is the input that says whether the last of the differentiable
-    outputs is there, or left empty.
+    outputs is there, or left empty. ``finish`` turns the backward operator's results into the gradients; it
+    gets the inputs and those results.
     """
 
     def __init__(
@@ -39,13 +40,14 @@ class Operator:
         outputs: int = 1,
         extra: Sequence[int] = (),
         flag: int | None = None,
+        finish: Callable[[list[Any], Sequence[Tensor]], Sequence[Tensor]] | None = None,
     ) -> None:
         self.name = name
         self._fake, self._backward = fake, backward
         self._wrt, self._inputs, self._outputs, self._extra = wrt, inputs, outputs, extra
-        self._flag = flag
+        self._flag, self._finish = flag, finish
         self._op: Any = None
-        self._on_cuda = False
+        self.on_cuda = False
         function = (torch.autograd.Function,)
         self._eager: Any = type(
             name,
@@ -68,7 +70,7 @@ class Operator:
         """Call the operator."""
         if self._op is None:
             _extension.load()  # raises the reason, which importing this module met
-        if isinstance(args[0], Tensor) and args[0].is_cuda and not self._on_cuda:
+        if isinstance(args[0], Tensor) and args[0].is_cuda and not self.on_cuda:
             raise NotImplementedError(
                 f"l0sign_cuda::{self.name}: no CUDA kernel in this build; use backend='reference' (or the"
                 " environment variable L0SIGN_BACKEND=reference), or build l0sign_cuda where nvcc is found"
@@ -85,7 +87,7 @@ class Operator:
         """Attach fake implementation, autograd and vmap to the operator of the binary."""
         qualname = f"l0sign_cuda::{self.name}"
         self._op = getattr(torch.ops.l0sign_cuda, self.name).default
-        self._on_cuda = self.name in _extension.cuda_operators()
+        self.on_cuda = self.name in _extension.cuda_operators()
         torch.library.register_fake(qualname, self._fake)
         torch.library.register_vmap(qualname, self._vmap)
         torch.library.register_autograd(qualname, self._differentiate, setup_context=self._setup)
@@ -121,7 +123,10 @@ class Operator:
                 option if saved is None else saved
                 for saved, option in zip(ctx.saved_tensors, ctx.options, strict=True)
             ]
-            for position, gradient in zip(self._wrt, self._backward(*given, *kept), strict=True):
+            gradients = self._backward(*given, *kept[: self._backward_inputs], *kept[self._inputs :])
+            if self._finish is not None:
+                gradients = self._finish(kept, gradients)
+            for position, gradient in zip(self._wrt, gradients, strict=True):
                 if kept[position] is not None:
                     result[position] = gradient
         return tuple(result)

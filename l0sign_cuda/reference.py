@@ -12,7 +12,7 @@ call computes in float32 and rounds its result once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,8 +39,22 @@ class LayerOutput(NamedTuple):
     """int64 [B], the number of open unordered pairs"""
 
 
+class BagOutput(NamedTuple):
+    """What looking up, interacting and pooling gives for a batch of B graphs."""
+
+    pooled: Tensor
+    """[B, d], (1/n) sum_i x_i v'_i, what the linear head reads; 0 of an empty graph"""
+    l0_penalty: Tensor
+    """[B], the sum over unordered pairs of the probability that their edge is open"""
+    l2_penalty: Tensor | None
+    """[B], the sum over open unordered pairs of ||z||^2; None where it was not asked for"""
+    num_edges: Tensor
+    """int64 [B], the number of open unordered pairs"""
+
+
 # So that an exported program can be saved, and compiled by AOTInductor.
 _register_namedtuple(LayerOutput, serialized_type_name="l0sign_cuda.LayerOutput")
+_register_namedtuple(BagOutput, serialized_type_name="l0sign_cuda.BagOutput")
 
 
 def l0_sign(
@@ -152,6 +166,86 @@ def ungated_report(
     """(l0_penalty = 0, l2_penalty, num_edges = n(n+1)/2) of graphs whose pairs are all open."""
     n = bounds.diff()
     return torch.zeros_like(n, dtype=dtype), l2, n * (n + 1) // 2
+
+
+def l0_sign_bag(
+    ids: Tensor,
+    node_table: Tensor,
+    edge_table: Tensor,
+    message: Network,
+    edge: Network,
+    offsets: Tensor | None = None,
+    values: Tensor | None = None,
+    *,
+    seed: int | Tensor | None = None,
+    aggr: str = "mean",
+    temperature: float = 2 / 3,
+    limits: tuple[float, float] = (-0.1, 1.1),
+    l2_penalty: bool = True,
+    sparse: bool = False,
+) -> BagOutput:
+    """:func:`l0_sign` of looked-up rows, pooled. See :func:`l0sign_cuda.functional.l0_sign_bag`."""
+
+    def interact(nodes: Tensor) -> LayerOutput:
+        edge_nodes = F.embedding(ids, edge_table, sparse=sparse)
+        return l0_sign(
+            nodes, edge_nodes, message, edge, offsets,
+            seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
+        )  # fmt: skip
+
+    return bag(interact, ids, node_table, offsets, values, sparse)
+
+
+def sign_bag(
+    ids: Tensor,
+    node_table: Tensor,
+    message: Network,
+    offsets: Tensor | None = None,
+    values: Tensor | None = None,
+    *,
+    aggr: str = "mean",
+    l2_penalty: bool = True,
+    sparse: bool = False,
+) -> BagOutput:
+    """:func:`complete_sign` of looked-up rows, pooled. See :func:`l0sign_cuda.functional.sign_bag`."""
+
+    def interact(nodes: Tensor) -> LayerOutput:
+        return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
+
+    return bag(interact, ids, node_table, offsets, values, sparse)
+
+
+def bag(
+    interact: Callable[[Tensor], LayerOutput],
+    ids: Tensor,
+    node_table: Tensor,
+    offsets: Tensor | None,
+    values: Tensor | None,
+    sparse: bool,
+) -> BagOutput:
+    """Look up u_i = x_i v_i, let the nodes interact, pool: (1/n) sum_i x_i v'_i."""
+    graphs = _checks.feature_ids(ids, offsets, values, node_table.shape[0], node_table.device)
+    nodes = F.embedding(ids, node_table, sparse=sparse)
+    output = interact(scale_rows(nodes, values))
+    return BagOutput(mean_rows(scale_rows(output.nodes, values), graphs), *output[1:])
+
+
+def scale_rows(rows: Tensor, values: Tensor | None) -> Tensor:
+    """x_i times row i, in the rows' dtype."""
+    return rows if values is None else rows * values.to(rows.dtype).unsqueeze(-1)
+
+
+def mean_rows(rows: Tensor, graphs: _checks.Graphs) -> Tensor:
+    """The mean of each graph's rows, 0 of an empty graph: [B, d]. Sums in float32 at least."""
+    wide = _accumulated(rows)
+    if rows.dim() == 3:
+        mean = wide.sum(1) / max(rows.shape[1], 1)
+    else:
+        assert graphs.offsets is not None
+        graph = node_graphs(graphs.offsets, rows.shape[0])
+        total = _sum_by(wide, graph, graphs.num_graphs)
+        mean = total / graphs.offsets.diff().clamp(min=1).unsqueeze(-1)
+    return mean.to(rows.dtype)
 
 
 def pair_gates(

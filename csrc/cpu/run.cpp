@@ -170,6 +170,14 @@ struct Plan {
 
 template <class A>
 void forward(const CompleteGraph<A>& problem) {
+  if (problem.pooled && problem.degree) {
+    // A pair's weight in the pooled sum depends on how many edges its ends keep: gates first.
+    CompleteGraph<A> degrees = problem;
+    degrees.nodes = nullptr;
+    degrees.pooled = degrees.l0 = degrees.l2 = nullptr;
+    degrees.num_edges = nullptr;
+    forward(degrees);
+  }
   const Kernels<A>& k = kernels<A>();
   const Plan<A> plan(problem, k, false);
   const Packing<A> packing(problem, k.rows);
