@@ -47,7 +47,8 @@ INSTRUCTION_SETS := portable $(shell grep -m 1 ^flags /proc/cpuinfo | grep -ow -
 test-cpp: build
 	set -e; tag=$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'); \
 	build=$$(ls -d build/cmake-$$tag-* | head -n 1); \
-	$(BIN)/cmake --build $$build --target cpu_kernels_test; \
+	$(BIN)/cmake --build $$build --target cpu_kernels_test rows_test; \
+	$$build/rows_test; \
 	for set in $(INSTRUCTION_SETS:avx512dq=avx512); do \
 	  L0SIGN_CPU_CAPABILITY=$$set $$build/cpu_kernels_test; \
 	done

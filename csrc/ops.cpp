@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "core/pair.h"
 #include "cpu/run.h"
 #include "problem.h"
@@ -25,30 +26,6 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 // ---- Checks ----
-
-void expect(bool condition, const std::string& message) {
-  if (!condition) throw std::runtime_error(message);
-}
-
-std::string shape_of(const Tensor& t) {
-  std::string text = "[";
-  for (int64_t k = 0; k < t.dim(); ++k) text += (k ? ", " : "") + std::to_string(t.sizes()[k]);
-  return text + "]";
-}
-
-void expect_shape(const Tensor& t, const char* name, const std::vector<int64_t>& shape) {
-  bool same = t.dim() == static_cast<int64_t>(shape.size());
-  std::string wanted;
-  for (size_t k = 0; k < shape.size(); ++k) {
-    same = same && t.sizes()[k] == shape[k];
-    wanted += (k ? ", " : "") + std::to_string(shape[k]);
-  }
-  expect(same, std::string(name) + ": expected shape [" + wanted + "], got " + shape_of(t));
-}
-
-void expect_type(const Tensor& t, const char* name, ScalarType type) {
-  expect(t.scalar_type() == type, std::string(name) + ": unexpected dtype");
-}
 
 Aggregation aggregation_of(int64_t aggr) {
   expect(aggr >= 0 && aggr <= 2, "aggr: expected 0, 1 or 2, got " + std::to_string(aggr));

@@ -18,7 +18,7 @@ from .model import L0SIGN, L0SIGNOutput
 from .objective import empirical_risk
 
 if TYPE_CHECKING:
-    from . import data
+    from . import data, optim
     from .checkpoint import load_model, save_model
     from .collapse import CollapseError, CollapseWarning
     from .config import TrainConfig
@@ -44,6 +44,7 @@ __all__ = [
     "fit",
     "functional",
     "load_model",
+    "optim",
     "reference",
     "save_model",
 ]
@@ -63,8 +64,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "data":
-        return importlib.import_module(".data", __name__)
+    if name in ("data", "optim"):
+        return importlib.import_module(f".{name}", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)

@@ -11,6 +11,7 @@ from torch.utils._pytree import _register_namedtuple
 from . import _checks
 from .layers import L0SIGNLayer
 from .reference import node_graphs
+from .rows import lookup
 
 
 class L0SIGNOutput(NamedTuple):
@@ -52,9 +53,13 @@ class L0SIGN(nn.Module):
         head_bias: whether the head has a bias.
         l2_penalty: False leaves that field None and saves its work, about d * H multiplications a pair.
         backend: None, "auto", "fused" or "reference"; see :mod:`l0sign_cuda.functional`.
+        sparse: the embeddings' gradients are sparse tensors of the rows that the batch touches, each row once
+            and in ascending order, for the optimizers of :mod:`l0sign_cuda.optim`. Like the backend it is no
+            part of what the model is: it may change at any time, and is not saved with it.
 
     Attributes:
-        hyperparameters: the arguments, without the backend; ``L0SIGN(**hyperparameters)`` is another such.
+        hyperparameters: the arguments, without backend and sparse; ``L0SIGN(**hyperparameters)`` is another
+            such model.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class L0SIGN(nn.Module):
         *,
         l2_penalty: bool = True,
         backend: str | None = None,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
         num_embeddings, embedding_dim, hidden_dim, edge_dim, edge_hidden_dim, num_outputs, iterations = (
@@ -104,6 +110,7 @@ class L0SIGN(nn.Module):
             "l2_penalty": l2_penalty,
         }
         self.iterations = iterations
+        self.sparse = bool(sparse)
         self.interaction = L0SIGNLayer(
             embedding_dim,
             hidden_dim,
@@ -154,8 +161,7 @@ class L0SIGN(nn.Module):
         graphs = _checks.ids(ids, offsets, values, weight.shape[0], weight.device)
         if seed is None:
             seed = self.interaction.draw_seed()
-        nodes = self.node_embedding(ids)
-        edge_nodes = None if self.edge_embedding is None else self.edge_embedding(ids)
+        nodes, edge_nodes = self._look_up(ids)
         scale = None if values is None else values.to(nodes.dtype).unsqueeze(-1)
 
         def scaled(rows: Tensor) -> Tensor:
@@ -171,6 +177,23 @@ class L0SIGN(nn.Module):
         if self.head.out_features == 1:
             logits = logits.squeeze(-1)
         return L0SIGNOutput(logits, l0_penalty, l2_penalty, num_edges)
+
+    def _look_up(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows of both tables."""
+        embeddings = [self.node_embedding]
+        if self.edge_embedding is not None:
+            embeddings.append(self.edge_embedding)
+        tables = [embedding.weight for embedding in embeddings]
+        # Transforms of functions take dense gradients, and an exported program has none.
+        sparse = (
+            self.sparse
+            and torch.is_grad_enabled()
+            and any(table.requires_grad for table in tables)
+            and not torch._C._are_functorch_transforms_active()
+            and not torch.compiler.is_exporting()
+        )
+        found = lookup(ids, *tables) if sparse else [embedding(ids) for embedding in embeddings]
+        return found[0], found[1] if len(found) == 2 else None
 
     def extra_repr(self) -> str:
         """What print() shows beside the modules."""

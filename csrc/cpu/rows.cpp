@@ -1,0 +1,207 @@
+#include "rows.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace l0sign {
+namespace cpu {
+namespace {
+
+constexpr int kMaxDigitBits = 11;          // counters of one digit stay in the L1 cache
+constexpr size_t kKeptKeys = 1 << 19;      // sort buffers that a thread keeps between calls
+constexpr int64_t kRowsAhead = 12;         // rows under way from memory while one is updated
+constexpr int64_t kGrainValues = 1 << 14;  // numbers that are worth a thread
+
+int bit_count(uint64_t largest) {
+  int bits = 0;
+  for (; largest; largest >>= 1) ++bits;
+  return bits;
+}
+
+// Sorts keys by their bits [first, first + bits), stably; `other` is scratch of the same size.
+void radix_sort(std::vector<uint64_t>& keys, std::vector<uint64_t>& other, int first, int bits) {
+  const int passes = (bits + kMaxDigitBits - 1) / kMaxDigitBits;
+  if (!passes) return;
+  const int digit_bits = (bits + passes - 1) / passes;
+  const uint64_t mask = (uint64_t{1} << digit_bits) - 1;
+  std::vector<size_t> next(size_t{1} << digit_bits);
+  for (int pass = 0; pass < passes; ++pass) {
+    const int shift = first + pass * digit_bits;
+    std::fill(next.begin(), next.end(), size_t{0});
+    for (const uint64_t key : keys) ++next[key >> shift & mask];
+    size_t sum = 0;
+    for (size_t& at : next) sum += std::exchange(at, sum);
+    for (const uint64_t key : keys) other[next[key >> shift & mask]++] = key;
+    keys.swap(other);
+  }
+}
+
+// Every cache line that a row may lie on.
+template <class A>
+void prefetch_row(const A* row, int64_t width) {
+  constexpr int64_t kLine = 64 / sizeof(A);
+  for (int64_t k = 0; k < width; k += kLine) __builtin_prefetch(row + k, 1);
+  __builtin_prefetch(row + width - 1, 1);
+}
+
+template <class A>
+void sum(const RowGroups& groups, const A* grads, int64_t width, A* out, bool to_table) {
+  const int64_t total = static_cast<int64_t>(groups.positions.size());
+  // Threads share the positions evenly: a row belongs to the one that has its first.
+  torch::stable::parallel_for(
+      0, total, std::max<int64_t>(1, kGrainValues / width), [&](int64_t first, int64_t last) {
+        const auto at = [&](int64_t position) {
+          return std::lower_bound(groups.begin.begin(), groups.begin.end() - 1, position) -
+                 groups.begin.begin();
+        };
+        const int64_t end = at(last);
+        for (int64_t u = at(first); u < end; ++u) {
+          A* row = out + (to_table ? groups.rows[u] : u) * width;
+          const int64_t begin = groups.begin[u], stop = groups.begin[u + 1];
+          const A* grad = grads + groups.positions[begin] * width;
+          std::copy(grad, grad + width, row);
+          for (int64_t p = begin + 1; p < stop; ++p) {
+            if (p + kRowsAhead < total) __builtin_prefetch(grads + groups.positions[p + kRowsAhead] * width);
+            grad = grads + groups.positions[p] * width;
+            for (int64_t k = 0; k < width; ++k) row[k] += grad[k];
+          }
+        }
+      });
+}
+
+// Calls update(row, gradient's row) for all rows, and prefetch(row) some rows before that.
+template <class A, class Prefetch, class Update>
+void for_rows(const RowGradient<A>& gradient, Prefetch prefetch, Update update) {
+  const int64_t width = gradient.width;
+  torch::stable::parallel_for(0, gradient.count, std::max<int64_t>(1, kGrainValues / width),
+                              [&](int64_t first, int64_t last) {
+                                for (int64_t u = first; u < std::min(first + kRowsAhead, last); ++u)
+                                  prefetch(gradient.rows[u] * width);
+                                for (int64_t u = first; u < last; ++u) {
+                                  if (u + kRowsAhead < last) prefetch(gradient.rows[u + kRowsAhead] * width);
+                                  update(gradient.rows[u] * width, gradient.grad + u * width);
+                                }
+                              });
+}
+
+}  // namespace
+
+RowGroups group_rows(const int64_t* ids, int64_t count, int64_t num_rows) {
+  // A key is an id above its position, so that a stable sort of the ids leaves positions ascending.
+  const int position_bits = bit_count(count > 0 ? count - 1 : 0);
+  const int id_bits = bit_count(num_rows > 0 ? num_rows - 1 : 0);
+  if (position_bits + id_bits > 64)
+    throw std::runtime_error(
+        "ids: expected a batch and a table that can be indexed together in 64 bits, got " +
+        std::to_string(count) + " ids of " + std::to_string(num_rows) + " rows");
+  static thread_local std::vector<uint64_t> keys, other;
+  keys.resize(count);
+  other.resize(count);
+  bool valid = true;
+  for (int64_t p = 0; p < count; ++p) {
+    valid &= static_cast<uint64_t>(ids[p]) < static_cast<uint64_t>(num_rows);
+    keys[p] = (static_cast<uint64_t>(ids[p]) << position_bits) | static_cast<uint64_t>(p);
+  }
+  if (!valid) {
+    const int64_t* wrong =
+        std::find_if(ids, ids + count, [&](int64_t id) { return id < 0 || id >= num_rows; });
+    throw std::runtime_error("ids: expected values in 0.." + std::to_string(num_rows - 1) + ", got " +
+                             std::to_string(*wrong));
+  }
+  radix_sort(keys, other, position_bits, id_bits);
+
+  RowGroups groups;
+  groups.positions.resize(count);
+  groups.rows.resize(count);
+  groups.begin.resize(count + 1);
+  const uint64_t mask = (uint64_t{1} << position_bits) - 1;
+  int64_t u = 0, previous = -1;
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t id = static_cast<int64_t>(keys[k] >> position_bits);
+    groups.positions[k] = static_cast<int64_t>(keys[k] & mask);
+    // Written again for each position but the first, instead of a branch that cannot be foreseen.
+    u += id != previous;
+    previous = id;
+    groups.rows[u - 1] = id;
+    groups.begin[u] = k + 1;
+  }
+  groups.rows.resize(u);
+  groups.begin.resize(u + 1);
+  if (keys.capacity() > kKeptKeys) {
+    keys = {};
+    other = {};
+  }
+  return groups;
+}
+
+template <class A>
+void sum_rows(const RowGroups& groups, const A* grads, int64_t width, A* out) {
+  sum(groups, grads, width, out, false);
+}
+
+template <class A>
+void sum_rows_to_table(const RowGroups& groups, const A* grads, int64_t width, A* table) {
+  sum(groups, grads, width, table, true);
+}
+
+template <class A>
+void update_rows(const RowGradient<A>& gradient, const Adagrad<A>& rule) {
+  const int64_t width = gradient.width;
+  const A lr = A(rule.lr), weight_decay = A(rule.weight_decay), eps = A(rule.eps);
+  for_rows(
+      gradient,
+      [&](int64_t row) {
+        prefetch_row(rule.param + row, width);
+        prefetch_row(rule.state_sum + row, width);
+      },
+      [=](int64_t row, const A* __restrict grad) {
+        A* __restrict param = rule.param + row, * __restrict sum = rule.state_sum + row;
+        for (int64_t k = 0; k < width; ++k) {
+          const A g = grad[k] + weight_decay * param[k];
+          sum[k] += g * g;
+          param[k] -= lr * (g / (std::sqrt(sum[k]) + eps));
+        }
+      });
+}
+
+template <class A>
+void update_rows(const RowGradient<A>& gradient, const Adam<A>& rule) {
+  const int64_t width = gradient.width;
+  // 1 - beta in double: in float32 little would be left of its digits.
+  const A share1 = A(1 - rule.beta1), beta2 = A(rule.beta2), share2 = A(1 - rule.beta2);
+  const A weight_decay = A(rule.weight_decay), eps = A(rule.eps);
+  const A step_size = A(rule.step_size), correction = A(rule.correction);
+  for_rows(
+      gradient,
+      [&](int64_t row) {
+        prefetch_row(rule.param + row, width);
+        prefetch_row(rule.exp_avg + row, width);
+        prefetch_row(rule.exp_avg_sq + row, width);
+      },
+      [=](int64_t row, const A* __restrict grad) {
+        A* __restrict param = rule.param + row, * __restrict m = rule.exp_avg + row, * __restrict v = rule.exp_avg_sq + row;
+        for (int64_t k = 0; k < width; ++k) {
+          const A g = grad[k] + weight_decay * param[k];
+          m[k] += share1 * (g - m[k]);
+          v[k] = beta2 * v[k] + share2 * g * g;
+          param[k] -= step_size * (m[k] / (std::sqrt(v[k]) / correction + eps));
+        }
+      });
+}
+
+template void sum_rows(const RowGroups&, const float*, int64_t, float*);
+template void sum_rows(const RowGroups&, const double*, int64_t, double*);
+template void sum_rows_to_table(const RowGroups&, const float*, int64_t, float*);
+template void sum_rows_to_table(const RowGroups&, const double*, int64_t, double*);
+template void update_rows(const RowGradient<float>&, const Adagrad<float>&);
+template void update_rows(const RowGradient<double>&, const Adagrad<double>&);
+template void update_rows(const RowGradient<float>&, const Adam<float>&);
+template void update_rows(const RowGradient<double>&, const Adam<double>&);
+
+}  // namespace cpu
+}  // namespace l0sign

@@ -1,0 +1,60 @@
+// Work on the rows of embedding tables that a batch touches: which rows those are, the sums of their
+// gradients, and optimizer updates in place. Nothing here takes time or memory in proportion to a table.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace l0sign {
+namespace cpu {
+
+// The positions of every id in a batch.
+struct RowGroups {
+  std::vector<int64_t> rows;   // [U] the ids, once each, ascending
+  std::vector<int64_t> begin;  // [U + 1]
+  std::vector<int64_t>
+      positions;  // [N] those of rows[u] are positions[begin[u]] to [begin[u + 1] - 1], ascending
+  int64_t count() const { return static_cast<int64_t>(rows.size()); }
+};
+
+// Throws std::runtime_error for an id outside 0 .. num_rows - 1.
+RowGroups group_rows(const int64_t* ids, int64_t count, int64_t num_rows);
+
+// Adds up the gradients [N, width] of each row's positions, in the order of the positions: no sum depends on
+// the number of threads. Row u of the sums goes to row u of `out` [U, width].
+template <class A>
+void sum_rows(const RowGroups& groups, const A* grads, int64_t width, A* out);
+// The same, with the sums of row u in row groups.rows[u] of a dense `table` [J, width]; other rows stay.
+template <class A>
+void sum_rows_to_table(const RowGroups& groups, const A* grads, int64_t width, A* table);
+
+// `count` different rows of a table [J, width], and the gradient [count, width] of each.
+template <class A>
+struct RowGradient {
+  const int64_t* rows;
+  const A* grad;
+  int64_t count, width;
+};
+
+// sum += g^2, param -= lr g / (sqrt(sum) + eps), where g = grad + weight_decay param.
+template <class A>
+struct Adagrad {
+  A *param, *state_sum;  // [J, width]
+  double lr, weight_decay, eps;
+};
+
+// m += (1 - beta1) (g - m), v = beta2 v + (1 - beta2) g^2, param -= step_size m / (sqrt(v) / correction +
+// eps), where g = grad + weight_decay param, step_size = lr / (1 - beta1^t) and correction = sqrt(1 -
+// beta2^t).
+template <class A>
+struct Adam {
+  A *param, *exp_avg, *exp_avg_sq;  // [J, width]
+  double step_size, correction, beta1, beta2, weight_decay, eps;
+};
+
+template <class A>
+void update_rows(const RowGradient<A>& gradient, const Adagrad<A>& rule);
+template <class A>
+void update_rows(const RowGradient<A>& gradient, const Adam<A>& rule);
+
+}  // namespace cpu
+}  // namespace l0sign

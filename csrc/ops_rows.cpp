@@ -1,0 +1,148 @@
+// The operators on the rows of embedding tables: sparse gradients, and the optimizers that apply them. For
+// CUDA tensors l0sign_cuda/rows.py registers compositions of torch's operators.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "checks.h"
+#include "cpu/rows.h"
+
+namespace l0sign {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class A>
+constexpr ScalarType kType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+
+template <class A>
+const A* read(const Tensor& t) {
+  return static_cast<const A*>(t.const_data_ptr());
+}
+
+template <class A>
+A* data(const Tensor& t) {
+  return static_cast<A*>(t.mutable_data_ptr());
+}
+
+// Runs f(double{}) for float64 and f(float{}) for the rest.
+template <class Run>
+auto by_type(const Tensor& t, Run run) {
+  return t.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+}
+
+// ---- Gradients ----
+
+// The sums of the gradients [N, width] of each row, in float32 at least, in the type of `grad`.
+Tensor sum_of_rows(const cpu::RowGroups& groups, const Tensor& grad, const char* name) {
+  const int64_t N = static_cast<int64_t>(groups.positions.size());
+  expect(grad.dim() == 2 && grad.sizes()[0] == N && grad.sizes()[1] > 0,
+         std::string(name) + ": expected shape [" + std::to_string(N) + ", width], got " + shape_of(grad));
+  return by_type(grad, [&](auto type) {
+    using A = decltype(type);
+    const bool wide = grad.scalar_type() == kType<A>;
+    const Tensor in = torch::stable::contiguous(wide ? grad : torch::stable::to(grad, kType<A>));
+    const Tensor out = torch::stable::new_empty(grad, {groups.count(), grad.sizes()[1]}, kType<A>);
+    cpu::sum_rows(groups, read<A>(in), grad.sizes()[1], data<A>(out));
+    return wide ? out : torch::stable::to(out, grad.scalar_type());
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> embedding_rows(const Tensor& ids, const Tensor& grad_node,
+                                                  const OptionalTensor& grad_edge, int64_t num_rows) {
+  expect_type(ids, "ids", ScalarType::Long);
+  expect(ids.dim() == 1, "ids: expected shape [N], got " + shape_of(ids));
+  const Tensor flat = torch::stable::contiguous(ids);
+  const cpu::RowGroups groups = cpu::group_rows(read<int64_t>(flat), ids.numel(), num_rows);
+  const Tensor rows = torch::stable::new_empty(ids, {groups.count()}, ScalarType::Long);
+  std::copy(groups.rows.begin(), groups.rows.end(), data<int64_t>(rows));
+  const Tensor node_rows = sum_of_rows(groups, grad_node, "grad_node");
+  const Tensor edge_rows = grad_edge ? sum_of_rows(groups, *grad_edge, "grad_edge")
+                                     : torch::stable::new_empty(grad_node, {0}, grad_node.scalar_type());
+  return {rows, node_rows, edge_rows};
+}
+
+// ---- Optimizers ----
+
+// What an optimizer applies to `param`, whose other tensors are `states`.
+template <class A>
+cpu::RowGradient<A> row_gradient(const Tensor& param, std::initializer_list<const Tensor*> states,
+                                 const Tensor& rows, const Tensor& grad) {
+  expect(param.dim() == 2 && param.is_contiguous(),
+         "param: expected a contiguous tensor [J, width], got " + shape_of(param));
+  const int64_t J = param.sizes()[0], width = param.sizes()[1];
+  expect_type(param, "param", kType<A>);
+  for (const Tensor* state : states) {
+    expect_type(*state, "state", kType<A>);
+    expect_shape(*state, "state", {J, width});
+    expect(state->is_contiguous(), "state: expected a contiguous tensor");
+  }
+  expect_type(rows, "rows", ScalarType::Long);
+  expect(rows.dim() == 1 && rows.is_contiguous(),
+         "rows: expected a contiguous tensor [U], got " + shape_of(rows));
+  const int64_t U = rows.sizes()[0];
+  expect_type(grad, "grad", kType<A>);
+  expect_shape(grad, "grad", {U, width});
+  expect(grad.is_contiguous(), "grad: expected a contiguous tensor");
+  const int64_t* row = read<int64_t>(rows);
+  // Ascending, so each is there once: threads never meet in a row.
+  bool valid = U == 0 || (row[0] >= 0 && row[U - 1] < J);
+  for (int64_t u = 1; u < U; ++u) valid = valid & (row[u - 1] < row[u]);
+  expect(valid, "rows: expected ascending values in 0.." + std::to_string(J - 1) + ", each once");
+  return {row, read<A>(grad), U, width};
+}
+
+void row_adagrad(const Tensor& param, const Tensor& state_sum, const Tensor& rows, const Tensor& grad,
+                 double lr, double weight_decay, double eps) {
+  by_type(param, [&](auto type) {
+    using A = decltype(type);
+    const auto gradient = row_gradient<A>(param, {&state_sum}, rows, grad);
+    if (gradient.width)
+      cpu::update_rows(gradient, cpu::Adagrad<A>{data<A>(param), data<A>(state_sum), lr, weight_decay, eps});
+  });
+}
+
+void row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& rows,
+              const Tensor& grad, int64_t step, double lr, double beta1, double beta2, double weight_decay,
+              double eps) {
+  expect(step >= 1, "step: expected at least 1, got " + std::to_string(step));
+  const double t = static_cast<double>(step);
+  const double step_size = lr / (1 - std::pow(beta1, t)), correction = std::sqrt(1 - std::pow(beta2, t));
+  by_type(param, [&](auto type) {
+    using A = decltype(type);
+    const auto gradient = row_gradient<A>(param, {&exp_avg, &exp_avg_sq}, rows, grad);
+    if (gradient.width)
+      cpu::update_rows(gradient, cpu::Adam<A>{data<A>(param), data<A>(exp_avg), data<A>(exp_avg_sq),
+                                              step_size, correction, beta1, beta2, weight_decay, eps});
+  });
+}
+
+}  // namespace
+}  // namespace l0sign
+
+STABLE_TORCH_LIBRARY_FRAGMENT(l0sign_cuda, m) {
+  m.def(
+      "embedding_rows(Tensor ids, Tensor grad_node, Tensor? grad_edge, SymInt num_rows) -> (Tensor rows, "
+      "Tensor "
+      "node_rows, Tensor edge_rows)");
+  m.def(
+      "row_adagrad_(Tensor(a!) param, Tensor(b!) state_sum, Tensor rows, Tensor grad, float lr, float "
+      "weight_decay, float eps) -> ()");
+  m.def(
+      "row_adam_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor grad, int "
+      "step, "
+      "float lr, float beta1, float beta2, float weight_decay, float eps) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {
+  m.impl("embedding_rows", TORCH_BOX(&l0sign::embedding_rows));
+  m.impl("row_adagrad_", TORCH_BOX(&l0sign::row_adagrad));
+  m.impl("row_adam_", TORCH_BOX(&l0sign::row_adam));
+}

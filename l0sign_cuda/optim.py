@@ -1,0 +1,280 @@
+"""Optimizers for large embedding tables: a step costs what a batch touches, not what a table holds.
+
+    >>> model = l0sign_cuda.L0SIGN(5_000_000, sparse=True)
+    >>> optimizer = l0sign_cuda.optim.RowAdam(model.parameters(), lr=0.01)
+
+One optimizer serves the whole model. A parameter with a sparse gradient (a COO tensor, coalesced or not) is
+updated in the rows of that gradient, in place; one with a dense gradient as torch's optimizer of that name
+does it. Both kinds of gradient may follow each other. Results are the same for any number of threads.
+
+Where sparse gradients make a difference, it is to rows that a batch does not touch:
+
+- Adagrad leaves a row with a zero gradient as it is, so `RowAdagrad` is `torch.optim.Adagrad`, but for weight
+  decay: coupled to the gradient (L2) in either, it acts here on the touched rows only, once a touch.
+  (`torch.optim.Adagrad` refuses sparse gradients with weight decay.)
+- Adam moves every row in every step, as long as its first moment lasts. `RowAdam` is lazy: moments and weight
+  decay act on the touched rows only. The bias correction is that of the global step, as in
+  `torch.optim.SparseAdam`, whose updates these are but for eps: there it is added before the bias correction
+  of the second moment, here after it as in `torch.optim.Adam`, so that a table whose rows are all touched in
+  every step gets Adam's updates.
+
+A row that one batch in ten touches thus decays a tenth as fast as under the dense optimizer: a weight decay
+that was tuned for that one may be raised.
+
+With `torch.amp.GradScaler` they work as any optimizer: it unscales sparse gradients too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim.adagrad import adagrad
+from torch.optim.adam import adam
+
+from .rows import embedding_rows, row_adagrad_, row_adam_
+
+__all__ = ["RowAdagrad", "RowAdam"]
+
+
+class _RowOptimizer(torch.optim.Optimizer):
+    """What both have in common; a subclass says how state begins and how it updates."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        Args:
+            closure: computes the loss, with its gradients; called first, and its result is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            dense: dict[bool, list[Tensor]] = {}
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                if not state:
+                    # On the CPU, where reading it costs nothing; float32 as torch's optimizers keep it.
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state.update(self._new_state(param, group))
+                if param.grad.is_sparse:
+                    state["step"] += 1
+                    # A table of one column may be a vector.
+                    matrices = [_as_matrix(tensor) for tensor in (param, *self._of_table(state))]
+                    self._update_rows(group, int(state["step"]), matrices, *_rows_of(param))
+                elif param.grad.layout == torch.strided:
+                    dense.setdefault(param.is_cpu, []).append(param)
+                else:
+                    raise ValueError(
+                        "grad: expected a dense tensor, or a sparse one in COO format, got"
+                        f" {param.grad.layout}"
+                    )
+            for on_cpu, params in dense.items():
+                grads = [cast(Tensor, param.grad) for param in params]
+                states = [self.state[param] for param in params]
+                steps = [state["step"] for state in states]
+                # Off the CPU, fused kernels want the step counts there too, which rows do not.
+                self._update_dense(
+                    group, params, grads, [*map(self._of_table, states)], steps, fused=on_cpu or None
+                )
+        return loss
+
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _of_table(self, state: dict[str, Tensor]) -> list[Tensor]:
+        """The tensors of a state that have the parameter's shape."""
+        return [tensor for name, tensor in state.items() if name != "step"]
+
+    def _update_rows(
+        self, group: dict[str, Any], step: int, tables: list[Tensor], rows: Tensor, grad: Tensor
+    ) -> None:
+        raise NotImplementedError
+
+    def _update_dense(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[list[Tensor]],
+        steps: list[Tensor],
+        fused: bool | None,
+    ) -> None:
+        raise NotImplementedError
+
+
+class RowAdagrad(_RowOptimizer):
+    """Adagrad (Duchi et al., 2011) that updates the rows of sparse gradients.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate.
+        lr_decay: the learning rate of step t is lr / (1 + (t - 1) lr_decay).
+        weight_decay: L2 penalty; with sparse gradients on the touched rows only.
+        initial_accumulator_value: what the sums of squared gradients begin with.
+        eps: added to the root of the sums.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+    ) -> None:
+        _check_not_negative(
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+        )
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "lr_decay": lr_decay,
+                "weight_decay": weight_decay,
+                "initial_accumulator_value": initial_accumulator_value,
+                "eps": eps,
+            },
+        )
+
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"sum": torch.full_like(param, group["initial_accumulator_value"])}
+
+    def _update_rows(
+        self, group: dict[str, Any], step: int, tables: list[Tensor], rows: Tensor, grad: Tensor
+    ) -> None:
+        lr = float(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
+        param, total = tables
+        row_adagrad_(param, total, rows, grad, lr=lr, weight_decay=group["weight_decay"], eps=group["eps"])
+
+    def _update_dense(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[list[Tensor]],
+        steps: list[Tensor],
+        fused: bool | None,
+    ) -> None:
+        adagrad(
+            params,
+            grads,
+            [total for (total,) in states],
+            steps,
+            fused=fused,
+            has_sparse_grad=False,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            lr_decay=group["lr_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+class RowAdam(_RowOptimizer):
+    """Adam (Kingma and Ba, 2015) that updates the rows of sparse gradients, lazily.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate.
+        betas: how much of the first and of the second moment a step keeps.
+        eps: added to the root of the second moment.
+        weight_decay: L2 penalty; with sparse gradients on the touched rows only.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        _check_not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas: expected two numbers of at least 0 and below 1, got {betas!r}")
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+
+    def _update_rows(
+        self, group: dict[str, Any], step: int, tables: list[Tensor], rows: Tensor, grad: Tensor
+    ) -> None:
+        param, mean, square = tables
+        row_adam_(
+            param,
+            mean,
+            square,
+            rows,
+            grad,
+            step=step,
+            lr=float(group["lr"]),
+            betas=group["betas"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+
+    def _update_dense(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[list[Tensor]],
+        steps: list[Tensor],
+        fused: bool | None,
+    ) -> None:
+        beta1, beta2 = group["betas"]
+        adam(
+            params,
+            grads,
+            [mean for mean, _ in states],
+            [square for _, square in states],
+            [],
+            steps,
+            fused=fused,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _rows_of(param: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a parameter's sparse gradient, ascending and each once, and their gradients [U, w]."""
+    grad = cast(Tensor, param.grad)
+    if grad.sparse_dim() != 1:
+        raise ValueError(
+            f"grad: expected a sparse gradient of whole rows (one sparse dimension), got {grad.sparse_dim()}"
+            f" sparse dimensions of {grad.dim()}"
+        )
+    rows, values = grad._indices()[0], _as_matrix(grad._values())
+    if not grad.is_coalesced():
+        rows, values, _ = embedding_rows(rows, values, None, grad.shape[0])
+    return rows, values
+
+
+def _as_matrix(tensor: Tensor) -> Tensor:
+    """A view [J, w] of a tensor [J, ...]."""
+    return tensor if tensor.dim() == 2 else tensor.view(len(tensor), math.prod(tensor.shape[1:]))
+
+
+def _check_not_negative(**options: float) -> None:
+    for name, value in options.items():
+        if not value >= 0:
+            raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")

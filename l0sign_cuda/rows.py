@@ -1,0 +1,228 @@
+"""The rows of embedding tables that a batch touches: their gradients, and optimizer updates in place.
+
+Three operators of ``torch.ops.l0sign_cuda`` work on CPU tensors. Beside each stands its definition in plain
+PyTorch, which is what runs on other devices and without the binary; it is deterministic too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _extension
+
+
+@torch.compiler.disable
+def lookup(ids: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    """The rows ``ids`` (int64, any shape) of one or two tables [J, w], whose gradients will be sparse.
+
+    Such a gradient has each row once, in ascending order, and is marked as coalesced. A compiler leaves a gap
+    here: it knows no sparse gradients.
+    """
+    return _Lookup.apply(ids, *tables)
+
+
+def embedding_rows(
+    ids: Tensor, grad_node: Tensor, grad_edge: Tensor | None, num_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the gradients of each id's positions, in the order of the positions.
+
+    Args:
+        ids: int64 [N], from 0 to num_rows - 1.
+        grad_node: [N, d].
+        grad_edge: [N, b], or None.
+        num_rows: J.
+
+    Returns:
+        (rows, node_rows, edge_rows): the U different ids, ascending, int64 [U]; their sums [U, d] and [U, b],
+        summed in float32 at least; without ``grad_edge`` the last is [0].
+    """
+    return _call("embedding_rows", _embedding_rows, ids, grad_node, grad_edge, num_rows)
+
+
+def row_adagrad_(
+    param: Tensor,
+    state_sum: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    *,
+    lr: float,
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """A step of Adagrad on the rows of a table.
+
+    Args:
+        param: [J, w], changed in place.
+        state_sum: [J, w], the sums of squared gradients, changed in place.
+        rows: int64 [U], ascending, each once.
+        grad: [U, w], their gradients.
+        lr: learning rate.
+        weight_decay: L2 penalty of these rows.
+        eps: added to the root of the sums.
+    """
+    _update("row_adagrad_", _row_adagrad, (param, state_sum), rows, grad.contiguous(), lr, weight_decay, eps)
+
+
+def row_adam_(
+    param: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """A step of Adam on the rows of a table.
+
+    Args:
+        param: [J, w], changed in place.
+        exp_avg: [J, w], the mean of the gradients, changed in place.
+        exp_avg_sq: [J, w], the mean of their squares, changed in place.
+        rows: int64 [U], ascending, each once.
+        grad: [U, w], their gradients.
+        step: the number of the step, from 1, for the correction of the means' bias.
+        lr: learning rate.
+        betas: how much of the two means is kept.
+        weight_decay: L2 penalty of these rows.
+        eps: added to the root of the second mean.
+    """
+    tables = (param, exp_avg, exp_avg_sq)
+    _update("row_adam_", _row_adam, tables, rows, grad.contiguous(), step, lr, *betas, weight_decay, eps)
+
+
+def sparse_gradient(rows: Tensor, values: Tensor, num_rows: int) -> Tensor:
+    """The sparse gradient [J, w] with ``values`` [U, w] in ``rows`` [U], ascending."""
+    shape = (num_rows, *values.shape[1:])
+    return torch.sparse_coo_tensor(
+        rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
+    )
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(ids)
+        ctx.num_rows = tables[0].shape[0]
+        return tuple(F.embedding(ids, table) for table in tables)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (ids,) = ctx.saved_tensors
+        needed = [k for k, needs in enumerate(ctx.needs_input_grad[1:]) if needs]
+        flat = [grads[k].flatten(0, -2) for k in needed]
+        second = flat[1] if len(flat) == 2 else None
+        rows, *sums = embedding_rows(ids.flatten(), flat[0], second, ctx.num_rows)
+        result: list[Tensor | None] = [None] * (1 + len(grads))
+        for k, values in zip(needed, sums, strict=False):
+            result[1 + k] = sparse_gradient(rows, values, ctx.num_rows)
+        # Autograd takes over a gradient that nobody else holds, and forgets that it is coalesced; of one that
+        # is held it makes a copy, which is as small as the batch.
+        ctx.held = result
+        return tuple(result)
+
+
+def _call(name: str, definition: Callable[..., Any], *args: Any) -> Any:
+    operator = getattr(torch.ops.l0sign_cuda, name) if _extension.is_available() else definition
+    return operator(*args)
+
+
+def _update(
+    name: str,
+    definition: Callable[..., Any],
+    states: tuple[Tensor, ...],
+    rows: Tensor,
+    grad: Tensor,
+    *args: Any,
+) -> None:
+    # The operator computes in the type of the table: half types would lose too much of their moments.
+    fused = states[0].dtype in (torch.float32, torch.float64) and all(t.is_contiguous() for t in states)
+    if fused:
+        _call(name, definition, *states, rows, grad.contiguous(), *args)
+        for state in states:  # what autograd saved of them is out of date
+            torch.autograd.graph.increment_version(state)
+    else:
+        definition(*states, rows, grad, *args)
+
+
+# -------------------- the definitions
+
+
+def _embedding_rows(
+    ids: Tensor, grad_node: Tensor, grad_edge: Tensor | None, num_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    order = torch.argsort(ids, stable=True)
+    rows, lengths = torch.unique_consecutive(ids[order], return_counts=True)
+
+    def total(grad: Tensor) -> Tensor:
+        wide = grad if grad.dtype == torch.float64 else grad.float()
+        # One gradient after another within a segment, without atomics. (Unsafe leaves out checks of lengths.)
+        return torch.segment_reduce(wide[order], "sum", lengths=lengths, unsafe=True).to(grad.dtype)
+
+    return rows, total(grad_node), grad_node.new_empty(0) if grad_edge is None else total(grad_edge)
+
+
+def _row_adagrad(
+    param: Tensor, state_sum: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float, eps: float
+) -> None:
+    values = param[rows]
+    grad = grad + weight_decay * values
+    total = state_sum[rows] + grad * grad
+    state_sum[rows] = total
+    param[rows] = values - lr * (grad / (total.sqrt() + eps))
+
+
+def _row_adam(
+    param: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    eps: float,
+) -> None:
+    values, mean = param[rows], exp_avg[rows]
+    grad = grad + weight_decay * values
+    mean = mean + (1 - beta1) * (grad - mean)
+    square = beta2 * exp_avg_sq[rows] + (1 - beta2) * grad * grad
+    exp_avg[rows], exp_avg_sq[rows] = mean, square
+    spread = square.sqrt() / (1 - beta2**step) ** 0.5 + eps
+    param[rows] = values - lr / (1 - beta1**step) * (mean / spread)
+
+
+# -------------------- registration
+
+
+def _fake_embedding_rows(
+    ids: Tensor, grad_node: Tensor, grad_edge: Tensor | None, num_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    touched = torch.library.get_ctx().new_dynamic_size()
+    return (
+        ids.new_empty(touched),
+        grad_node.new_empty(touched, grad_node.shape[1]),
+        grad_node.new_empty(0) if grad_edge is None else grad_edge.new_empty(touched, grad_edge.shape[1]),
+    )
+
+
+if _extension.is_available():
+    for _name, _definition, _fake in (
+        ("embedding_rows", _embedding_rows, _fake_embedding_rows),
+        ("row_adagrad_", _row_adagrad, lambda *args: None),
+        ("row_adam_", _row_adam, lambda *args: None),
+    ):
+        torch.library.impl(f"l0sign_cuda::{_name}", "CUDA", _definition)
+        torch.library.register_fake(f"l0sign_cuda::{_name}", _fake)

@@ -1,0 +1,233 @@
+"""The rows a batch touches: their gradients, updates of them, and the lookup that makes sparse gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from l0sign_cuda import _extension, rows
+
+OPS = torch.ops.l0sign_cuda
+SHAPES = [(0, 5), (1, 1), (7, 3), (1000, 5382), (1000, 4), (3000, 2**40)]  # (N, J)
+
+
+def make(count, num_rows, dtype=torch.float64, device="cpu", d=4, b=3):
+    """ids [N], and gradients [N, d] and [N, b]."""
+    random = torch.Generator().manual_seed(count)
+    ids = torch.randint(num_rows, (count,), generator=random)
+    ids[::2] %= 3  # some rows many times
+    ids %= num_rows
+    grads = [torch.randn(count, width, generator=random, dtype=torch.float64) for width in (d, b)]
+    return ids.to(device), *(grad.to(device, dtype) for grad in grads)
+
+
+def make_tables(num_rows, number, dtype=torch.float64, device="cpu", width=4):
+    random = torch.Generator().manual_seed(number)
+    tables = [torch.rand(num_rows, width, generator=random, dtype=torch.float64) for _ in range(number)]
+    return [table.to(device, dtype) for table in tables]
+
+
+ADAGRAD = {"lr": 0.1, "weight_decay": 0.01, "eps": 1e-10}
+ADAM = {"step": 3, "lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.01, "eps": 1e-8}
+UPDATES = [(rows.row_adagrad_, 2, ADAGRAD), (rows.row_adam_, 3, ADAM)]
+
+
+def without_binary(monkeypatch):
+    monkeypatch.setattr(_extension, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(("count", "num_rows"), SHAPES)
+def test_embedding_rows(count, num_rows, device):
+    ids, node, edge = make(count, num_rows, device=device)
+    found, node_rows, edge_rows = rows.embedding_rows(ids, node, edge, num_rows)
+    expected, place = torch.unique(ids, return_inverse=True)
+    assert torch.equal(found, expected)
+    for sums, grad in ((node_rows, node), (edge_rows, edge)):
+        torch.testing.assert_close(
+            sums, grad.new_zeros(len(expected), grad.shape[1]).index_add(0, place, grad)
+        )
+    assert rows.embedding_rows(ids, node, None, num_rows)[2].shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("count", "num_rows"), SHAPES)
+def test_the_operator_is_its_definition(count, num_rows, dtype, device, monkeypatch):
+    """Bit for bit: both add one gradient after another."""
+    args = make(count, num_rows, dtype, device)
+    found = rows.embedding_rows(*args, num_rows)
+    without_binary(monkeypatch)
+    expected = rows.embedding_rows(*args, num_rows)
+    for actual, wanted in zip(found, expected, strict=True):
+        assert actual.dtype == wanted.dtype and torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("update", "number", "options"), UPDATES)
+def test_updates(update, number, options, dtype, device, monkeypatch):
+    num_rows = 40
+    tables = make_tables(num_rows, number, dtype, device)
+    before = [table.clone() for table in tables]
+    again = [table.clone() for table in tables]
+    ids, grad, _ = make(30, num_rows, dtype, device)
+    touched, sums, _ = rows.embedding_rows(ids, grad, None, num_rows)
+    update(*tables, touched, sums, **options)
+    without_binary(monkeypatch)
+    update(*again, touched, sums, **options)
+    rest = torch.ones(num_rows, dtype=torch.bool, device=device)
+    rest[touched] = False
+    assert 0 < rest.sum() < num_rows
+    for table, other, old in zip(tables, again, before, strict=True):
+        torch.testing.assert_close(table, other, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0)
+        assert torch.equal(table[rest], old[rest])
+        assert not (table[~rest] == old[~rest]).any()
+
+
+@pytest.mark.parametrize(("update", "number", "options"), UPDATES)
+def test_updates_in_other_memory_formats_and_types(update, number, options):
+    """Tables that the operator does not take: of half precision, and with other strides."""
+    touched, grad = torch.tensor([1, 5]), torch.randn(2, 4, dtype=torch.float64)
+    expected = make_tables(8, number)
+    turned = [table.t().contiguous().t() for table in expected]
+    half = [table.to(torch.bfloat16) for table in expected]
+    update(*expected, touched, grad, **options)
+    update(*turned, touched, grad, **options)
+    update(*half, touched, grad.to(torch.bfloat16), **options)
+    for table, other, low in zip(expected, turned, half, strict=True):
+        torch.testing.assert_close(other, table, rtol=1e-14, atol=0)
+        assert low.dtype == torch.bfloat16
+        torch.testing.assert_close(low.double(), table, rtol=0.03, atol=0.03)
+
+
+def test_results_do_not_depend_on_threads():
+    ids, node, edge = make(5000, 3000, torch.float32, d=32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found = rows.embedding_rows(ids, node, edge, 3000)
+            tables = make_tables(3000, 3, torch.float32, width=32)
+            rows.row_adam_(*tables, *found[:2], **ADAM)
+            results.append([*found, *tables])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("wrong", [-1, 5, 2**40])
+def test_ids_out_of_range(wrong):
+    with pytest.raises(RuntimeError, match=rf"ids: expected values in 0\.\.4, got {wrong}"):
+        rows.embedding_rows(torch.tensor([0, wrong, 4]), torch.ones(3, 2), None, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": torch.tensor([3, 3])}, "rows: expected ascending values in 0..7, each once"),
+        ({"rows": torch.tensor([3, 2])}, "rows: expected ascending values"),
+        ({"rows": torch.tensor([-1, 2])}, "rows: expected ascending values"),
+        ({"rows": torch.tensor([3, 8])}, "rows: expected ascending values"),
+        ({"rows": torch.tensor([3])}, r"grad: expected shape \[1, 4\], got \[2, 4\]"),
+        ({"grad": torch.ones(2, 3)}, r"grad: expected shape \[2, 4\], got \[2, 3\]"),
+        ({"grad": torch.ones(2, 4).double()}, "grad: unexpected dtype"),
+        ({"state_sum": torch.ones(7, 4)}, r"state: expected shape \[8, 4\], got \[7, 4\]"),
+        ({"state_sum": torch.ones(8, 4).double()}, "state: unexpected dtype"),
+        ({"rows": torch.tensor([1, 2], dtype=torch.int32)}, "rows: unexpected dtype"),
+    ],
+)
+def test_updates_refuse_what_does_not_fit(change, message):
+    args = {"param": torch.ones(8, 4), "state_sum": torch.ones(8, 4)}
+    args |= {"rows": torch.tensor([1, 2]), "grad": torch.ones(2, 4), **change}
+    with pytest.raises(RuntimeError, match=message):
+        rows.row_adagrad_(**args, **ADAGRAD)
+    assert torch.equal(args["param"], torch.ones(8, 4))
+
+
+def test_opcheck():
+    ids, node, edge = make(20, 30, torch.float32)
+    tables, grad = make_tables(30, 3, torch.float32), torch.ones(2, 4)
+    touched = torch.tensor([1, 5])
+    for name, args in (
+        ("embedding_rows", (ids, node, edge, 30)),
+        ("embedding_rows", (ids, node.bfloat16(), None, 30)),
+        ("row_adagrad_", (*tables[:2], touched, grad, 0.1, 0.0, 1e-8)),
+        ("row_adam_", (*tables, touched, grad, 2, 0.1, 0.9, 0.99, 0.0, 1e-8)),
+    ):
+        torch.library.opcheck(getattr(OPS, name).default, args)
+
+
+def test_updates_are_seen_by_autograd():
+    """What autograd saved before an update in place cannot be used after it."""
+    table = torch.ones(4, 2, requires_grad=True)
+    loss = (table * table).sum()
+    with torch.no_grad():
+        rows.row_adagrad_(table.detach(), torch.zeros(4, 2), torch.tensor([1]), torch.ones(1, 2), **ADAGRAD)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# -------------------- the lookup
+
+
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("shape", [(6, 5), (30,), (0, 5)])
+def test_lookup_is_an_embedding(shape, needed, device):
+    ids = make(30, 12)[0].to(device)[: torch.Size(shape).numel()].reshape(shape)
+    sparse, dense = (
+        [t.requires_grad_(n) for t, n in zip(make_tables(12, 2, device=device), needed, strict=True)]
+        for _ in range(2)
+    )
+    found = rows.lookup(ids, *sparse)
+    expected = [torch.nn.functional.embedding(ids, table) for table in dense]
+    weights = [torch.randn_like(value) for value in expected]
+    for values, tables in ((found, sparse), (expected, dense)):
+        sum((value * weight).sum() for value, weight in zip(values, weights, strict=True)).backward()
+        assert [table.grad is not None for table in tables] == list(needed)
+    for value, wanted, table, other in zip(found, expected, sparse, dense, strict=True):
+        assert torch.equal(value, wanted)
+        if table.grad is not None:
+            assert table.grad.is_sparse and table.grad.is_coalesced()
+            assert torch.equal(table.grad._indices()[0], ids.unique())
+            torch.testing.assert_close(table.grad.to_dense(), other.grad)
+
+
+def test_lookup_of_one_table_and_accumulation():
+    table, ids = torch.randn(9, 2, dtype=torch.float64, requires_grad=True), torch.tensor([[1, 7], [7, 3]])
+    for _ in range(2):
+        (found,) = rows.lookup(ids, table)
+        (found * found).sum().backward()
+    expected = torch.zeros(9, 2, dtype=torch.float64)
+    expected[[1, 3, 7]] = 4 * table.detach()[[1, 3, 7]] * torch.tensor([[1], [1], [2]])
+    torch.testing.assert_close(table.grad.to_dense(), expected)
+
+
+class _DenseGradient(torch.autograd.Function):
+    """Leaves a tensor as it is, and makes its gradient dense, as gradcheck wants it."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to_dense()
+
+
+def test_lookup_gradcheck():
+    ids = torch.tensor([[1, 4], [4, 0]])
+    tables = [table.requires_grad_() for table in make_tables(5, 2, width=2)]
+
+    def product(*tables):
+        node, edge = rows.lookup(ids, *map(_DenseGradient.apply, tables))
+        return (node * edge).sin()
+
+    assert gradcheck(product, tables)
+
+
+def test_lookup_has_no_second_derivative():
+    table = torch.ones(3, 2, requires_grad=True)
+    (found,) = rows.lookup(torch.tensor([1]), table)
+    (gradient,) = torch.autograd.grad(found.square().sum(), table, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.to_dense().sum().backward()
