@@ -15,6 +15,7 @@
 
 #include "checks.h"
 #include "core/pair.h"
+#include "cpu/rows.h"
 #include "cpu/run.h"
 #include "problem.h"
 
@@ -187,6 +188,8 @@ auto by_type(const Tensor& t, Run run) {
 
 using Results5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Results11 =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results10 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class A>
@@ -286,10 +289,45 @@ void look_up(Inputs<A>& in, CompleteGraph<A>& p, const Tensor& ids, const Option
   expect(node_table.dim() == 2, "node_table: expected [J, d], got " + shape_of(node_table));
   expect_type(node_table, "node_table", Inputs<A>::kType);  // another type would be a copy of the table
   p.nodes = in(node_table);
+  p.pools = true;
   p.ids = in.ids(ids, node_table.sizes()[0]);
   if (values) expect_shape(*values, "values", {ids.sizes()[0]});
   p.values = in(values);
 }
+
+// The gradients of tables from those of the positions: all rows, or (sparse) the rows that occur, ascending.
+template <class A>
+class TableGradients {
+ public:
+  Tensor rows;  // [U] if sparse, else [0]
+
+  TableGradients(const Tensor& ids, const int64_t* begin, int64_t num_rows, bool sparse)
+      : rows(empty_of(ids, {0}, ScalarType::Long)),
+        groups_(cpu::group_rows(begin, ids.numel(), num_rows)),
+        num_rows_(num_rows),
+        sparse_(sparse) {
+    if (!sparse) return;
+    rows = empty_of(ids, {groups_.count()}, ScalarType::Long);
+    std::copy(groups_.rows.begin(), groups_.rows.end(), data<int64_t>(rows));
+  }
+
+  Tensor of(const Tensor& grad) const {
+    const int64_t width = grad.sizes()[1];
+    Tensor out = empty<A>(grad, {sparse_ ? groups_.count() : num_rows_, width});
+    if (sparse_) {
+      cpu::sum_rows(groups_, data<A>(grad), width, data<A>(out));
+    } else {
+      torch::stable::zero_(out);
+      cpu::sum_rows_to_table(groups_, data<A>(grad), width, data<A>(out));
+    }
+    return out;
+  }
+
+ private:
+  cpu::RowGroups groups_;
+  int64_t num_rows_;
+  bool sparse_;
+};
 
 template <class A>
 CompleteGraph<A> gated_bag_problem(Inputs<A>& in, const Tensor& ids, const OptionalTensor& values,
@@ -319,7 +357,7 @@ Results5 l0_sign_bag(const Tensor& ids, const OptionalTensor& values, const Tens
                      const Tensor& mb2, const Tensor& ew1, const Tensor& eb1, const Tensor& ew2,
                      const Tensor& eb2, const OptionalTensor& offsets, int64_t graph_size,
                      const OptionalTensor& seed, int64_t aggr, double temperature, double gamma, double zeta,
-                     bool l2, bool) {
+                     bool, bool l2) {
   return by_type(node_table, [&](auto type) -> Results5 {
     using A = decltype(type);
     Inputs<A> in;
@@ -342,15 +380,15 @@ Results5 l0_sign_bag(const Tensor& ids, const OptionalTensor& values, const Tens
   });
 }
 
-Results10 l0_sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTensor& grad_l0,
+Results11 l0_sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTensor& grad_l0,
                                const OptionalTensor& grad_l2, const Tensor& ids, const OptionalTensor& values,
                                const Tensor& node_table, const Tensor& edge_table, const Tensor& mw1,
                                const Tensor& mb1, const Tensor& mw2, const Tensor& mb2, const Tensor& ew1,
                                const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
                                const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
-                               int64_t aggr, double temperature, double gamma, double zeta,
+                               int64_t aggr, double temperature, double gamma, double zeta, bool sparse,
                                const Tensor& degree) {
-  return by_type(node_table, [&](auto type) -> Results10 {
+  return by_type(node_table, [&](auto type) -> Results11 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
@@ -364,13 +402,11 @@ Results10 l0_sign_bag_backward(const OptionalTensor& grad_pooled, const Optional
       expect_shape(degree, "degree", {N});
       p.degree = in.degree(degree);
     }
-    // Without a gradient of its results the sum is still what selects the kernel.
-    Tensor no_gradient = empty<A>(node_table, {grad_pooled ? 0 : G, p.message.in});
-    torch::stable::zero_(no_gradient);
-    p.grad_pooled = in(grad_pooled ? *grad_pooled : no_gradient);
+    p.grad_pooled = in(grad_pooled);
     p.grad_l0 = in(grad_l0);
     p.grad_l2 = in(grad_l2);
-    const Tensor grad_nodes = empty<A>(node_table, {N, p.message.in});
+    Tensor grad_nodes = empty<A>(node_table, {N, p.message.in});
+    if (!grad_pooled && !grad_l2) torch::stable::zero_(grad_nodes);
     const Tensor grad_edge_nodes = empty<A>(node_table, {N, p.edge.in});
     const PerceptronGradTensors<A> message(node_table, p.message), edge(node_table, p.edge);
     p.grad_nodes = data<A>(grad_nodes);
@@ -378,9 +414,11 @@ Results10 l0_sign_bag_backward(const OptionalTensor& grad_pooled, const Optional
     p.grad_message = message.pointers();
     p.grad_edge = edge.pointers();
     cpu::backward(p);
-    return {grad_nodes,         grad_edge_nodes,  message.hidden_weight, message.hidden_bias,
-            message.out_weight, message.out_bias, edge.hidden_weight,    edge.hidden_bias,
-            edge.out_weight,    edge.out_bias};
+    const TableGradients<A> tables(ids, p.ids, node_table.sizes()[0], sparse);
+    return {tables.rows,           tables.of(grad_nodes), tables.of(grad_edge_nodes),
+            message.hidden_weight, message.hidden_bias,   message.out_weight,
+            message.out_bias,      edge.hidden_weight,    edge.hidden_bias,
+            edge.out_weight,       edge.out_bias};
   });
 }
 
@@ -402,8 +440,8 @@ CompleteGraph<A> ungated_bag_problem(Inputs<A>& in, const Tensor& ids, const Opt
 
 std::tuple<Tensor, Tensor> sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
                                     const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
-                                    const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool l2,
-                                    bool) {
+                                    const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool,
+                                    bool l2) {
   return by_type(node_table, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using A = decltype(type);
     Inputs<A> in;
@@ -418,11 +456,11 @@ std::tuple<Tensor, Tensor> sign_bag(const Tensor& ids, const OptionalTensor& val
   });
 }
 
-Results5 sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTensor& grad_l2,
+Results6 sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTensor& grad_l2,
                            const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
                            const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
-                           const OptionalTensor& offsets, int64_t graph_size, int64_t aggr) {
-  return by_type(node_table, [&](auto type) -> Results5 {
+                           const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool sparse) {
+  return by_type(node_table, [&](auto type) -> Results6 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
@@ -439,7 +477,9 @@ Results5 sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTens
     p.grad_nodes = data<A>(grad_nodes);
     p.grad_message = message.pointers();
     cpu::backward(p);
-    return {grad_nodes, message.hidden_weight, message.hidden_bias, message.out_weight, message.out_bias};
+    const TableGradients<A> tables(ids, p.ids, node_table.sizes()[0], sparse);
+    return {tables.rows,         tables.of(grad_nodes), message.hidden_weight,
+            message.hidden_bias, message.out_weight,    message.out_bias};
   });
 }
 
@@ -668,17 +708,19 @@ STABLE_TORCH_LIBRARY(l0sign_cuda, m) {
       ", Tensor degree) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("l0_sign_bag(Tensor ids, Tensor? values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE
         ", " GRAPHS ", Tensor? seed, int aggr, " GATE
-        ", bool l2, bool sparse) -> (Tensor pooled, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree)");
+        ", bool sparse, bool l2) -> (Tensor pooled, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree)");
   m.def(
       "l0_sign_bag_backward(Tensor? grad_pooled, Tensor? grad_l0, Tensor? grad_l2, Tensor ids, Tensor? "
       "values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE ", " GRAPHS
       ", Tensor? seed, int aggr, " GATE
-      ", Tensor degree) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      ", bool sparse, Tensor degree) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor)");
   m.def("sign_bag(Tensor ids, Tensor? values, Tensor node_table, " MESSAGE ", " GRAPHS
-        ", int aggr, bool l2, bool sparse) -> (Tensor pooled, Tensor l2)");
+        ", int aggr, bool sparse, bool l2) -> (Tensor pooled, Tensor l2)");
   m.def(
       "sign_bag_backward(Tensor? grad_pooled, Tensor? grad_l2, Tensor ids, Tensor? values, Tensor "
-      "node_table, " MESSAGE ", " GRAPHS ", int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "node_table, " MESSAGE ", " GRAPHS
+      ", int aggr, bool sparse) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign(Tensor nodes, " MESSAGE ", " GRAPHS ", int aggr, bool l2) -> (Tensor out, Tensor l2)");
   m.def("sign_backward(Tensor? grad_out, Tensor? grad_l2, Tensor nodes, " MESSAGE ", " GRAPHS
         ", int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");

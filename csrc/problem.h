@@ -51,10 +51,11 @@ struct CompleteGraph {
   const A* edge_nodes;  // [N, b], or [J, b] with ids
   const int64_t* ids;   // [N] in 0..J-1
   const A* values;      // [N], x: u_k = x_k nodes[..]
+  bool pools;           // the result is `pooled`, not `out`
 
   // Results.
   A* out;              // [N, d]
-  A* pooled;           // [G, d] sum over nodes of x_i v'_i / n, instead of out
+  A* pooled;           // [G, d] the sum over nodes of x_i v'_i / n
   A* l0;               // [G] sum of the open probabilities
   A* l2;               // [G] sum of |z|^2 over the open pairs
   int64_t* num_edges;  // [G] open pairs

@@ -25,10 +25,9 @@ import os
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import _checks, ops, reference
+from . import _checks, ops, reference, rows
 from .reference import BagOutput, LayerOutput, Network
 
 __all__ = [
@@ -205,8 +204,8 @@ def l0_sign_bag(
     instead of two nodes, the second layer is applied once a graph, and neither looked-up rows nor v' are in
     memory. A linear head on the result is the model's prediction.
 
-    The fused operator is for float32 and float64 tables on the CPU. Half types, autocast, ``values`` that
-    require a gradient and CUDA tensors take the same steps one by one.
+    Half types, autocast and ``values`` that require a gradient take the same steps one by one, as do CUDA
+    tensors in a build without that kernel, and sparse gradients under a compiler.
 
     Args:
         ids: int64 [B, n], or [N] with offsets: rows of the tables.
@@ -229,16 +228,18 @@ def l0_sign_bag(
             seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty, sparse=sparse,
         )  # fmt: skip
     graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
-    if not _fuses(ops.l0_sign_bag, node_table, values):
+    sparse = sparse and rows.gives_sparse(node_table, edge_table)
+    if not _fuses(ops.l0_sign_bag, node_table, values, sparse):
 
         def interact(nodes: Tensor) -> LayerOutput:
             return l0_sign(
-                nodes, F.embedding(ids, edge_table, sparse=sparse), message, edge, offsets,
+                nodes, edge_nodes, message, edge, offsets,
                 seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
                 backend=backend,
             )  # fmt: skip
 
-        return reference.bag(interact, ids, node_table, offsets, values, sparse)
+        nodes, edge_nodes = rows.lookup(ids, node_table, edge_table, sparse=sparse)
+        return reference.bag(interact, nodes, values, graphs)
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     _checks.network("edge", edge, edge_table.shape[-1], 1, node_table)
     pooled, l0, l2, num_edges, _ = ops.l0_sign_bag(
@@ -248,8 +249,8 @@ def l0_sign_bag(
         _checks.seed(seed, ids.device),
         _checks.aggregation(aggr),
         *_checks.gate_options(temperature, limits),
-        l2_penalty,
         sparse,
+        l2_penalty,
     )
     return BagOutput(pooled, l0, l2 if l2_penalty else None, num_edges)
 
@@ -272,20 +273,21 @@ def sign_bag(
             ids, node_table, message, offsets, values, aggr=aggr, l2_penalty=l2_penalty, sparse=sparse
         )
     graphs = _checks.bag(ids, offsets, values, node_table)
-    if not _fuses(ops.sign_bag, node_table, values):
+    sparse = sparse and rows.gives_sparse(node_table)
+    if not _fuses(ops.sign_bag, node_table, values, sparse):
 
         def interact(nodes: Tensor) -> LayerOutput:
             return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty, backend=backend)
 
-        return reference.bag(interact, ids, node_table, offsets, values, sparse)
+        return reference.bag(interact, *rows.lookup(ids, node_table, sparse=sparse), values, graphs)
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     pooled, l2 = ops.sign_bag(
         *_looked_up(ids, values, node_table, *message),
         graphs.offsets,
         graphs.size,
         _checks.aggregation(aggr),
-        l2_penalty,
         sparse,
+        l2_penalty,
     )
     report = reference.ungated_report(graphs.bounds(ids.device), l2.dtype, l2 if l2_penalty else None)
     return BagOutput(pooled, *report)
@@ -377,13 +379,14 @@ def _autocast(first: Tensor, *others: Any) -> tuple[Any, ...]:
     return tuple(map(cast, (first, *others)))
 
 
-def _fuses(operator: ops.Operator, table: Tensor, values: Tensor | None) -> bool:
-    """Whether the operator serves these tables: a half type would be a copy of the whole table."""
+def _fuses(operator: ops.Operator, table: Tensor, values: Tensor | None, sparse: bool) -> bool:
+    """Whether the operator serves this call: with a half type it would copy the whole table."""
     return (
         table.dtype in (torch.float32, torch.float64)
         and (table.is_meta or not torch.is_autocast_enabled(table.device.type))
         and not (values is not None and values.requires_grad)
         and (not table.is_cuda or operator.on_cuda)
+        and not (sparse and torch.compiler.is_compiling())  # a compiler knows no sparse gradients
     )
 
 

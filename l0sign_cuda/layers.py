@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from . import _checks, functional
-from .reference import LayerOutput, Network
+from .reference import BagOutput, LayerOutput, Network
 
 
 class PairNetwork(nn.Module):
@@ -126,15 +128,11 @@ class L0SIGNLayer(nn.Module):
         """
         message = self.message.weights()
         _checks.columns("nodes", nodes, message[0].shape[1])
-        seed = _checks.seed(seed, message[0].device)
+        seed = self._seed(seed)
         if self.edge is None:
             return functional.complete_sign(
                 nodes, message, offsets, aggr=self.aggr, l2_penalty=self.l2_penalty, backend=self.backend
             )
-        if not self.training:
-            seed = None
-        elif seed is None:
-            seed = self.draw_seed()
         edge = self.edge.weights()
         _checks.columns("edge_nodes", edge_nodes, edge[0].shape[1])
         return functional.l0_sign(
@@ -150,6 +148,59 @@ class L0SIGNLayer(nn.Module):
             l2_penalty=self.l2_penalty,
             backend=self.backend,
         )
+
+    def bag(
+        self,
+        ids: Tensor,
+        tables: Sequence[Tensor],
+        offsets: Tensor | None = None,
+        values: Tensor | None = None,
+        seed: int | Tensor | None = None,
+        *,
+        sparse: bool = False,
+    ) -> BagOutput:
+        """Look up, apply the layer and pool; see :func:`l0sign_cuda.functional.l0_sign_bag`.
+
+        Args:
+            ids: int64 [B, n], or [N] with offsets.
+            tables: node table [J, d] and, with gates, edge table [J, b].
+            offsets: int64 [B+1].
+            values: x, of the shape of ids; None: 1.
+            seed: an integer or an int64 tensor of one element, for training mode.
+            sparse: the gradients of the tables are sparse tensors.
+
+        Returns:
+            BagOutput(pooled [B, d], l0_penalty [B], l2_penalty [B] or None, num_edges int64 [B]).
+        """
+        message = self.message.weights()
+        seed = self._seed(seed)
+        if self.edge is None:
+            return functional.sign_bag(
+                ids, *tables, message, offsets, values,
+                aggr=self.aggr, l2_penalty=self.l2_penalty, sparse=sparse, backend=self.backend,
+            )  # fmt: skip
+        return functional.l0_sign_bag(
+            ids,
+            *tables,
+            message,
+            self.edge.weights(),
+            offsets,
+            values,
+            seed=seed,
+            aggr=self.aggr,
+            temperature=self.temperature,
+            limits=self.limits,
+            l2_penalty=self.l2_penalty,
+            sparse=sparse,
+            backend=self.backend,
+        )
+
+    def _seed(self, seed: int | Tensor | None) -> Tensor | None:
+        """The seed of this call, checked; one is drawn where it is wanted and not given."""
+        key = _checks.seed(seed, self.message.hidden.weight.device)
+        if not (self.training and self.gated):
+            return None
+        return self.draw_seed() if key is None else key
 
     def extra_repr(self) -> str:
         """What print() shows beside the modules."""

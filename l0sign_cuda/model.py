@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 from .layers import L0SIGNLayer
-from .reference import node_graphs
+from .reference import BagOutput, mean_rows, scale_rows
 from .rows import lookup
 
 
@@ -157,57 +157,41 @@ class L0SIGN(nn.Module):
             IndexError: ids out of range.
             ValueError, TypeError: anything else that does not fit, by name.
         """
-        weight = self.node_embedding.weight
-        graphs = _checks.ids(ids, offsets, values, weight.shape[0], weight.device)
+        tables = [self.node_embedding.weight]
+        if self.edge_embedding is not None:
+            tables.append(self.edge_embedding.weight)
         if seed is None:
             seed = self.interaction.draw_seed()
-        nodes, edge_nodes = self._look_up(ids)
-        scale = None if values is None else values.to(nodes.dtype).unsqueeze(-1)
-
-        def scaled(rows: Tensor) -> Tensor:
-            return rows if scale is None else rows * scale
-
-        nodes, l0_penalty, l2_penalty, num_edges = self.interaction(scaled(nodes), edge_nodes, offsets, seed)
-        for _ in range(self.iterations - 1):  # the same gates again: their report stands
-            update = self.interaction(scaled(nodes), edge_nodes, offsets, seed)
-            nodes = update.nodes
-            if l2_penalty is not None:
-                l2_penalty = l2_penalty + update.l2_penalty
-        logits = self.head(_mean_rows(scaled(nodes), graphs))
+        if self.iterations == 1:
+            pooled, *report = self.interaction.bag(ids, tables, offsets, values, seed, sparse=self.sparse)
+        else:
+            pooled, *report = self._iterate(ids, tables, offsets, values, seed)
+        logits = self.head(pooled)
         if self.head.out_features == 1:
             logits = logits.squeeze(-1)
-        return L0SIGNOutput(logits, l0_penalty, l2_penalty, num_edges)
+        return L0SIGNOutput(logits, *report)
 
-    def _look_up(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows of both tables."""
-        embeddings = [self.node_embedding]
-        if self.edge_embedding is not None:
-            embeddings.append(self.edge_embedding)
-        tables = [embedding.weight for embedding in embeddings]
-        # Transforms of functions take dense gradients, and an exported program has none.
-        sparse = (
-            self.sparse
-            and torch.is_grad_enabled()
-            and any(table.requires_grad for table in tables)
-            and not torch._C._are_functorch_transforms_active()
-            and not torch.compiler.is_exporting()
-        )
-        found = lookup(ids, *tables) if sparse else [embedding(ids) for embedding in embeddings]
-        return found[0], found[1] if len(found) == 2 else None
+    def _iterate(
+        self,
+        ids: Tensor,
+        tables: list[Tensor],
+        offsets: Tensor | None,
+        values: Tensor | None,
+        seed: int | Tensor | None,
+    ) -> BagOutput:
+        """The interactions applied T times, and pooled."""
+        graphs = _checks.feature_ids(ids, offsets, values, tables[0].shape[0], tables[0].device)
+        nodes, *others = lookup(ids, *tables, sparse=self.sparse)
+        edge_nodes = others[0] if others else None
+        output = self.interaction(scale_rows(nodes, values), edge_nodes, offsets, seed)
+        l2_penalty = output.l2_penalty
+        for _ in range(self.iterations - 1):  # the same gates again: their report stands
+            output = self.interaction(scale_rows(output.nodes, values), edge_nodes, offsets, seed)
+            if l2_penalty is not None:
+                l2_penalty = l2_penalty + output.l2_penalty
+        pooled = mean_rows(scale_rows(output.nodes, values), graphs)
+        return BagOutput(pooled, output.l0_penalty, l2_penalty, output.num_edges)
 
     def extra_repr(self) -> str:
         """What print() shows beside the modules."""
         return f"iterations={self.iterations}"
-
-
-def _mean_rows(rows: Tensor, graphs: _checks.Graphs) -> Tensor:
-    """The mean of each graph's rows, 0 of an empty graph: [B, d]. Sums in float32 at least."""
-    wide = rows if rows.dtype == torch.float64 else rows.float()
-    if rows.dim() == 3:
-        mean = wide.sum(1) / max(rows.shape[1], 1)
-    else:
-        assert graphs.offsets is not None
-        graph = node_graphs(graphs.offsets, rows.shape[0])
-        total = wide.new_zeros(graphs.num_graphs, rows.shape[1]).index_add(0, graph, wide)
-        mean = total / graphs.offsets.diff().clamp(min=1).unsqueeze(-1)
-    return mean.to(rows.dtype)

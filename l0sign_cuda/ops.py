@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _extension
+from . import rows as rows_of_tables
 
 
 class Operator:
@@ -25,8 +26,8 @@ class Operator:
     ``backward`` is called with the gradients of the first ``outputs`` outputs (None where there is none),
     the first ``inputs`` inputs and the outputs ``extra``; it returns the gradients of the inputs ``wrt``.
     Without one there is no derivative. ``flag`` is the input that says whether the last of the differentiable
-    outputs is there, or left empty. ``finish`` turns the backward operator's results into the gradients; it
-    gets the inputs and those results.
+    outputs is there, or left empty. ``finish`` makes the gradients of what the backward operator returns; it
+    is given the operator's inputs, too.
     """
 
     def __init__(
@@ -123,9 +124,9 @@ class Operator:
                 option if saved is None else saved
                 for saved, option in zip(ctx.saved_tensors, ctx.options, strict=True)
             ]
-            gradients = self._backward(*given, *kept[: self._backward_inputs], *kept[self._inputs :])
+            gradients = self._backward(*given, *kept)
             if self._finish is not None:
-                gradients = self._finish(kept, gradients)
+                ctx.held = gradients = self._finish(kept, gradients)  # see rows._Lookup
             for position, gradient in zip(self._wrt, gradients, strict=True):
                 if kept[position] is not None:
                     result[position] = gradient
@@ -191,6 +192,53 @@ def _fake_l0_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
+def _fake_l0_sign_bag(ids: Tensor, values: Tensor | None, table: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    offsets, graph_size, _, aggr, *_, l2 = args[9:]
+    graphs = _num_graphs(ids, offsets, graph_size)
+    penalty = table.new_empty(graphs)
+    return (
+        table.new_empty(graphs, table.shape[1]),
+        penalty,
+        _like(penalty) if l2 else penalty.new_empty(0),
+        ids.new_empty(graphs),
+        ids.new_empty(ids.shape[0] if aggr == 1 else 0, dtype=torch.int32),
+    )
+
+
+def _fake_sign_bag(ids: Tensor, values: Tensor | None, table: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    offsets, graph_size, _, _, l2 = args[4:]
+    graphs = _num_graphs(ids, offsets, graph_size)
+    return table.new_empty(graphs, table.shape[1]), table.new_empty(graphs if l2 else 0)
+
+
+def _bag_gradients(ids: int, tables: Sequence[int], others: Sequence[int], sparse: int) -> Callable[..., Any]:
+    """The fake implementation of a bag's backward operator, by the positions of its arguments."""
+
+    def fake(*args: Any) -> tuple[Tensor, ...]:
+        touched = torch.library.get_ctx().new_dynamic_size() if args[sparse] else 0
+        shapes = [(touched if args[sparse] else args[k].shape[0], args[k].shape[1]) for k in tables]
+        return (
+            args[ids].new_empty(touched),
+            *(args[k].new_empty(shape) for k, shape in zip(tables, shapes, strict=True)),
+            *(_like(args[k]) for k in others),
+        )
+
+    return fake
+
+
+def _table_gradients(tables: Sequence[int], sparse: int) -> Callable[..., tuple[Tensor, ...]]:
+    """Sparse gradients of the tables, where they are wanted."""
+
+    def finish(inputs: list[Any], results: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        rows, *gradients = results
+        if inputs[sparse]:
+            for k, position in enumerate(tables):
+                gradients[k] = rows_of_tables.sparse_gradient(rows, gradients[k], inputs[position].shape[0])
+        return tuple(gradients)
+
+    return finish
+
+
 def _fake_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     offsets, graph_size, _, l2 = args[4:]
     graphs = _num_graphs(nodes, offsets, graph_size) if l2 else 0
@@ -221,6 +269,18 @@ l0_sign = Operator(
     "l0_sign", _fake_l0_sign, l0_sign_backward, wrt=range(10), inputs=17, outputs=3, extra=(4,), flag=17
 )
 
+l0_sign_bag_backward = Operator("l0_sign_bag_backward", _bag_gradients(3, (5, 6), range(7, 15), 22))
+l0_sign_bag = Operator(
+    "l0_sign_bag", _fake_l0_sign_bag, l0_sign_bag_backward, wrt=range(2, 12), inputs=20, outputs=3, extra=(4,),
+    flag=20, finish=_table_gradients((2, 3), 19),
+)  # fmt: skip
+
+sign_bag_backward = Operator("sign_bag_backward", _bag_gradients(2, (4,), range(5, 9), 12))
+sign_bag = Operator(
+    "sign_bag", _fake_sign_bag, sign_bag_backward, wrt=range(2, 7), inputs=11, outputs=2, flag=11,
+    finish=_table_gradients((2,), 10),
+)  # fmt: skip
+
 sign_backward = Operator("sign_backward", _gradients(*range(2, 7)))
 sign = Operator("sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2, flag=8)
 
@@ -239,7 +299,7 @@ edge_gates = Operator("edge_gates", _fake_edge_gates, edge_gates_backward, wrt=r
 gate_noise = Operator("gate_noise", _fake_gate_noise)
 
 OPERATORS = (
-    l0_sign_backward, l0_sign, sign_backward, sign, sign_edges_backward, sign_edges, edge_gates_backward,
+    l0_sign_backward, l0_sign, l0_sign_bag_backward, l0_sign_bag, sign_bag_backward, sign_bag, sign_backward, sign, sign_edges_backward, sign_edges, edge_gates_backward,
     edge_gates, gate_noise,
 )  # fmt: skip
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
+from .rows import lookup
 
 Network = tuple[Tensor, Tensor, Tensor, Tensor]
 """hidden weight [H, in], hidden bias [H], out weight [out, H], out bias [out]"""
@@ -187,13 +188,14 @@ def l0_sign_bag(
     """:func:`l0_sign` of looked-up rows, pooled. See :func:`l0sign_cuda.functional.l0_sign_bag`."""
 
     def interact(nodes: Tensor) -> LayerOutput:
-        edge_nodes = F.embedding(ids, edge_table, sparse=sparse)
         return l0_sign(
             nodes, edge_nodes, message, edge, offsets,
             seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
         )  # fmt: skip
 
-    return bag(interact, ids, node_table, offsets, values, sparse)
+    graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
+    nodes, edge_nodes = lookup(ids, node_table, edge_table, sparse=sparse)
+    return bag(interact, nodes, values, graphs)
 
 
 def sign_bag(
@@ -212,20 +214,14 @@ def sign_bag(
     def interact(nodes: Tensor) -> LayerOutput:
         return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
 
-    return bag(interact, ids, node_table, offsets, values, sparse)
+    graphs = _checks.bag(ids, offsets, values, node_table)
+    return bag(interact, *lookup(ids, node_table, sparse=sparse), values, graphs)
 
 
 def bag(
-    interact: Callable[[Tensor], LayerOutput],
-    ids: Tensor,
-    node_table: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    sparse: bool,
+    interact: Callable[[Tensor], LayerOutput], nodes: Tensor, values: Tensor | None, graphs: _checks.Graphs
 ) -> BagOutput:
-    """Look up u_i = x_i v_i, let the nodes interact, pool: (1/n) sum_i x_i v'_i."""
-    graphs = _checks.feature_ids(ids, offsets, values, node_table.shape[0], node_table.device)
-    nodes = F.embedding(ids, node_table, sparse=sparse)
+    """Let u_i = x_i v_i interact, and pool: (1/n) sum_i x_i v'_i."""
     output = interact(scale_rows(nodes, values))
     return BagOutput(mean_rows(scale_rows(output.nodes, values), graphs), *output[1:])
 

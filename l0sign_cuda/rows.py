@@ -17,13 +17,30 @@ from torch.autograd.function import once_differentiable
 from . import _extension
 
 
-@torch.compiler.disable
-def lookup(ids: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
-    """The rows ``ids`` (int64, any shape) of one or two tables [J, w], whose gradients will be sparse.
+def lookup(ids: Tensor, table: Tensor, *others: Tensor, sparse: bool = False) -> tuple[Tensor, ...]:
+    """The rows ``ids`` (int64, any shape) of one or two tables [J, w].
 
-    Such a gradient has each row once, in ascending order, and is marked as coalesced. A compiler leaves a gap
-    here: it knows no sparse gradients.
+    A sparse gradient has each row once, in ascending order, and is marked as coalesced. A compiler leaves a
+    gap there: it knows no sparse gradients.
     """
+    tables = (table, *others)
+    if sparse and gives_sparse(*tables):
+        return _sparse_lookup(ids, *tables)
+    return tuple(F.embedding(ids, table) for table in tables)
+
+
+def gives_sparse(*tables: Tensor) -> bool:
+    """Whether these tables can have sparse gradients now; transforms of functions and exports take dense ones."""
+    return (
+        torch.is_grad_enabled()
+        and any(table.requires_grad for table in tables)
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.compiler.is_exporting()
+    )
+
+
+@torch.compiler.disable
+def _sparse_lookup(ids: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     return _Lookup.apply(ids, *tables)
 
 

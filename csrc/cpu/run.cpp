@@ -170,10 +170,11 @@ struct Plan {
 
 template <class A>
 void forward(const CompleteGraph<A>& problem) {
-  if (problem.pooled && problem.degree) {
+  if (problem.pools && problem.degree) {
     // A pair's weight in the pooled sum depends on how many edges its ends keep: gates first.
     CompleteGraph<A> degrees = problem;
     degrees.nodes = nullptr;
+    degrees.pools = false;
     degrees.pooled = degrees.l0 = degrees.l2 = nullptr;
     degrees.num_edges = nullptr;
     forward(degrees);
