@@ -1,18 +1,17 @@
 // Small things both kernels use. Included inside an anonymous namespace by each instruction-set file.
 
-template <int N>
-struct Int {
-  static constexpr int value = N;
-};
-
-// Calls run(Int<C>, first) for chunks of C = kChunk, .., 2, 1 that cover [0, count).
+// Calls run(Int<C>, first) for chunks that cover [0, count): of kChunk and, where a rest would be less, of
+// kChunk - 1; of one where nothing else is left.
 template <class A, class Run>
 ALWAYS_INLINE void for_chunks(int64_t count, Run run) {
-  constexpr int kChunk = Simd<A>::kChunk;
+  constexpr int kChunk = Simd<A>::kChunk, kLess = kChunk > 2 ? kChunk - 1 : 1;
+  const int64_t missing = (kChunk - count % kChunk) % kChunk;
+  int64_t lesser = kLess * missing <= count ? missing : count % kChunk / kLess;
   int64_t first = 0;
-  for (; first + kChunk <= count; first += kChunk) run(Int<kChunk>{}, first);
-  if (kChunk > 2 && count & 2) run(Int<2>{}, first), first += 2;
-  if (count & 1) run(Int<1>{}, first);
+  for (; count - first >= kChunk + kLess * lesser; first += kChunk) run(Int<kChunk>{}, first);
+  if (kLess > 1)
+    for (; lesser > 0; --lesser, first += kLess) run(Int<kLess>{}, first);
+  for (; first < count; ++first) run(Int<1>{}, first);
 }
 
 // Takes vectors from one block of scratch memory; without memory it only counts.

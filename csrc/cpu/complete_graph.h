@@ -22,14 +22,9 @@ class CompleteGraphKernel {
     block_.begin(block);
     gates_.begin_forward();
     messages_.begin_forward();
-    block_.for_pairs([&](int64_t i) { gates_.begin_row(i), messages_.begin_row_forward(i); },
-                     [&](auto size, auto diagonal) LAMBDA_INLINE {
-                       constexpr int C = decltype(size)::value;
-                       constexpr bool kDiagonal = decltype(diagonal)::value;
-                       gates_.template forward<C, kDiagonal>();
-                       messages_.template forward<C, kDiagonal>();
-                     },
-                     [&](int64_t i) { gates_.end_row_forward(i), messages_.end_row_forward(i); });
+    block_.for_panels([&](int64_t i) { gates_.begin_row(i), messages_.begin_row_forward(i); },
+                      [&] { gates_.forward(), messages_.forward(); },
+                      [&](int64_t i) { gates_.end_row_forward(i), messages_.end_row_forward(i); });
     gates_.end_forward();
     messages_.end_forward();
   }
@@ -40,14 +35,9 @@ class CompleteGraphKernel {
     block_.begin(block);
     gates_.begin_backward();
     messages_.begin_backward();
-    block_.for_pairs([&](int64_t i) { gates_.begin_row(i), messages_.begin_row_backward(i); },
-                     [&](auto size, auto diagonal) LAMBDA_INLINE {
-                       constexpr int C = decltype(size)::value;
-                       gates_.template recompute<C>();
-                       messages_.template backward<C, decltype(diagonal)::value>();
-                       gates_.template backward<C>();
-                     },
-                     [&](int64_t i) { gates_.end_row_backward(i), messages_.end_row_backward(i); });
+    block_.for_panels([&](int64_t i) { gates_.begin_row(i), messages_.begin_row_backward(i); },
+                      [&] { gates_.recompute(), messages_.backward(), gates_.backward(); },
+                      [&](int64_t i) { gates_.end_row_backward(i), messages_.end_row_backward(i); });
     gates_.end_backward();
     messages_.end_backward();
   }

@@ -1,4 +1,4 @@
-// The edge network of a chunk of pairs: gates, penalties, counts, and their gradients.
+// The edge network of a panel of pairs: gates, penalties, counts, and their gradients.
 // Included inside an anonymous namespace by each instruction-set file.
 
 template <class A>
@@ -7,13 +7,14 @@ class EdgeGates {
   using V = typename S::V;
   using I = typename S::I;
   using U = typename S::U;
-  static constexpr int W = S::W, kChunk = S::kChunk;
+  static constexpr int W = S::W, kPanel = S::kPanel;
 
  public:
-  // The chunk's gates; open_mask is g > 0. Without an edge network every pair is open.
-  V gate[kChunk];
-  I open_mask[kChunk];
-  V grad_gate[kChunk];  // backward: dL/dg, from the messages
+  // The panel's gates; open_mask is g > 0. Without an edge network every pair is open.
+  V gate[kPanel];
+  I open_mask[kPanel];
+  V grad_gate[kPanel];  // backward: dL/dg, from the messages
+  OpenPairs<A> open;
 
   EdgeGates(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, GraphBlock<A>& block,
             Arena<A>& arena, int64_t slots, bool backward)
@@ -23,9 +24,9 @@ class EdgeGates {
     if (!gated_) return;
     b_ = padded(problem.edge.in), he_ = padded(problem.edge.hidden);
     nodes_ = arena.take(all * b_);
-    product_ = arena.take(kChunk * b_);
-    hidden_ = arena.take(kChunk * he_);
+    product_ = arena.take(kPanel * b_);
     if (!backward) return;
+    unit_on_ = take_bits(arena, he_);
     grad_nodes_ = arena.take(all * b_);
     mask_sum_ = arena.take(he_ * b_);
     mask_bias_ = arena.take(he_);
@@ -41,15 +42,15 @@ class EdgeGates {
     open_rows_ = 0;
   }
 
-  template <int C, bool Diagonal>
-  ALWAYS_INLINE void forward() {
-    evaluate<C, false>();
-    for (int c = 0; c < C; ++c) open_ -= open_mask[c];
+  void forward() {
+    evaluate<false>();
+    for (int64_t c = 0; c < block_.count; ++c) open_ -= open_mask[c];
     if (problem_.aggregation != Aggregation::neighbor_mean) return;
-    for (int c = 0; c < C; ++c) {
+    for (int64_t c = 0; c < block_.count; ++c) {
       const V one = open_mask[c] ? splat(A(1)) : V{};
       degree_[block_.left[c]] += one;
-      degree_[block_.right_sum[c]] += block_.template right_part<Diagonal>(one);
+      const bool self = block_.diagonal && c == 0;
+      degree_[block_.right_sum[c]] += self ? (block_.not_self ? one : V{}) : one;
     }
   }
 
@@ -90,14 +91,6 @@ class EdgeGates {
     return scale;
   }
 
-  // Whether any message counts. A NaN does, so that it is seen in the result.
-  template <int C>
-  ALWAYS_INLINE bool any_open() const {
-    I open = gate[0] != 0;
-    for (int c = 1; c < C; ++c) open |= gate[c] != 0;
-    return any(open);
-  }
-
   // ---- Backward ----
 
   void begin_gradients() {
@@ -115,40 +108,39 @@ class EdgeGates {
   }
 
   // The gates again, with what `backward` needs of them.
-  template <int C>
-  ALWAYS_INLINE void recompute() {
-    evaluate<C, true>();
-    for (int c = 0; c < C; ++c) grad_gate[c] = V{};
+  void recompute() {
+    evaluate<true>();
+    for (int64_t c = 0; c < block_.count; ++c) grad_gate[c] = V{};
   }
 
-  template <int C>
-  ALWAYS_INLINE void backward() {
+  void backward() {
     if (!gated_) return;
-    V grad_logit[C];
-    for (int c = 0; c < C; ++c) {
+    V* grad_logit = grad_gate;
+    for (int64_t c = 0; c < block_.count; ++c) {
       V of_gate = grad_gate[c];
       if (problem_.grad_gates) of_gate += load_pairs(problem_.grad_gates, c);
-      grad_logit[c] = of_gate * gate_slope_[c] + grad_l0_ * open_slope_[c];
-      if (problem_.grad_logits) grad_logit[c] += load_pairs(problem_.grad_logits, c);
-      grad_logit_sum_.add(grad_logit[c]);
+      of_gate = of_gate * gate_slope_[c] + grad_l0_ * open_slope_[c];
+      if (problem_.grad_logits) of_gate += load_pairs(problem_.grad_logits, c);
+      grad_logit_sum_.add(of_gate);
+      grad_logit[c] = of_gate;
     }
     const V* product = product_;
-    V* masked = hidden_;
-    for (int64_t h = 0; h < he_; ++h) {
-      V sum = {};
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) {
-        const V m = masked[h * C + c] > 0 ? grad_logit[c] : V{};
-        masked[h * C + c] = m;
-        sum += m;
-      }
-      mask_bias_[h] += sum;
-    }
-    accumulate_outer<A, C>(
-        mask_sum_, he_, b_, [&](int64_t h, int c) LAMBDA_INLINE { return masked[h * C + c]; },
-        [&](int64_t k, int c) LAMBDA_INLINE { return product[k * C + c]; });
-    block_.template add_to_ends<C>(weights_.hidden_transposed, problem_.edge.hidden, masked, nullptr, nodes_,
-                                   grad_nodes_, b_);
+    const Bits<A>* on = unit_on_;
+    const int64_t b = b_;
+    accumulate_outer<A>(
+        mask_sum_, mask_bias_, he_, b, block_.count,
+        [&](int64_t h, int64_t c) LAMBDA_INLINE { return select(on[unit_index<A>(h, c)], grad_logit[c]); },
+        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * b + k]; });
+    for_chunks<A>(block_.count, [&](auto size, int64_t first) LAMBDA_INLINE {
+      constexpr int C = decltype(size)::value;
+      int pair[C];
+      for (int c = 0; c < C; ++c) pair[c] = first + c;
+      block_.template add_to_ends<C>(
+          pair, weights_.hidden_transposed, problem_.edge.hidden,
+          [&](int64_t h, int c)
+              LAMBDA_INLINE { return select(on[unit_index<A>(h, first + c)], grad_logit[first + c]); },
+          nullptr, nodes_, grad_nodes_, b);
+    });
   }
 
   void end_row_backward(int64_t i) {
@@ -186,35 +178,50 @@ class EdgeGates {
     if (gated_) block_.load_rows(problem_.edge_nodes, problem_.ids, nullptr, problem_.edge.in, nodes_, b_);
   }
 
-  // gate and open_mask of C pairs; with Backward also gate_slope_ = dg/da, open_slope_ = dpi/da and hidden_ =
-  // relu(...).
-  template <int C, bool Backward>
+  // gate and open_mask of the panel's pairs, and which of them have a message; with Backward also gate_slope_
+  // = dg/da, open_slope_ = dpi/da and unit_on_.
+  template <bool Backward>
   ALWAYS_INLINE void evaluate() {
-    if (!gated_) {
-      for (int c = 0; c < C; ++c) {
+    if (gated_) {
+      for_chunks<A>(block_.count, [&](auto size, int64_t first) LAMBDA_INLINE {
+        evaluate_chunk<decltype(size)::value, Backward>(first);
+      });
+    } else {
+      for (int64_t c = 0; c < block_.count; ++c) {
         open_mask[c] = block_.active[c];
         gate[c] = block_.active[c] ? splat(A(1)) : V{};
       }
-      return;
     }
-    V* product = product_;
-    block_.template multiply_ends<C>(nodes_, b_, nullptr, product);
+    open.count = 0;
+    if (!problem_.nodes) return;
+    // A NaN has a message, so that it is seen in the result.
+    for (int64_t c = 0; c < block_.count; ++c)
+      if (any(gate[c] != 0)) open.pair[open.count++] = c;
+  }
+
+  template <int C, bool Backward>
+  ALWAYS_INLINE void evaluate_chunk(int64_t first) {
+    V* product = product_ + first * b_;
+    const int64_t b = b_;
+    for (int c = 0; c < C; ++c) {
+      const V *x = nodes_ + block_.left[first + c] * b, *y = nodes_ + block_.right[first + c] * b;
+      for (int64_t k = 0; k < b; ++k) product[c * b + k] = x[k] * y[k];
+    }
     V logit[C];
     for (int c = 0; c < C; ++c) logit[c] = splat(weights_.out_bias[0]);
     const A* out = weights_.out;
-    V* hidden = hidden_;
+    Bits<A>* on = unit_on_;
     multiply<A, C>(
         weights_.hidden, weights_.hidden_bias, he_, problem_.edge.in,
-        [&](int64_t k, int c) LAMBDA_INLINE { return product[k * C + c]; },
+        [&](int64_t k, int c) LAMBDA_INLINE { return product[c * b + k]; },
         [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
           for (int m = 0; m < kRows; ++m) {
             const V w = splat(out[h0 + m]);
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) {
-              const V t = relu(y[m][c]);
-              logit[c] += w * t;
-              if (Backward) hidden[(h0 + m) * C + c] = t;
+              logit[c] += w * relu(y[m][c]);
+              if (Backward) on[unit_index<A>(h0, first + c) + m] = not_below_zero(y[m][c]);
             }
           }
         });
@@ -223,38 +230,39 @@ class EdgeGates {
     const A steepness = hard.seed ? A(1 / hard.temperature) : A(1);
     const A shift = A(hard.temperature * __builtin_log(-hard.gamma / hard.zeta));
     for (int c = 0; c < C; ++c) {
-      const I active = block_.active[c];
-      const V s = sigmoid<V>(hard.seed ? (noise(c) + logit[c]) * steepness : logit[c]);
+      const int64_t p = first + c;
+      const I active = block_.active[p];
+      const V s = sigmoid<V>(hard.seed ? (noise(p) + logit[c]) * steepness : logit[c]);
       const V stretched = s * span + low;
       const V g = stretched > 1 ? splat(A(1)) : relu(stretched);
-      gate[c] = active ? g : V{};
-      open_mask[c] = gate[c] > 0;
+      gate[p] = active ? g : V{};
+      open_mask[p] = gate[p] > 0;
       if (Backward || problem_.l0) {
-        const V open = sigmoid<V>(logit[c] - shift);
+        const V pi = sigmoid<V>(logit[c] - shift);
         if (Backward) {
           const I inside = active & (stretched > 0) & (stretched < 1);
-          gate_slope_[c] = inside ? span * steepness * s * (1 - s) : V{};
-          open_slope_[c] = active ? open * (1 - open) : V{};
+          gate_slope_[p] = inside ? span * steepness * s * (1 - s) : V{};
+          open_slope_[p] = active ? pi * (1 - pi) : V{};
         } else {
-          l0_.add(active ? open : V{});
+          l0_.add(active ? pi : V{});
         }
       }
     }
     if (!Backward && problem_.gates) {
       for (int c = 0; c < C; ++c) {
-        store_pairs(problem_.gates, gate[c], c);
-        store_pairs(problem_.logits, logit[c], c);
+        store_pairs(problem_.gates, gate[first + c], first + c);
+        store_pairs(problem_.logits, logit[c], first + c);
       }
     }
   }
 
-  void store_pairs(A* pairs, V v, int c) const {
+  void store_pairs(A* pairs, V v, int64_t c) const {
     for (int l = 0; l < W; ++l)
       if (block_.active[c][l])
         pairs[problem_.pair_offsets[block_.lane_graph[l]] + block_.lane_pair(c, l)] = v[l];
   }
 
-  V load_pairs(const A* pairs, int c) const {
+  V load_pairs(const A* pairs, int64_t c) const {
     V v = {};
     for (int l = 0; l < W; ++l)
       if (block_.active[c][l])
@@ -265,7 +273,7 @@ class EdgeGates {
   // ---- Noise ----
 
   // ln U - ln(1 - U) of pair c.
-  ALWAYS_INLINE V noise(int c) {
+  ALWAYS_INLINE V noise(int64_t c) {
     const uint64_t seed = static_cast<uint64_t>(*problem_.gate.seed);
     U word;
     if (!block_.over_nodes && block_.uniform) {
@@ -313,8 +321,9 @@ class EdgeGates {
   int64_t b_ = 0, he_ = 0;  // padded sizes
 
   V *nodes_ = nullptr, *degree_ = nullptr, *grad_nodes_ = nullptr;  // a vector for each slot and component
-  V *product_ = nullptr, *hidden_ = nullptr;  // a vector for each component and pair of the chunk
-  V gate_slope_[kChunk], open_slope_[kChunk];
+  V* product_ = nullptr;                                            // e_i o e_j of the panel's pairs
+  Bits<A>* unit_on_ = nullptr;
+  V gate_slope_[kPanel], open_slope_[kPanel];
   int64_t cached_noise_ = -1;
   Philox4<U> noise_words_;
 

@@ -71,9 +71,10 @@ class EdgeListKernel {
       gather_rows(grad_out_, d_, node, grads);
       V weight_sum;
       for (int l = 0; l < W; ++l) weight_sum[l] = node + l < nodes_ ? weight_sum_[node + l] : A(0);
-      accumulate_outer<A, 1>(
-          grad_message_.out_weight, d_, h_, [&](int64_t k, int) LAMBDA_INLINE { return grads[k]; },
-          [&](int64_t h, int) LAMBDA_INLINE { return sums_[h]; });
+      accumulate_outer<A>(
+          grad_message_.out_weight, nullptr, d_, h_, 1,
+          [&](int64_t k, int64_t) LAMBDA_INLINE { return grads[k]; },
+          [&](int64_t h, int64_t) LAMBDA_INLINE { return sums_[h]; });
       for (int64_t k = 0; k < d_; ++k) grad_message_.out_bias[k] += grads[k] * weight_sum;
     });
   }
@@ -217,10 +218,10 @@ class EdgeListKernel {
       for (int i = 0; i < C * W; ++i)
         if (edge_[i] >= 0) problem_.grad_weight[edge_[i]] = grad_weight[i / W][i % W];
     const V *hidden = hidden_, *product = product_;
-    accumulate_outer<A, C>(
-        grad_message_.hidden_weight, h_, d_,
-        [&](int64_t h, int c) LAMBDA_INLINE { return hidden[h * C + c]; },
-        [&](int64_t k, int c) LAMBDA_INLINE { return product[k * C + c]; });
+    accumulate_outer<A>(
+        grad_message_.hidden_weight, nullptr, h_, d_, C,
+        [&](int64_t h, int64_t c) LAMBDA_INLINE { return hidden[h * C + c]; },
+        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[k * C + c]; });
     V* grad_product = product_;  // its last reader was the line above
     multiply<A, C>(
         weights_.hidden_transposed, nullptr, d_, problem_.message.hidden,

@@ -2,8 +2,10 @@
 // Included inside an anonymous namespace by each instruction-set file.
 //
 // A "slot" is a vector of nodes: the same node of W graphs (lanes over graphs), or W consecutive nodes of one
-// graph (lanes over nodes). Pairs of slots go through the two perceptrons in chunks of up to kChunk, so that
-// every weight that is loaded serves that many vectors. Nothing is kept for a pair; sums live in the slots.
+// graph (lanes over nodes). Pairs of slots come in panels of up to kPanel. Within a panel they go through a
+// layer in chunks of up to kChunk, so that every weight that is loaded serves that many vectors, while weight
+// gradients are added up over the whole panel in registers. Nothing is kept for a pair; sums live in the
+// slots.
 //
 // One slot is extra. Lanes over graphs: a self-pair is added to one end only, and the extra slot swallows the
 // other end. Lanes over nodes: it holds node i, copied to all lanes, while row i of the pairs runs; its sums
@@ -14,7 +16,7 @@ struct GraphBlock {
   using S = Simd<A>;
   using V = typename S::V;
   using I = typename S::I;
-  static constexpr int W = S::W, kChunk = S::kChunk;
+  static constexpr int W = S::W, kPanel = S::kPanel;
 
   const Graphs& graphs;
   const Block* block = nullptr;
@@ -23,11 +25,13 @@ struct GraphBlock {
   int64_t lane_graph[W], lane_begin[W];
   I lane_nodes;
 
-  // The chunk's pairs of slots: the two ends, where sums of the right end go, and the lanes that hold a pair.
-  int64_t left[kChunk], right[kChunk], right_sum[kChunk];
-  I active[kChunk];
+  // The panel's pairs of slots: the two ends, where sums of the right end go, and the lanes that hold a pair.
+  int64_t count = 0;
+  int64_t left[kPanel], right[kPanel], right_sum[kPanel];
+  I active[kPanel];
   int64_t row_index = 0;  // lanes over nodes: i
-  I not_self;             // of the tile on the diagonal
+  bool diagonal = false;  // the first pair is the tile on the diagonal, where
+  I not_self;             // these lanes hold no self-pair
 
   explicit GraphBlock(const Graphs& of) : graphs(of) {}
 
@@ -105,60 +109,59 @@ struct GraphBlock {
 
   // ---- Pairs ----
 
-  // Calls chunk(Int<C>, Int<diagonal>) with the first C pairs described, for all pairs i <= j of the block's
-  // slots. Lanes over nodes: begin_row(i) and end_row(i) around the pairs of node i.
-  template <class BeginRow, class RunChunk, class EndRow>
-  ALWAYS_INLINE void for_pairs(BeginRow begin_row, RunChunk chunk, EndRow end_row) {
-    if (over_nodes) {
-      for (int64_t i = 0; i < block->nodes; ++i) {
-        begin_row(i);
-        row_index = i;
-        const int64_t first = i / W;
-        set_tile(0, first);
-        not_self = lane_index<A>() + splat_index<A>(first * W) != splat_index<A>(i);
-        active[0] = active[0] & (lane_index<A>() + splat_index<A>(first * W) >= splat_index<A>(i));
-        chunk(Int<1>{}, Int<1>{});
-        for_chunks<A>(slots - first - 1, [&](auto size, int64_t t) LAMBDA_INLINE {
-          for (int c = 0; c < decltype(size)::value; ++c) set_tile(c, first + 1 + t + c);
-          chunk(size, Int<0>{});
-        });
-        end_row(i);
-      }
+  // Calls panel() with the next pairs described, for all pairs i <= j of the block's slots. Lanes over nodes:
+  // begin_row(i) and end_row(i) around the pairs of node i.
+  template <class BeginRow, class RunPanel, class EndRow>
+  ALWAYS_INLINE void for_panels(BeginRow begin_row, RunPanel panel, EndRow end_row) {
+    count = 0;
+    diagonal = false;
+    const auto next = [&] {
+      if (++count == kPanel) panel(), count = 0, diagonal = false;
+    };
+    const auto last = [&] {
+      if (count) panel(), count = 0, diagonal = false;
+    };
+    if (!over_nodes) {
+      for (int64_t i = 0; i < slots; ++i)
+        for (int64_t j = i; j < slots; ++j) {
+          left[count] = i;
+          right[count] = j;
+          right_sum[count] = i == j ? extra : j;
+          active[count] = splat_index<A>(j) < lane_nodes;
+          next();
+        }
+      last();
       return;
     }
-    int filled = 0;
-    for (int64_t i = 0; i < slots; ++i)
-      for (int64_t j = i; j < slots; ++j) {
-        left[filled] = i;
-        right[filled] = j;
-        right_sum[filled] = i == j ? extra : j;
-        active[filled] = splat_index<A>(j) < lane_nodes;
-        if (++filled == kChunk) chunk(Int<kChunk>{}, Int<0>{}), filled = 0;
+    for (int64_t i = 0; i < block->nodes; ++i) {
+      begin_row(i);
+      row_index = i;
+      const int64_t first = i / W;
+      diagonal = true;
+      not_self = lane_index<A>() + splat_index<A>(first * W) != splat_index<A>(i);
+      for (int64_t slot = first; slot < slots; ++slot) {
+        left[count] = extra;
+        right[count] = right_sum[count] = slot;
+        active[count] = lane_index<A>() + splat_index<A>(slot * W) < lane_nodes;
+        if (slot == first) active[count] &= lane_index<A>() + splat_index<A>(first * W) >= splat_index<A>(i);
+        next();
       }
-    if (kChunk > 2 && filled & 2) {
-      chunk(Int<2>{}, Int<0>{});
-      constexpr int last = kChunk - 2;
-      left[0] = left[last], right[0] = right[last], right_sum[0] = right_sum[last], active[0] = active[last];
+      last();
+      end_row(i);
     }
-    if (filled & 1) chunk(Int<1>{}, Int<0>{});
-  }
-
-  ALWAYS_INLINE void set_tile(int c, int64_t slot) {
-    left[c] = extra;
-    right[c] = right_sum[c] = slot;
-    active[c] = lane_index<A>() + splat_index<A>(slot * W) < lane_nodes;
   }
 
   // Canonical index of pair c in the graph of lane l.
-  ALWAYS_INLINE int64_t lane_pair(int c, int l) const {
+  ALWAYS_INLINE int64_t lane_pair(int64_t c, int l) const {
     return over_nodes ? pair_index(row_index, right[c] * W + l, lane_nodes[l])
                       : pair_index(left[c], right[c], lane_nodes[l]);
   }
 
-  // What the right end of a pair receives: not that of the self-pair on the diagonal tile.
+  // What the right end of pair c of a chunk receives; Diagonal: the chunk begins with the tile on the
+  // diagonal.
   template <bool Diagonal>
-  ALWAYS_INLINE V right_part(V v) const {
-    return Diagonal ? (not_self ? v : V{}) : v;
+  ALWAYS_INLINE V right_part(int c, V v) const {
+    return Diagonal && c == 0 ? (not_self ? v : V{}) : v;
   }
 
   // Lanes over nodes: node i to all lanes of the extra slot.
@@ -175,39 +178,58 @@ struct GraphBlock {
     }
   }
 
-  // x_i o x_j of the chunk's pairs; zero where `counts` is not set, so that nothing there can overflow.
-  template <int C>
-  ALWAYS_INLINE void multiply_ends(const V* nodes, int64_t size, const I* counts, V* product) const {
-    for (int c = 0; c < C; ++c) {
-      const V *x = nodes + left[c] * size, *y = nodes + right[c] * size;
-      for (int64_t k = 0; k < size; ++k) {
-        const V p = x[k] * y[k];
-        product[k * C + c] = counts ? (counts[c] ? p : V{}) : p;
-      }
-    }
-  }
-
-  // With dp = factor W^T grad, of p = x_i o x_j: adds its gradient to both ends.
-  template <int C>
-  ALWAYS_INLINE void add_to_ends(const A* packed, int64_t hidden, const V* grad, const V* factor,
+  // With dp_c = factor[c] W^T grad_c, the gradient of p = x_i o x_j of pair[c]: adds its share to both ends.
+  template <int C, class Grad>
+  ALWAYS_INLINE void add_to_ends(const int* pair, const A* packed, int64_t hidden, Grad grad, const V* factor,
                                  const V* nodes, V* grad_nodes, int64_t size) const {
     const V *x[C], *y[C];
     V *grad_x[C], *grad_y[C];
     for (int c = 0; c < C; ++c) {
-      x[c] = nodes + left[c] * size, y[c] = nodes + right[c] * size;
-      grad_x[c] = grad_nodes + left[c] * size, grad_y[c] = grad_nodes + right[c] * size;
+      const int64_t i = left[pair[c]] * size, j = right[pair[c]] * size;
+      x[c] = nodes + i, y[c] = nodes + j, grad_x[c] = grad_nodes + i, grad_y[c] = grad_nodes + j;
     }
-    multiply<A, C>(
-        packed, nullptr, size, hidden, [&](int64_t h, int c) LAMBDA_INLINE { return grad[h * C + c]; },
-        [&](int64_t k0, V(&dp)[kRows][C]) LAMBDA_INLINE {
+    multiply<A, C>(packed, nullptr, size, hidden, grad, [&](int64_t k0, V(&dp)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
-          for (int m = 0; m < kRows; ++m)
+      for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-            for (int c = 0; c < C; ++c) {
-              const V g = factor ? factor[c] * dp[m][c] : dp[m][c];
-              grad_x[c][k0 + m] += g * y[c][k0 + m];
-              grad_y[c][k0 + m] += g * x[c][k0 + m];
-            }
-        });
+        for (int c = 0; c < C; ++c) {
+          const V g = factor ? factor[c] * dp[m][c] : dp[m][c];
+          grad_x[c][k0 + m] += g * y[c][k0 + m];
+          grad_y[c][k0 + m] += g * x[c][k0 + m];
+        }
+    });
+  }
+};
+
+// Which hidden units of a panel's pairs are on: where unit h of pair c is. Rows of a tile lie side by side,
+// as accumulate_outer reads them.
+template <class A>
+ALWAYS_INLINE int64_t unit_index(int64_t h, int64_t c) {
+  return (h / kRows * Simd<A>::kPanel + c) * kRows + h % kRows;
+}
+
+template <class A>
+Bits<A>* take_bits(Arena<A>& arena, int64_t hidden) {
+  const int64_t bytes = hidden * Simd<A>::kPanel * sizeof(Bits<A>);
+  return reinterpret_cast<Bits<A>*>(arena.take((bytes + kVectorBytes - 1) / kVectorBytes));
+}
+
+// The pairs of a panel that have a message: those with an open gate in any lane. Where a whole vector is
+// closed, nothing is computed.
+template <class A>
+struct OpenPairs {
+  int count = 0;
+  int pair[Simd<A>::kPanel];  // indices in the panel, ascending
+
+  // Calls run(Int<C>, Int<diagonal>, first) for chunks of them.
+  template <class Run>
+  ALWAYS_INLINE void for_chunks_of(const GraphBlock<A>& block, Run run) const {
+    const bool diagonal = block.diagonal && count && pair[0] == 0;
+    for_chunks<A>(count, [&](auto size, int64_t first) LAMBDA_INLINE {
+      if (diagonal && first == 0)
+        run(size, Int<1>{}, first);
+      else
+        run(size, Int<0>{}, first);
+    });
   }
 };

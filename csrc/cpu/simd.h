@@ -16,6 +16,12 @@ static_assert(kPadding % kRows == 0, "a tile's rows must divide the padding");
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define LAMBDA_INLINE __attribute__((always_inline))
 
+// A number that a generic lambda can take as a type.
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
 template <class A>
 struct Simd;
 
@@ -23,6 +29,8 @@ template <>
 struct Simd<float> {
   static constexpr int W = kVectorBytes / 4;
   static constexpr int kChunk = 4;  // pair vectors that go through a layer together
+  // Pair vectors whose gradients are summed in registers.
+  static constexpr int kPanel = kVectorBytes == 64 ? 32 : 16;
   typedef float V __attribute__((vector_size(kVectorBytes)));
   typedef int32_t I __attribute__((vector_size(kVectorBytes)));   // lane masks (0 or -1) and lane counts
   typedef uint32_t U __attribute__((vector_size(kVectorBytes)));  // one random word a lane
@@ -31,8 +39,9 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   static constexpr int W = kVectorBytes / 8;
-  static constexpr int kChunk =
-      2;  // float64 serves gradient checks: half the code to compile counts for more
+  // float64 serves gradient checks: half the code to compile counts for more
+  static constexpr int kChunk = 2;
+  static constexpr int kPanel = 16;
   typedef double V __attribute__((vector_size(kVectorBytes)));
   typedef int64_t I __attribute__((vector_size(kVectorBytes)));
   typedef uint32_t U __attribute__((vector_size(kVectorBytes / 2)));
@@ -77,6 +86,34 @@ ALWAYS_INLINE F32::V relu(F32::V x) {
 #endif
 }
 ALWAYS_INLINE F64::V relu(F64::V x) { return x < 0.0 ? F64::V{} : x; }
+
+// One bit a lane where registers for it exist: which units of a hidden layer are on is kept as these.
+#if defined(__AVX512F__)
+template <class A>
+using Bits = uint16_t;
+ALWAYS_INLINE uint16_t not_below_zero(F32::V x) {  // a NaN is on
+  return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_NLE_UQ);
+}
+ALWAYS_INLINE uint16_t not_below_zero(F64::V x) {
+  return _mm512_cmp_pd_mask((__m512d)x, _mm512_setzero_pd(), _CMP_NLE_UQ);
+}
+// x where the bit is set, else zero.
+ALWAYS_INLINE F32::V select(uint16_t bits, F32::V x) { return (F32::V)_mm512_maskz_mov_ps(bits, (__m512)x); }
+ALWAYS_INLINE F64::V select(uint16_t bits, F64::V x) {
+  return (F64::V)_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), (__m512d)x);
+}
+#else
+template <class A>
+using Bits = typename Simd<A>::I;
+template <class V>
+ALWAYS_INLINE auto not_below_zero(V x) {
+  return ~(x <= 0);
+}
+template <class I, class V>
+ALWAYS_INLINE V select(I bits, V x) {
+  return (V)(bits & (I)x);
+}
+#endif
 
 // Whether any lane of the mask is set.
 template <class I>

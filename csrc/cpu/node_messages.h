@@ -1,0 +1,226 @@
+// v'_i = scale_i sum_j g_ij z_ij for every node. The second layer leaves the sum over pairs.
+// Included inside an anonymous namespace by each instruction-set file.
+
+template <class A>
+class NodeMessages : public MessageNetwork<A> {
+  using Base = MessageNetwork<A>;
+  using Base::block_, Base::d_, Base::gates_, Base::grad_hidden_, Base::grad_message_, Base::grad_nodes_,
+      Base::h_, Base::nodes_, Base::present_, Base::problem_, Base::weights_;
+  using typename Base::V;
+
+ public:
+  NodeMessages(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, GraphBlock<A>& block,
+               EdgeGates<A>& gates, Arena<A>& arena, int64_t slots, bool backward)
+      : Base(problem, weights, block, gates, arena, slots, backward) {
+    if (!present_) return;
+    const int64_t all = slots + 1;
+    hidden_sum_ = arena.take(all * h_);
+    gate_sum_ = arena.take(all);
+    if (!backward) return;
+    grad_out_ = arena.take(all * d_);
+    grad_sum_ = arena.take(all * h_);
+    grad_bias_ = arena.take(all);
+  }
+
+  // ---- Forward ----
+
+  void begin_forward() {
+    Base::load();
+    clear_sums();
+  }
+
+  void begin_row_forward(int64_t i) {
+    if (present_) block_.copy_to_extra(nodes_, d_, i);
+  }
+
+  void forward() {
+    if (!present_) return;
+    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
+      forward_chunk<decltype(size)::value, decltype(diagonal)::value>(first);
+    });
+  }
+
+  void end_row_forward(int64_t i) {
+    if (present_) block_.flush_extra(hidden_sum_, h_, i), block_.flush_extra(gate_sum_, 1, i);
+  }
+
+  // v'_i = scale_i (W2 sum_j g_ij relu(...) + b2 sum_j g_ij), written over the slots of the nodes.
+  void end_forward() {
+    if (problem_.l2) block_.store_graph(problem_.l2, Base::l2_.sum);
+    if (!problem_.out) return;
+    for_chunks<A>(block_.slots, [&](auto size, int64_t first) LAMBDA_INLINE {
+      constexpr int C = decltype(size)::value;
+      V scale[C];
+      for (int c = 0; c < C; ++c) scale[c] = gates_.slot_scale(first + c, false);
+      const A* bias = weights_.out_bias;
+      multiply<A, C>(
+          weights_.out, nullptr, d_, problem_.message.hidden,
+          [&](int64_t h, int c) LAMBDA_INLINE { return hidden_sum_[(first + c) * h_ + h]; },
+          [&](int64_t k0, V(&y)[kRows][C]) LAMBDA_INLINE {
+            for (int m = 0; m < kRows; ++m)
+              for (int c = 0; c < C; ++c)
+                nodes_[(first + c) * d_ + k0 + m] =
+                    scale[c] * (y[m][c] + bias[k0 + m] * gate_sum_[first + c]);
+          });
+    });
+    block_.store_rows(problem_.out, nullptr, problem_.message.out, nodes_, d_);
+  }
+
+  // ---- Backward ----
+
+  void begin_backward() {
+    Base::begin_backward();
+    if (!present_) return;
+    clear_sums();
+    load_grad_out();
+  }
+
+  void begin_row_backward(int64_t i) {
+    if (!present_) return;
+    block_.copy_to_extra(nodes_, d_, i);
+    block_.copy_to_extra(grad_sum_, h_, i);
+    block_.copy_to_extra(grad_bias_, 1, i);
+  }
+
+  // Fills the gates' grad_gate.
+  void backward() {
+    if (!present_) return;
+    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
+      backward_chunk<decltype(size)::value, decltype(diagonal)::value>(first);
+    });
+  }
+
+  void end_row_backward(int64_t i) {
+    if (!present_) return;
+    block_.flush_extra(hidden_sum_, h_, i), block_.flush_extra(gate_sum_, 1, i);
+    block_.flush_extra(grad_nodes_, d_, i);
+  }
+
+  // dW2 = sum_i D_i (sum_j g_ij relu_ij)^T and db2 = sum_i D_i sum_j g_ij: once a node, not once a pair.
+  void end_backward() {
+    if (!present_) return;
+    accumulate_outer<A>(
+        grad_message_.out_weight, nullptr, d_, h_, block_.slots,
+        [&](int64_t k, int64_t slot) LAMBDA_INLINE { return grad_out_[slot * d_ + k]; },
+        [&](int64_t h, int64_t slot) LAMBDA_INLINE { return hidden_sum_[slot * h_ + h]; });
+    for (int64_t slot = 0; slot < block_.slots; ++slot)
+      for (int64_t k = 0; k < d_; ++k)
+        grad_message_.out_bias[k] += grad_out_[slot * d_ + k] * gate_sum_[slot];
+    Base::store_grad_nodes();
+  }
+
+ private:
+  void clear_sums() {
+    if (!present_) return;
+    clear(hidden_sum_, (block_.slots + 1) * h_);
+    clear(gate_sum_, block_.slots + 1);
+  }
+
+  template <int C, bool Diagonal>
+  ALWAYS_INLINE void forward_chunk(int64_t first) {
+    Base::template multiply_ends<C>(first);
+    const int64_t H = h_;
+    const bool l2 = problem_.l2 != nullptr;
+    V gate[C], right_gate[C];
+    V *left[C], *right[C];
+    for (int c = 0; c < C; ++c) {
+      const int pair = gates_.open.pair[first + c];
+      const int64_t i = block_.left[pair], j = block_.right_sum[pair];
+      gate[c] = gates_.gate[pair];
+      right_gate[c] = block_.template right_part<Diagonal>(c, gate[c]);
+      left[c] = hidden_sum_ + i * H, right[c] = hidden_sum_ + j * H;
+      gate_sum_[i] += gate[c];
+      gate_sum_[j] += right_gate[c];
+    }
+    Base::template hidden_layer<C>(first, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
+#pragma GCC unroll 4
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+          const V r = relu(y[m][c]);
+          left[c][h0 + m] += gate[c] * r;
+          right[c][h0 + m] += right_gate[c] * r;
+        }
+      if (l2) Base::template store_relu<C>(h0, y);
+    });
+    if (l2) Base::template add_l2<C>(first);
+  }
+
+  template <int C, bool Diagonal>
+  ALWAYS_INLINE void backward_chunk(int64_t first) {
+    Base::template multiply_ends<C>(first);
+    const int64_t H = h_;
+    V* grad_hidden = grad_hidden_;
+    const bool l2 = problem_.grad_l2 != nullptr;
+    V gate[C], right_gate[C], grad_gate[C];
+    V *left_sum[C], *right_sum[C];
+    const V *left_grad[C], *right_grad[C];
+    for (int c = 0; c < C; ++c) {
+      const int pair = gates_.open.pair[first + c];
+      const int64_t i = block_.left[pair], j = block_.right_sum[pair];
+      gate[c] = gates_.gate[pair];
+      right_gate[c] = block_.template right_part<Diagonal>(c, gate[c]);
+      left_sum[c] = hidden_sum_ + i * H, right_sum[c] = hidden_sum_ + j * H;
+      left_grad[c] = grad_sum_ + i * H, right_grad[c] = grad_sum_ + j * H;
+      grad_gate[c] = grad_bias_[i] + block_.template right_part<Diagonal>(c, grad_bias_[j]);
+      gate_sum_[i] += gate[c];
+      gate_sum_[j] += right_gate[c];
+    }
+    Base::template hidden_layer<C>(first, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
+#pragma GCC unroll 4
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+          const int64_t h = h0 + m;
+          const V r = relu(y[m][c]);
+          const V both = left_grad[c][h] + block_.template right_part<Diagonal>(c, right_grad[c][h]);
+          grad_gate[c] += both * r;
+          left_sum[c][h] += gate[c] * r;
+          right_sum[c][h] += right_gate[c] * r;
+          grad_hidden[h * C + c] = select(not_below_zero(y[m][c]), gate[c] * both);
+        }
+      if (l2) Base::template store_relu<C>(h0, y);
+    });
+    for (int c = 0; c < C; ++c) gates_.grad_gate[gates_.open.pair[first + c]] = grad_gate[c];
+    if (l2) Base::template l2_backward<C>(first);
+    Base::template first_layer_backward<C>(first);
+  }
+
+  // D_i = scale_i dL/dv'_i, and what every pair of node i needs of it: W2^T D_i and b2 . D_i.
+  void load_grad_out() {
+    const int64_t slots = block_.slots, all = slots + 1;
+    clear(grad_sum_ + slots * h_, h_);
+    grad_bias_[slots] = V{};
+    if (!problem_.grad_out) {
+      clear(grad_out_, all * d_);
+      clear(grad_sum_, all * h_);
+      clear(grad_bias_, all);
+      return;
+    }
+    block_.load_rows(problem_.grad_out, nullptr, nullptr, problem_.message.out, grad_out_, d_);
+    const A* bias = weights_.out_bias;
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      const V scale = gates_.slot_scale(slot, true);
+      V dot = {};
+      for (int64_t k = 0; k < d_; ++k) {
+        grad_out_[slot * d_ + k] *= scale;
+        dot += bias[k] * grad_out_[slot * d_ + k];
+      }
+      grad_bias_[slot] = dot;
+    }
+    for_chunks<A>(slots, [&](auto size, int64_t first) LAMBDA_INLINE {
+      constexpr int C = decltype(size)::value;
+      multiply<A, C>(
+          weights_.out_transposed, nullptr, h_, problem_.message.out,
+          [&](int64_t k, int c) LAMBDA_INLINE { return grad_out_[(first + c) * d_ + k]; },
+          [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
+            for (int m = 0; m < kRows; ++m)
+              for (int c = 0; c < C; ++c) grad_sum_[(first + c) * h_ + h0 + m] = y[m][c];
+          });
+    });
+  }
+
+  // Of a node: sum_j g_ij relu(...) and sum_j g_ij; D_i, W2^T D_i and b2 . D_i.
+  V *hidden_sum_ = nullptr, *gate_sum_ = nullptr;
+  V *grad_out_ = nullptr, *grad_sum_ = nullptr, *grad_bias_ = nullptr;
+};

@@ -1,0 +1,246 @@
+// The sum over a graph's nodes of x_i v'_i / n. It is linear in the messages, so a pair adds to it once:
+//   sum_i x_i v'_i / n = W2 R + b2 r  with  R = sum_(i <= j) w_ij relu(...),  r = sum_(i <= j) w_ij,
+//   w_ij = g_ij (alpha_i + [i != j] alpha_j),  alpha_i = x_i scale_i / n.
+// No node has a sum of its own, and with D the gradient of the result, that of every relu(...) is w_ij W2^T
+// D: a panel's weight gradient needs only w_ij and which units are on. Included inside an anonymous namespace
+// by each instruction-set file.
+
+template <class A>
+class PooledMessages : public MessageNetwork<A> {
+  using Base = MessageNetwork<A>;
+  using Base::block_, Base::d_, Base::gates_, Base::grad_hidden_, Base::grad_message_, Base::grad_nodes_,
+      Base::h_, Base::kPanel, Base::nodes_, Base::present_, Base::problem_, Base::product_, Base::W,
+      Base::weights_;
+  using typename Base::V;
+
+ public:
+  PooledMessages(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, GraphBlock<A>& block,
+                 EdgeGates<A>& gates, Arena<A>& arena, int64_t slots, bool backward)
+      : Base(problem, weights, block, gates, arena, slots, backward) {
+    if (!present_) return;
+    alpha_ = arena.take(slots + 1);
+    hidden_sum_ = arena.take(h_);
+    row_sum_ = arena.take(h_);
+    if (!backward) return;
+    grad_pooled_ = arena.take(d_);
+    grad_sum_ = arena.take(h_);
+    weight_ = arena.take(kPanel);
+    weight_on_ = arena.take(h_);
+    unit_on_ = take_bits(arena, h_);
+  }
+
+  // ---- Forward ----
+
+  void begin_forward() {
+    Base::load();
+    begin_sums();
+  }
+
+  void begin_row_forward(int64_t i) {
+    if (present_) block_.copy_to_extra(nodes_, d_, i), block_.copy_to_extra(alpha_, 1, i);
+  }
+
+  void forward() {
+    if (!present_) return;
+    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
+      forward_chunk<decltype(size)::value, decltype(diagonal)::value>(first);
+    });
+  }
+
+  // A row's sum is added to the graph's: adding every pair of a large graph to one sum would lose digits.
+  void end_row_forward(int64_t) { add_row(); }
+
+  void end_forward() {
+    if (problem_.l2) block_.store_graph(problem_.l2, Base::l2_.sum);
+    if (!problem_.pooled) return;
+    add_row();
+    const A* bias = weights_.out_bias;
+    const int64_t d = problem_.message.out;
+    multiply<A, 1>(
+        weights_.out, nullptr, d_, problem_.message.hidden,
+        [&](int64_t h, int) LAMBDA_INLINE { return hidden_sum_[h]; },
+        [&](int64_t k0, V(&y)[kRows][1]) LAMBDA_INLINE {
+          for (int m = 0; m < kRows && k0 + m < d; ++m)
+            block_.store_graph(problem_.pooled, y[m][0] + bias[k0 + m] * weight_sum_, d, k0 + m);
+        });
+  }
+
+  // ---- Backward ----
+
+  void begin_backward() {
+    Base::begin_backward();
+    if (!present_) return;
+    begin_sums();
+    clear(weight_on_, h_);
+    clear(grad_pooled_, d_);
+    const int64_t d = problem_.message.out;
+    grad_bias_ = V{};
+    if (problem_.grad_pooled)
+      for (int64_t k = 0; k < d; ++k) {
+        grad_pooled_[k] = block_.load_graph(problem_.grad_pooled, d, k);
+        grad_bias_ += weights_.out_bias[k] * grad_pooled_[k];
+      }
+    multiply<A, 1>(
+        weights_.out_transposed, nullptr, h_, d,
+        [&](int64_t k, int) LAMBDA_INLINE { return grad_pooled_[k]; },
+        [&](int64_t h0, V(&y)[kRows][1]) LAMBDA_INLINE {
+          for (int m = 0; m < kRows; ++m) grad_sum_[h0 + m] = y[m][0];
+        });
+  }
+
+  void begin_row_backward(int64_t i) { begin_row_forward(i); }
+
+  // Fills the gates' grad_gate.
+  void backward() {
+    if (!present_) return;
+    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
+      backward_chunk<decltype(size)::value, decltype(diagonal)::value>(first);
+    });
+    if (problem_.grad_l2) return;  // each chunk did the rest
+    const V *product = product_, *grad_sum = grad_sum_, *weight = weight_;
+    const Bits<A>* on = unit_on_;
+    const int64_t d = d_;
+    accumulate_outer<A>(
+        grad_message_.hidden_weight, nullptr, h_, d, gates_.open.count,
+        [&](int64_t h, int64_t c) LAMBDA_INLINE { return select(on[unit_index<A>(h, c)], grad_sum[h]); },
+        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * d + k]; });
+    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
+      block_.template add_to_ends<decltype(size)::value>(
+          gates_.open.pair + first, weights_.hidden_transposed, problem_.message.hidden,
+          [&](int64_t h, int c)
+              LAMBDA_INLINE { return select(on[unit_index<A>(h, first + c)], grad_sum[h]); },
+          weight + first, nodes_, grad_nodes_, d);
+    });
+  }
+
+  void end_row_backward(int64_t i) {
+    add_row();
+    if (present_) block_.flush_extra(grad_nodes_, d_, i);
+  }
+
+  void end_backward() {
+    if (!present_) return;
+    add_row();
+    accumulate_outer<A>(
+        grad_message_.out_weight, nullptr, d_, h_, 1,
+        [&](int64_t k, int64_t) LAMBDA_INLINE { return grad_pooled_[k]; },
+        [&](int64_t h, int64_t) LAMBDA_INLINE { return hidden_sum_[h]; });
+    for (int64_t k = 0; k < d_; ++k) grad_message_.out_bias[k] += grad_pooled_[k] * weight_sum_;
+    for (int64_t h = 0; h < h_; ++h) grad_message_.hidden_bias[h] += grad_sum_[h] * weight_on_[h];
+    Base::store_grad_nodes();
+  }
+
+ private:
+  void begin_sums() {
+    if (!present_) return;
+    clear(hidden_sum_, h_);
+    clear(row_sum_, h_);
+    weight_sum_ = V{};
+    for (int64_t slot = 0; slot < block_.slots; ++slot) {
+      V alpha = gates_.slot_scale(slot, true);
+      for (int l = 0; l < W; ++l) {
+        const int64_t r = block_.row(slot, l);
+        if (r >= 0) alpha[l] *= (problem_.values ? problem_.values[r] : A(1)) / A(block_.lane_nodes[l]);
+      }
+      alpha_[slot] = alpha;
+    }
+    alpha_[block_.extra] = V{};
+  }
+
+  void add_row() {
+    if (!present_) return;
+    for (int64_t h = 0; h < h_; ++h) hidden_sum_[h] += row_sum_[h];
+    clear(row_sum_, h_);
+  }
+
+  // w_ij / g_ij of a pair, the c-th of a chunk.
+  template <bool Diagonal>
+  ALWAYS_INLINE V share(int c, int pair) const {
+    return alpha_[block_.left[pair]] +
+           block_.template right_part<Diagonal>(c, alpha_[block_.right_sum[pair]]);
+  }
+
+  template <int C, bool Diagonal>
+  ALWAYS_INLINE void forward_chunk(int64_t first) {
+    Base::template multiply_ends<C>(first);
+    const bool l2 = problem_.l2 != nullptr;
+    V weight[C];
+    for (int c = 0; c < C; ++c) {
+      const int pair = gates_.open.pair[first + c];
+      weight[c] = gates_.gate[pair] * share<Diagonal>(c, pair);
+      weight_sum_ += weight[c];
+    }
+    V* sums = row_sum_;
+    Base::template hidden_layer<C>(first, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
+#pragma GCC unroll 4
+      for (int m = 0; m < kRows; ++m) {
+        V sum = sums[h0 + m];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sum += weight[c] * relu(y[m][c]);
+        sums[h0 + m] = sum;
+      }
+      if (l2) Base::template store_relu<C>(h0, y);
+    });
+    if (l2) Base::template add_l2<C>(first);
+  }
+
+  // The gradients of the gates, and R. Without the penalty also what `backward` makes the rest of, for the
+  // whole panel.
+  template <int C, bool Diagonal>
+  ALWAYS_INLINE void backward_chunk(int64_t first) {
+    Base::template multiply_ends<C>(first);
+    V *sums = row_sum_, *weights_on = weight_on_;
+    const V* grad_sum = grad_sum_;
+    Bits<A>* on = unit_on_;
+    const bool l2 = problem_.grad_l2 != nullptr;
+    V part[C], weight[C], dot[C];
+    for (int c = 0; c < C; ++c) {
+      const int pair = gates_.open.pair[first + c];
+      part[c] = share<Diagonal>(c, pair);
+      weight[c] = gates_.gate[pair] * part[c];
+      weight_sum_ += weight[c];
+      dot[c] = grad_bias_;
+    }
+    Base::template hidden_layer<C>(first, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
+#pragma GCC unroll 4
+      for (int m = 0; m < kRows; ++m) {
+        const V grad = grad_sum[h0 + m];
+        V sum = sums[h0 + m], weight_on = weights_on[h0 + m];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+          const Bits<A> bits = not_below_zero(y[m][c]);
+          const V r = select(bits, y[m][c]);
+          dot[c] += grad * r;
+          sum += weight[c] * r;
+          weight_on += select(bits, weight[c]);
+          on[unit_index<A>(h0, first + c) + m] = bits;
+        }
+        sums[h0 + m] = sum;
+        weights_on[h0 + m] = weight_on;
+      }
+      if (l2) Base::template store_relu<C>(h0, y);
+    });
+    for (int c = 0; c < C; ++c) gates_.grad_gate[gates_.open.pair[first + c]] = part[c] * dot[c];
+    if (l2) {
+      for (int64_t h = 0; h < h_; ++h)
+        for (int c = 0; c < C; ++c)
+          grad_hidden_[h * C + c] = weight[c] * select(on[unit_index<A>(h, first + c)], grad_sum[h]);
+      clear(weights_on, h_);  // its gradient comes with the penalty's
+      Base::template l2_backward<C>(first);
+      Base::template first_layer_backward<C>(first);
+      return;
+    }
+    for (int c = 0; c < C; ++c) {
+      weight_[first + c] = weight[c];
+      for (int64_t k = 0; k < d_; ++k) product_[(first + c) * d_ + k] *= weight[c];
+    }
+  }
+
+  V* alpha_ = nullptr;                              // of a slot
+  V *hidden_sum_ = nullptr, *row_sum_ = nullptr;    // R of the rows before, and of this one
+  V *grad_pooled_ = nullptr, *grad_sum_ = nullptr;  // D and W2^T D
+  V* weight_ = nullptr;                             // w_ij of the panel's open pairs
+  V* weight_on_ = nullptr;                          // sum of w_ij over the pairs whose unit h is on
+  Bits<A>* unit_on_ = nullptr;                      // and which that is, in the panel
+  V weight_sum_ = {}, grad_bias_ = {};              // r and b2 . D
+};
