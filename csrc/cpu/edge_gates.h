@@ -78,17 +78,19 @@ class EdgeGates {
 
   // What the aggregation multiplies the sums of a slot's nodes by.
   V slot_scale(int64_t slot, bool saved_degree) const {
-    V scale = {};
-    for (int l = 0; l < W; ++l) {
-      const int64_t r = block_.row(slot, l);
-      if (r < 0) continue;
-      const int64_t divisor = problem_.aggregation == Aggregation::sum    ? 1
-                              : problem_.aggregation == Aggregation::mean ? block_.lane_nodes[l]
-                              : saved_degree ? problem_.degree[r]
-                                             : static_cast<int64_t>(degree_[slot][l]);
-      scale[l] = divisor > 0 ? A(1) / static_cast<A>(divisor) : A(0);
+    V divisor;
+    if (problem_.aggregation == Aggregation::sum) return splat(A(1));
+    if (problem_.aggregation == Aggregation::mean) {
+      divisor = __builtin_convertvector(block_.lane_nodes, V);
+    } else if (!saved_degree) {
+      divisor = degree_[slot];
+    } else {
+      for (int l = 0; l < W; ++l) {
+        const int64_t r = block_.row(slot, l);
+        divisor[l] = r < 0 ? A(0) : static_cast<A>(problem_.degree[r]);
+      }
     }
-    return scale;
+    return divisor > 0 ? 1 / divisor : V{};
   }
 
   // ---- Backward ----
@@ -147,7 +149,7 @@ class EdgeGates {
     if (gated_) block_.flush_extra(grad_nodes_, b_, i);
   }
 
-  void end_backward() const {
+  void end_backward() {
     if (gated_) block_.store_rows(problem_.grad_edge_nodes, nullptr, problem_.edge.in, grad_nodes_, b_);
   }
 
@@ -221,7 +223,7 @@ class EdgeGates {
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) {
               logit[c] += w * relu(y[m][c]);
-              if (Backward) on[unit_index<A>(h0, first + c) + m] = not_below_zero(y[m][c]);
+              if (Backward) on[unit_index<A>(h0 + m, first + c)] = not_below_zero(y[m][c]);
             }
           }
         });

@@ -64,31 +64,43 @@ struct GraphBlock {
   // The nodes' rows of `from`, scaled, as vectors of slots; zero where there is no node.
   void load_rows(const A* from, const int64_t* ids, const A* values, int64_t size, V* to,
                  int64_t stride) const {
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      V* v = to + slot * stride;
-      clear(v, stride);
-      A* lanes = reinterpret_cast<A*>(v);
+    for (int64_t slot = 0; slot < slots; ++slot, to += stride) {
+      const A* rows[W];
       for (int l = 0; l < W; ++l) {
         const int64_t r = row(slot, l);
-        if (r < 0) continue;
-        const A* x = from + (ids ? ids[r] : r) * size;
-        const A scale = values ? values[r] : A(1);
-        for (int64_t k = 0; k < size; ++k) lanes[k * W + l] = scale * x[k];
+        rows[l] = r < 0 ? nullptr : from + (ids ? ids[r] : r) * size;
       }
+      Transpose<A>::load(rows, size, stride, to);
+      scale(slot, values, to, stride);
     }
-    clear(to + slots * stride, stride);
+    clear(to, stride);
   }
 
-  void store_rows(A* to, const A* values, int64_t size, const V* from, int64_t stride) const {
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      const A* lanes = reinterpret_cast<const A*>(from + slot * stride);
+  // Writes over `from`.
+  void store_rows(A* to, const A* values, int64_t size, V* from, int64_t stride) const {
+    for (int64_t slot = 0; slot < slots; ++slot, from += stride) {
+      A* rows[W];
       for (int l = 0; l < W; ++l) {
         const int64_t r = row(slot, l);
-        if (r < 0) continue;
-        const A scale = values ? values[r] : A(1);
-        for (int64_t k = 0; k < size; ++k) to[r * size + k] = scale * lanes[k * W + l];
+        rows[l] = r < 0 ? nullptr : to + r * size;
       }
+      scale(slot, values, from, stride);
+      Transpose<A>::store(from, size, stride, rows);
     }
+  }
+
+  // The values of a slot's nodes; 1 without.
+  V load_values(int64_t slot, const A* values) const {
+    V x = splat(A(1));
+    for (int l = 0; l < W && values; ++l)
+      if (const int64_t r = row(slot, l); r >= 0) x[l] = values[r];
+    return x;
+  }
+
+  void scale(int64_t slot, const A* values, V* v, int64_t size) const {
+    if (!values) return;
+    const V x = load_values(slot, values);
+    for (int64_t k = 0; k < size; ++k) v[k] *= x;
   }
 
   // What belongs to each lane's graph.
@@ -201,11 +213,10 @@ struct GraphBlock {
   }
 };
 
-// Which hidden units of a panel's pairs are on: where unit h of pair c is. Rows of a tile lie side by side,
-// as accumulate_outer reads them.
+// Which hidden units of a panel's pairs are on: where unit h of pair c is.
 template <class A>
 ALWAYS_INLINE int64_t unit_index(int64_t h, int64_t c) {
-  return (h / kRows * Simd<A>::kPanel + c) * kRows + h % kRows;
+  return h * Simd<A>::kPanel + c;
 }
 
 template <class A>

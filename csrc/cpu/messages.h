@@ -146,7 +146,7 @@ class MessageNetwork {
         d);
   }
 
-  void store_grad_nodes() const {
+  void store_grad_nodes() {
     block_.store_rows(problem_.grad_nodes, problem_.values, problem_.message.in, grad_nodes_, d_);
   }
 

@@ -136,14 +136,10 @@ class PooledMessages : public MessageNetwork<A> {
     clear(hidden_sum_, h_);
     clear(row_sum_, h_);
     weight_sum_ = V{};
-    for (int64_t slot = 0; slot < block_.slots; ++slot) {
-      V alpha = gates_.slot_scale(slot, true);
-      for (int l = 0; l < W; ++l) {
-        const int64_t r = block_.row(slot, l);
-        if (r >= 0) alpha[l] *= (problem_.values ? problem_.values[r] : A(1)) / A(block_.lane_nodes[l]);
-      }
-      alpha_[slot] = alpha;
-    }
+    const V nodes = __builtin_convertvector(block_.lane_nodes, V);
+    for (int64_t slot = 0; slot < block_.slots; ++slot)
+      alpha_[slot] = block_.load_values(slot, problem_.values) * gates_.slot_scale(slot, true) /
+                     (nodes > 0 ? nodes : splat(A(1)));
     alpha_[block_.extra] = V{};
   }
 
@@ -213,7 +209,7 @@ class PooledMessages : public MessageNetwork<A> {
           dot[c] += grad * r;
           sum += weight[c] * r;
           weight_on += select(bits, weight[c]);
-          on[unit_index<A>(h0, first + c) + m] = bits;
+          on[unit_index<A>(h0 + m, first + c)] = bits;
         }
         sums[h0 + m] = sum;
         weights_on[h0 + m] = weight_on;
