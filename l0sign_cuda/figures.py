@@ -17,6 +17,7 @@ from .report import cell, title
 #: The graph of a prediction shows this many pairs, and names are cut to this many characters.
 GRAPH_PAIRS = 30
 _NAME = 22
+_UPRIGHT = 16  # more names than this around a circle get into each other's way
 _FIELD_NAME = 14
 
 
@@ -167,7 +168,8 @@ def interaction_graph(entry: Explanation, label: str) -> Element:
         nodes = sorted({k for pair in shown for k in (pair.i, pair.j)})
     else:
         nodes = list(range(len(entry.nodes)))
-    width, height, radius = 680, 390, 140
+    crowded = len(nodes) > _UPRIGHT  # then names stand like spokes, and need room above and below
+    width, height, radius = (680, 600, 130) if crowded else (680, 390, 140)
     figure = _figure(
         width,
         height,
@@ -215,21 +217,24 @@ def interaction_graph(entry: Explanation, label: str) -> Element:
                 )
             )
         group.append(element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=6, class_="node"))
-        side = math.cos(angle)
-        anchor = "middle" if abs(side) < 0.2 else ("start" if side > 0 else "end")
-        label_x = x + 18 * side
-        label_y = y + 4 + (22 if anchor == "middle" else 18) * math.sin(angle)
-        group.append(
-            element(
-                "text",
-                _short(entry.nodes[node], _NAME),
-                x=f"{label_x:.1f}",
-                y=f"{label_y:.1f}",
-                class_=f"{anchor} name",
-            )
-        )
+        name = _short(entry.nodes[node], _NAME)
+        group.append(element("text", name, **_label(x, y, angle, turned=crowded)))
         figure.append(group)
     return figure
+
+
+def _label(x: float, y: float, angle: float, *, turned: bool) -> dict[str, Any]:
+    """Where the name of the node at (x, y) goes: outside the circle, upright or along the radius."""
+    side, down = math.cos(angle), math.sin(angle)
+    anchor = "start" if side >= 0 else "end"
+    if turned:
+        turn = math.degrees(angle) + (0 if side >= 0 else 180)
+        place = f"translate({x + 16 * side:.1f} {y + 16 * down:.1f}) rotate({turn:.1f})"
+        return {"transform": place, "dy": 4, "class_": f"{anchor} name"}
+    if abs(side) < 0.2:
+        anchor = "middle"
+    drop = 22 if anchor == "middle" else 18
+    return {"x": f"{x + 18 * side:.1f}", "y": f"{y + 4 + drop * down:.1f}", "class_": f"{anchor} name"}
 
 
 def bar(value: float, largest: float) -> Element:
@@ -272,7 +277,10 @@ def _sign(value: float) -> str:
 
 
 def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """The name without its middle: names that differ often do so at the end."""
+    if len(name) <= length:
+        return name
+    return f"{name[: length // 2]}…{name[len(name) - (length - 1) // 2 :]}"
 
 
 def _number(value: Any) -> float | None:

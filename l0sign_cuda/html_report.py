@@ -209,7 +209,7 @@ def _fields(content: RunReport) -> Element | None:
     largest = max(pair.mean_strength for pair in pairs) or 1.0
     maps = element("div", class_="maps")
     for label, values in (
-        ("Share of samples in which the edge is open, in %", [pair.open_share for pair in pairs]),
+        ("How often the edge is open, in %", [pair.open_share for pair in pairs]),
         ("Strength, in % of the strongest pair's", [pair.mean_strength / largest for pair in pairs]),
     ):
         shares = {

@@ -24,13 +24,15 @@ class Interaction(NamedTuple):
     first: str
     second: str
     open_share: float
-    """The share of these samples in which its edge is open."""
+    """The share of its occurrences in which the edge is open: one a sample, or several where nodes share a
+    field."""
     mean_gate: float
     samples: int
+    """How many samples have the pair."""
     support: int
-    """The number of samples in which its edge is open."""
+    """How many samples have it with an open edge."""
     mean_contribution: float
-    """What it adds to the logit; 0 in a sample where it is closed."""
+    """What an occurrence adds to the logit; 0 where it is closed."""
     mean_strength: float
     """The mean of |contribution|: a pair of fields that adds here and subtracts there is strong too."""
 
@@ -39,7 +41,7 @@ class Survey:
     """Gathers what a model makes of the pairs in any number of samples, in memory for the distinct pairs.
 
     A pair is one of different nodes: that of a node with itself, which carries the feature's own effect, does
-    not count. Two nodes of one field do, and a pair that a sample holds twice counts twice.
+    not count. Two nodes of one field do.
 
     Args:
         model: gated or not; without gates every pair is open.
@@ -62,18 +64,22 @@ class Survey:
         for batch in part.batches(size):
             ids = batch.ids.reshape(-1).numpy()
             field = self._vocabulary.field_of(ids)
+            if batch.offsets is None:
+                sample = np.repeat(np.arange(batch.num_graphs), batch.ids.shape[1])
+            else:
+                sample = np.repeat(np.arange(batch.num_graphs), np.diff(batch.offsets.numpy()))
             for terms in pair_terms(self._model, *batch.to(device)[:3], output=self._output):
                 index = terms.pairs.cpu().numpy()
                 apart = index[0] != index[1]
                 index, gates = index[:, apart], terms.gates.double().cpu().numpy()[apart]
                 contributions = terms.contributions.cpu().numpy()[apart]
                 is_open = gates > 0
-                columns = np.stack(
-                    [np.ones_like(gates), is_open, gates, contributions, np.abs(contributions)], 1
-                )
-                self._fields.add(_keys(field[index], fields), columns)
+                numbers = [np.ones_like(gates), is_open, gates, contributions, np.abs(contributions)]
+                columns = np.stack(numbers, 1)
+                self._fields.add(_keys(field[index], fields), sample[index[0]], columns)
                 # The gate of two features is the same in every sample: what is closed here is so everywhere.
-                self._features.add(_keys(ids[index[:, is_open]], features), columns[is_open])
+                index = index[:, is_open]
+                self._features.add(_keys(ids[index], features), sample[index[0]], columns[is_open])
         self.samples += len(part)
 
     def fields(self) -> list[Interaction]:
@@ -94,7 +100,7 @@ class Survey:
         """
         count, min_support = _checks.positive(count=count, min_support=min_support)
         keys, totals = self._features.result()
-        enough = totals[:, 1] >= min_support
+        enough = totals[:, 6] >= min_support
         keys, totals = keys[enough], totals[enough]
         mean = totals[:, 3] / totals[:, 0]
         order = np.argsort(mean, kind="stable")
@@ -139,15 +145,21 @@ def _survey(model: L0SIGN, samples: Samples, batch_size: int | None, output: int
 
 
 class _SumsByKey:
-    """Rows of numbers, added up by key."""
+    """Pairs, added up by key: rows [occurrences, open, gate, contribution, strength, samples, support]."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
         self._waiting = 0
 
-    def add(self, keys: NDArray[np.int64], rows: NDArray[np.float64]) -> None:
-        """Add rows [k, m] to the sums of their keys [k]."""
-        self._parts.append(_sum_by(keys, rows))
+    def add(
+        self, keys: NDArray[np.int64], sample: NDArray[np.int64], occurrences: NDArray[np.float64]
+    ) -> None:
+        """Add occurrences [k, 5] with keys [k] in samples [k], all those of a sample at once."""
+        once = _first_in_sample(keys, sample)
+        is_open = occurrences[:, 1] > 0
+        once_open = np.zeros_like(once)
+        once_open[is_open] = _first_in_sample(keys[is_open], sample[is_open])
+        self._parts.append(_sum_by(keys, np.column_stack([occurrences, once, once_open])))
         self._waiting += len(self._parts[-1][0])
         # Putting together costs as much as the table is large: so not before as much has come in.
         if self._waiting > max(_PENDING, len(self._parts[0][0])):
@@ -157,7 +169,7 @@ class _SumsByKey:
         """The keys, sorted [K], and their sums [K, m]."""
         if len(self._parts) != 1:
             keys = [np.zeros(0, np.int64), *(keys for keys, _ in self._parts)]
-            rows = [np.zeros((0, 5)), *(rows for _, rows in self._parts)]
+            rows = [np.zeros((0, 7)), *(rows for _, rows in self._parts)]
             self._parts = [_sum_by(np.concatenate(keys), np.concatenate(rows))]
         self._waiting = 0
         return self._parts[0]
@@ -169,6 +181,15 @@ def _sum_by(
     distinct, place = np.unique(keys, return_inverse=True)
     sums = [np.bincount(place, column, minlength=len(distinct)) for column in rows.T]
     return distinct, np.stack(sums, 1)
+
+
+def _first_in_sample(keys: NDArray[np.int64], sample: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which entries are the first of their key in their sample: [k]."""
+    order = np.lexsort((keys, sample))
+    first = np.ones(len(keys), bool)
+    same = (np.diff(keys[order]) == 0) & (np.diff(sample[order]) == 0)
+    first[order[1:][same]] = False
+    return first
 
 
 def _keys(pairs: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -184,14 +205,14 @@ def _named(
         Interaction(
             name(key // size),
             name(key % size),
-            is_open / samples,
-            gate / samples,
+            is_open / count,
+            gate / count,
             int(samples),
-            int(is_open),
-            contribution / samples,
-            strength / samples,
+            int(support),
+            contribution / count,
+            strength / count,
         )
-        for key, (samples, is_open, gate, contribution, strength) in zip(
+        for key, (count, is_open, gate, contribution, strength, samples, support) in zip(
             keys.tolist(), totals.tolist(), strict=True
         )
     ]

@@ -178,14 +178,16 @@ def test_tables_are_means_over_the_samples_that_have_a_pair(monkeypatch: pytest.
         terms = zip(*index.tolist(), gates.tolist(), contributions.tolist(), strict=True)
         for i, j, gate, contribution in terms:
             if i != j:
+                sample = int((offsets[1:] <= i).sum())
                 pair = sorted((int(ids[i]), int(ids[j])))
-                by_field[tuple("abcd"[k // 10] for k in pair)].append((gate, contribution))
+                by_field[tuple("abcd"[k // 10] for k in pair)].append((sample, gate, contribution))
                 if gate > 0:
-                    by_feature[tuple(map(vocabulary.name, pair))].append((gate, contribution))
+                    by_feature[tuple(map(vocabulary.name, pair))].append((sample, gate, contribution))
+    assert any(len(terms) > len({sample for sample, *_ in terms}) for terms in by_field.values())
 
-    def check(pair: Interaction, terms: list[tuple[float, float]]) -> None:
-        gates, contributions = np.array(terms).T
-        assert (pair.samples, pair.support) == (len(gates), (gates > 0).sum())
+    def check(pair: Interaction, terms: list[tuple[int, float, float]]) -> None:
+        sample, gates, contributions = np.array(terms).T
+        assert (pair.samples, pair.support) == (len({*sample}), len({*sample[gates > 0]}))
         numbers = [pair.open_share, pair.mean_gate, pair.mean_contribution, pair.mean_strength]
         means = [(gates > 0).mean(), gates.mean(), contributions.mean(), np.abs(contributions).mean()]
         assert numbers == pytest.approx(means)
