@@ -134,6 +134,53 @@ def test_refusals(folder: Path, tmp_path: Path, capsys: Any) -> None:
             read_record(bad)
 
 
+@pytest.mark.parametrize(
+    ("loss", "options", "said"),
+    [
+        ("bce", {"gated": False}, "probability"),
+        ("mse", {"iterations": 2, "aggr": "neighbor_mean"}, "prediction"),
+        ("cross_entropy", {"num_outputs": 3, "aggr": "sum"}, "logit of class 2: "),
+        ("bce", {}, "and 0 open pairs"),
+    ],
+    ids=["ungated", "regression", "classes", "all-closed"],
+)
+def test_any_model(
+    loss: Any, options: dict[str, Any], said: str, folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """What `save_model` wrote, with no record of training beside it."""
+    dataset = data.open(folder / "data")
+    model = L0SIGN(dataset.num_features, **options)
+    if model.interaction.edge is not None and not options:
+        torch.nn.init.constant_(model.interaction.edge.out.bias, -100)
+    config = TrainConfig(loss=loss, **{k: v for k, v in options.items() if k != "num_outputs"})
+    l0sign_cuda.save_model(model, tmp_path / "run", dataset.vocabulary, config)
+    output = options.get("num_outputs", 1) - 1
+    files = ["--html", tmp_path / "r.html", "--json", tmp_path / "r.json", "--output", output]
+    assert call("explain", tmp_path / "run", "--data", folder / "data", "--limit", 2, *files) == 0
+    assert said in capsys.readouterr().out
+    content = json.loads((tmp_path / "r.json").read_text())
+    logits = model.eval()(dataset.batch([0, 1]).ids).logits.reshape(2, -1)[:, output]
+    assert [entry["logit"] for entry in content["explained"]] == pytest.approx(logits.tolist())
+    reader = Reader()
+    reader.feed((tmp_path / "r.html").read_text())
+    if said == "and 0 open pairs":
+        assert "None." in reader.text and content["features"] == {"positive": [], "negative": []}
+        assert all(pair["support"] == 0 for pair in content["fields"])
+    else:
+        assert said in reader.text
+
+
+def test_a_run_without_names(tmp_path: Path, capsys: Any) -> None:
+    """Features are numbers of one field then, and there is no map to draw."""
+    l0sign_cuda.save_model(L0SIGN(30), tmp_path / "run")
+    (tmp_path / "data.libsvm").write_text("1 3:1 7:0.5 29:1\n0 0:1\n1\n")
+    arguments = ["--data", tmp_path / "data.libsvm", "--html", tmp_path / "r.html"]
+    assert call("explain", tmp_path / "run", *arguments) == 0
+    text = capsys.readouterr().out
+    assert "id=3" in text and "sample 3: " in text and "and 0 open pairs" in text
+    assert "Pairs of fields" not in (tmp_path / "r.html").read_text()
+
+
 def test_a_report_is_whole_or_not_there(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +301,14 @@ def test_axes_of_any_range(values: list[float]) -> None:
 
 
 # -------------------- the page in a browser
+
+
+def test_a_missing_browser_is_skipped_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browser.shutil, "which", lambda name: None)
+    for required, outcome in (("0", pytest.skip.Exception), ("1", pytest.fail.Exception)):
+        monkeypatch.setenv("REQUIRE_BROWSER", required)
+        with pytest.raises(outcome, match="no browser"), browser.started(tmp_path):
+            pass
 
 
 def test_the_browser_helper_notices(chromium: browser.Browser, tmp_path: Path) -> None:
