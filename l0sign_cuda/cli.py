@@ -489,24 +489,29 @@ def _explain(arguments: argparse.Namespace) -> None:
     )
     survey = Survey(model, vocabulary, output=arguments.output)
     explained: list[run_report.Sample] = []
-    samples = argparse.Namespace(**vars(arguments) | {"data": arguments.samples, "part": None})
-    for source, counts, shows in (
-        (arguments, True, arguments.samples is None),
-        (samples, arguments.data is None, True),
-    ):
-        if source.data is None:
-            continue
-        for part in _stream(source, model, config):
-            if counts:
-                survey.add((part.data, part.indices), batch_size=batch_size)
-            if shows and len(explained) < limit:
-                batch = part.data.batch(part.indices[: limit - len(explained)])
-                entries = explain(
-                    model, *batch.to(device)[:3], vocabulary=vocabulary, output=arguments.output
-                )
-                labels = [None] * len(entries) if batch.labels is None else batch.labels.tolist()
-                explained += map(run_report.Sample, entries, labels)
-            elif not counts:
+
+    def count(part: Part) -> None:
+        survey.add((part.data, part.indices), batch_size=batch_size)
+
+    def show(part: Part) -> None:
+        """Explain its first samples, as far as there is room."""
+        batch = part.data.batch(part.indices[: limit - len(explained)])
+        entries = explain(model, *batch.to(device)[:3], vocabulary=vocabulary, output=arguments.output)
+        labels = [None] * len(entries) if batch.labels is None else batch.labels.tolist()
+        explained.extend(map(run_report.Sample, entries, labels))
+
+    if arguments.data is not None:
+        for part in _stream(arguments, model, config):
+            count(part)
+            if arguments.samples is None:
+                show(part)
+    if arguments.samples is not None:
+        samples = argparse.Namespace(**vars(arguments) | {"data": arguments.samples, "part": None})
+        for part in _stream(samples, model, config):
+            show(part)
+            if arguments.data is None:
+                count(part)
+            elif len(explained) == limit:
                 break
     if not survey.samples:
         raise ValueError(f"{arguments.data or arguments.samples}: there are no samples")

@@ -138,7 +138,8 @@ def explain(
     brought to i and j from their other neighbours.
 
     Gates are deterministic, as in evaluation mode; the model is left in the mode it was in. Memory grows with
-    the number of open pairs. Contributions are computed in float64, from weights of any dtype.
+    the number of open pairs, and with all pairs of the largest sample. Contributions are computed in float64,
+    from weights of any dtype.
 
     >>> for pair in l0sign_cuda.explain(model, ids, vocabulary=vocabulary)[0].interactions[:3]:
     ...     print(f"{pair.contribution:+.3f}", *pair.names)
