@@ -156,19 +156,19 @@ def explain(
         IndexError: ids or output out of range.
         ValueError, TypeError: anything else that does not fit, by name.
     """
-    _check_model(model, output)
+    check_model(model, output)
     num_features = model.node_embedding.num_embeddings
     if vocabulary is not None and len(vocabulary) < num_features:
         raise ValueError(
             f"vocabulary: expected the model's {num_features} features, got one of {len(vocabulary)}"
         )
+    with evaluating(model), torch.no_grad():
+        logits = model(ids, offsets, values).logits.double().cpu()  # checks the arguments, too
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for index, gates, contributions in pair_terms(model, ids, offsets, values, output=output):
         is_open = gates > 0
         found.append((index[:, is_open].cpu(), gates[is_open].double().cpu(), contributions[is_open].cpu()))
     index, gates, contributions = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
-    with evaluating(model), torch.no_grad():
-        logits = model(ids, offsets, values).logits.double().cpu()
     bounds = _checks.graphs("ids", ids.shape, offsets, ids.device).bounds(ids.device)
     return Explanations(
         (logits if logits.dim() == 1 else logits[:, output]).numpy(),
@@ -188,12 +188,10 @@ def pair_terms(
 ) -> Iterator[PairTerms]:
     """The terms of all pairs of a batch, closed ones too; a piece holds whole samples.
 
-    Arguments and errors: :func:`explain`. There is at least one piece; with the bias they sum to the logits.
+    Arguments: :func:`explain`; they fit the model. There is at least one piece; with the bias they sum to
+    the logits.
     """
-    _check_model(model, output)
-    weight = model.node_embedding.weight
-    graphs = _checks.ids(ids, offsets, values, weight.shape[0], weight.device)
-    bounds = graphs.bounds(ids.device)
+    bounds = _checks.graphs("ids", ids.shape, offsets, ids.device).bounds(ids.device)
     ids, values = ids.reshape(-1), None if values is None else values.reshape(-1)
     ends = bounds.cpu().numpy()
     pairs = np.cumsum(np.diff(ends) * (np.diff(ends) + 1) // 2)
@@ -270,7 +268,8 @@ def _read_messages(nodes: Tensor, message: Network, head: Tensor, first: Tensor,
     return torch.relu(F.linear(product, hidden_weight, hidden_bias)) @ (head @ out_weight) + head @ out_bias
 
 
-def _check_model(model: Any, output: int) -> None:
+def check_model(model: Any, output: int) -> None:
+    """Check that it is a model, and that it has that output."""
     if not isinstance(model, L0SIGN):
         raise TypeError(f"model: expected an L0SIGN, got {type(model).__name__}")
     outputs = model.head.out_features

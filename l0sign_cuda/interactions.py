@@ -12,7 +12,7 @@ from . import _checks
 from .config import TrainConfig
 from .data import Vocabulary
 from .evaluation import Part, Samples
-from .explanation import pair_terms
+from .explanation import check_model, pair_terms
 from .model import L0SIGN
 
 _PENDING = 1 << 20  # rows that wait to be added to sums by key
@@ -47,9 +47,18 @@ class Survey:
         model: gated or not; without gates every pair is open.
         vocabulary: tells the field and the name of each feature.
         output: which of the model's K outputs the contributions are to.
+
+    Raises:
+        ValueError, TypeError, IndexError: model, vocabulary or output do not fit, by name.
     """
 
     def __init__(self, model: L0SIGN, vocabulary: Vocabulary, *, output: int = 0) -> None:
+        check_model(model, output)
+        if len(vocabulary) > model.node_embedding.num_embeddings:
+            raise ValueError(
+                f"vocabulary: expected at most the model's {model.node_embedding.num_embeddings} features, got"
+                f" {len(vocabulary)}"
+            )
         self._model, self._vocabulary, self._output = model, vocabulary, output
         self._fields, self._features = _SumsByKey(), _SumsByKey()
         self.samples = 0

@@ -215,6 +215,10 @@ def test_a_survey_of_nothing_and_of_data_without_names() -> None:
     nameless = GraphDataset.from_dense(np.zeros((2, 2), np.int64))
     with pytest.raises(ValueError, match="no vocabulary"):
         field_interactions(make_model(), nameless)
+    with pytest.raises(ValueError, match="vocabulary: expected at most the model's 39 features, got 40"):
+        Survey(L0SIGN(39), vocabulary)
+    with pytest.raises(IndexError, match=r"output: expected 0\.\.0, got 1"):
+        Survey(make_model(), vocabulary, output=1)
 
 
 SAMPLES = 8000
