@@ -54,10 +54,10 @@ class Survey:
 
     def __init__(self, model: L0SIGN, vocabulary: Vocabulary, *, output: int = 0) -> None:
         check_model(model, output)
-        if len(vocabulary) > model.node_embedding.num_embeddings:
+        known = model.node_embedding.num_embeddings
+        if len(vocabulary) > known:
             raise ValueError(
-                f"vocabulary: expected at most the model's {model.node_embedding.num_embeddings} features, got"
-                f" {len(vocabulary)}"
+                f"vocabulary: expected at most the model's {known} features, got {len(vocabulary)}"
             )
         self._model, self._vocabulary, self._output = model, vocabulary, output
         self._fields, self._features = _SumsByKey(), _SumsByKey()
