@@ -163,7 +163,10 @@ def _summary(content: RunReport) -> Element:
     else:
         section.append(element("p", "The run has no record of its metrics (metrics.json)."))
     hyperparameters = [
-        {"option": name, "value": ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)}
+        {
+            "option": name,
+            "value": ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value),
+        }
         for name, value in {**content.hyperparameters, **content.config.to_dict()}.items()
     ]
     section.append(_details("Settings", _table("Model and training", hyperparameters, ["option", "value"])))
