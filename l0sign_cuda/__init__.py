@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig
     from .estimator import L0SIGNClassifier
     from .evaluation import evaluate
+    from .explanation import explain
     from .training import FitResult, fit
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "data",
     "empirical_risk",
     "evaluate",
+    "explain",
     "fit",
     "functional",
     "load_model",
@@ -57,6 +59,7 @@ _LAZY = {
     "L0SIGNClassifier": "estimator",
     "TrainConfig": "config",
     "evaluate": "evaluation",
+    "explain": "explanation",
     "fit": "training",
     "load_model": "checkpoint",
     "save_model": "checkpoint",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 from . import _checks, data, report
@@ -131,6 +132,31 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", metavar="FILE", help="the file to write (default: standard output)")
     _add_running_options(made)
 
+    made = add("explain", _explain, "show which interactions a trained model keeps, and explain predictions")
+    made.add_argument(
+        "--samples",
+        metavar="FILE",
+        help="explain these samples (default: the first of DATA); without --data the tables are about them",
+    )
+    made.add_argument(
+        "--limit", type=int, default=5, metavar="N", help="explain at most N samples (default: 5)"
+    )
+    made.add_argument(
+        "--top", type=int, default=20, metavar="N", help="show at most N pairs in a table (default: 20)"
+    )
+    made.add_argument(
+        "--min-support",
+        type=int,
+        metavar="N",
+        help="leave out pairs of features open in fewer samples (default: a thousandth of the samples)",
+    )
+    made.add_argument(
+        "--output", type=int, default=0, metavar="K", help="the class to explain, of several (default: 0)"
+    )
+    made.add_argument("--html", metavar="FILE", help="write a report as one HTML page")
+    made.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    _add_running_options(made, "--data")
+
     made = add("demo", _demo, "train SIGN and L0-SIGN on planted interactions, and show what they found")
     made.add_argument(
         "--out", default="demo_out", metavar="DIR", help="the directory to write (default: demo_out)"
@@ -142,9 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_running_options(parser: argparse.ArgumentParser) -> None:
+def _add_running_options(parser: argparse.ArgumentParser, data_argument: str = "data") -> None:
     parser.add_argument("run", metavar="RUN", help="the directory of a trained model")
-    parser.add_argument("data", metavar="DATA", help="a prepared directory, or a file")
+    parser.add_argument(data_argument, metavar="DATA", help="a prepared directory, or a file")
     parser.add_argument(
         "--part", choices=_PARTS, help="only this part of the split that training made of DATA"
     )
@@ -443,6 +469,77 @@ def _predict(arguments: argparse.Namespace) -> None:
                     for row in torch.softmax(logits, 1).tolist()
                 ]
             writer.writerows([[f"{x:.9g}" if isinstance(x, float) else x for x in row] for row in rows])
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from . import html_report, run_report
+    from .explanation import explain
+    from .interactions import Survey
+
+    limit, top = _checks.positive(limit=arguments.limit, top=arguments.top)
+    if arguments.data is None and arguments.samples is None:
+        raise ValueError("expected --data DATA, --samples FILE, or both")
+    if arguments.data is None and arguments.part is not None:
+        raise ValueError("--part: it is a part of DATA, which is missing")
+    model, config = _load(arguments)
+    device, batch_size = model.head.weight.device, _batch_size(arguments, config)
+    # Where nothing has a name, features are numbers of one field.
+    vocabulary = load_vocabulary(arguments.run) or Vocabulary.from_ids(
+        np.arange(model.node_embedding.num_embeddings)
+    )
+    survey = Survey(model, vocabulary, output=arguments.output)
+    explained: list[run_report.Sample] = []
+
+    def count(part: Part) -> None:
+        survey.add((part.data, part.indices), batch_size=batch_size)
+
+    def show(part: Part) -> None:
+        """Explain its first samples, as far as there is room."""
+        batch = part.data.batch(part.indices[: limit - len(explained)])
+        entries = explain(model, *batch.to(device)[:3], vocabulary=vocabulary, output=arguments.output)
+        labels = [None] * len(entries) if batch.labels is None else batch.labels.tolist()
+        explained.extend(map(run_report.Sample, entries, labels))
+
+    if arguments.data is not None:
+        for part in _stream(arguments, model, config):
+            count(part)
+            if arguments.samples is None:
+                show(part)
+    if arguments.samples is not None:
+        samples = argparse.Namespace(**vars(arguments) | {"data": arguments.samples, "part": None})
+        for part in _stream(samples, model, config):
+            show(part)
+            if arguments.data is None:
+                count(part)
+            elif len(explained) == limit:
+                break
+    if not survey.samples:
+        raise ValueError(f"{arguments.data or arguments.samples}: there are no samples")
+    min_support = arguments.min_support
+    if min_support is None:
+        min_support = max(1, survey.samples // 1000)
+    positive, negative = survey.features(top, min_support=min_support)
+    content = run_report.RunReport(
+        name=Path(arguments.run).resolve().name,
+        config=config,
+        hyperparameters=model.hyperparameters,
+        record=run_report.read_record(arguments.run),
+        output=arguments.output,
+        samples=survey.samples,
+        min_support=min_support,
+        field_names=vocabulary.field_names,
+        fields=sorted(survey.fields(), key=lambda pair: -pair.mean_strength),
+        positive=positive,
+        negative=negative,
+        explained=explained,
+    )
+    if arguments.json is not None:
+        write_json(arguments.json, content.to_json())
+    if arguments.html is not None:
+        html_report.write_html(content, arguments.html)
+    print(content.text(top))
+    if arguments.html is not None:
+        print(f"\n{arguments.html}: the report; it opens in any browser")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

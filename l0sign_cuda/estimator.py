@@ -48,7 +48,8 @@ class L0SIGNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model_: the trained `L0SIGN`.
         vocabulary_: from (column, value) to the model's features; None after a `GraphDataset` that has none.
         history_: one row an epoch, see `FitResult`.
-        interactions_: pairs of columns, strongest first: how often their edge is open, and the mean gate.
+        interactions_: pairs of columns, by how often their edge is open; with the mean gate, and what they
+            add to the logit (of several classes: the first one's).
     """
 
     def __init__(self, **options: Any) -> None:

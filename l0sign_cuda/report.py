@@ -19,6 +19,8 @@ _SHORT = {
     "edges_kept": "edges kept",
     "open_share": "open in",
     "mean_gate": "mean gate",
+    "mean_contribution": "contribution",
+    "mean_strength": "strength",
 }
 _DIGITS = {"seconds": 1, "samples_per_second": 0, "l0_weight": 6}
 

@@ -1,0 +1,1 @@
+"""The library's parts in the conventions of others: :mod:`l0sign_cuda.integrations.pyg`."""

@@ -1,0 +1,147 @@
+"""What `l0sign explain` tells about a run: its metrics, the interactions it kept, and single predictions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import report
+from .config import TrainConfig
+from .explanation import Explanation
+from .interactions import Interaction
+
+FIELD_COLUMNS = ("open_share", "mean_gate", "support", "mean_contribution", "mean_strength")
+#: The gate of two features is the same in every sample: their share of open edges says nothing.
+FEATURE_COLUMNS = ("mean_gate", "support", "mean_contribution")
+_TEXT_PAIRS = 10  # pairs of a single prediction that the text shows
+
+
+class Sample(NamedTuple):
+    """A sample whose prediction is explained."""
+
+    explanation: Explanation
+    label: float | None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Content of the text, the JSON and the HTML report of a run."""
+
+    name: str
+    config: TrainConfig
+    hyperparameters: Mapping[str, Any]
+    record: Mapping[str, Any]
+    """metrics.json of the run, {} where there is none"""
+    output: int
+    """the output that is explained"""
+    samples: int
+    """how many samples the interactions are means over"""
+    min_support: int
+    """the fewest samples that a pair of features had to be open in"""
+    field_names: tuple[str, ...]
+    fields: list[Interaction]
+    """pairs of fields, strongest first"""
+    positive: list[Interaction]
+    """pairs of features that add most to the logit"""
+    negative: list[Interaction]
+    explained: list[Sample] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A row a part of the data, as training measured it: {"part": "test", "auc": ...}."""
+        found = ((part, self.record.get(part)) for part in ("valid", "test"))
+        return [{"part": part, **values} for part, values in found if values]
+
+    def prediction(self, explanation: Explanation) -> str:
+        """The prediction in words."""
+        if self.config.loss == "mse":
+            return f"prediction {explanation.logit:.4f}"
+        if self.config.loss == "bce":
+            return f"probability {_sigmoid(explanation.logit):.4f} (logit {explanation.logit:+.4f})"
+        return f"logit of class {self.output}: {explanation.logit:+.4f}"
+
+    def text(self, top: int = 20) -> str:
+        """For the terminal, with at most `top` pairs of fields."""
+        blocks = []
+        if self.metrics:
+            blocks.append(report.table(self.metrics))
+        over = f"{self.samples} samples"
+        for heading, pairs, shown in (
+            (f"pairs of fields, strongest first, over {over}", self.fields[:top], FIELD_COLUMNS),
+            ("pairs of features that raise the prediction most", self.positive, FEATURE_COLUMNS),
+            ("pairs of features that lower it most", self.negative, FEATURE_COLUMNS),
+        ):
+            rows = [pair._asdict() for pair in pairs]
+            blocks.append(f"{heading}:\n{report.table(rows, ['first', 'second', *shown]) or 'none'}")
+        for number, sample in enumerate(self.explained, 1):
+            entry = sample.explanation
+            rows = [
+                {"first": pair.names[0], "second": second_name(pair.i == pair.j, pair.names[1])}
+                | {"gate": pair.gate, "contribution": pair.contribution}
+                for pair in entry.interactions[:_TEXT_PAIRS]
+            ]
+            rest = entry.interactions[_TEXT_PAIRS:]
+            if rest:
+                rest_of_it = sum(pair.contribution for pair in rest)
+                rows.append({"first": f"{len(rest)} more", "second": "", "contribution": rest_of_it})
+            blocks.append(
+                f"sample {number}: {self.prediction(entry)}{told_label(sample.label)}"
+                f" = bias {entry.bias:+.4f} and {len(entry.interactions)} open pairs:\n"
+                + (report.table(rows) or "none")
+            )
+        return "\n\n".join(blocks)
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "run": self.name,
+            "output": self.output,
+            "metrics": {row["part"]: {k: v for k, v in row.items() if k != "part"} for row in self.metrics},
+            "samples": self.samples,
+            "min_support": self.min_support,
+            "fields": [pair._asdict() for pair in self.fields],
+            "features": {
+                "positive": [pair._asdict() for pair in self.positive],
+                "negative": [pair._asdict() for pair in self.negative],
+            },
+            "explained": [
+                {
+                    **entry._asdict(),
+                    "label": label,
+                    "interactions": [pair._asdict() for pair in entry.interactions],
+                }
+                for entry, label in self.explained
+            ],
+        }
+
+
+def read_record(run: str | Path) -> dict[str, Any]:
+    """metrics.json of a run; {} where there is none, as beside a model that `save_model` wrote."""
+    path = Path(run) / "metrics.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("epochs", []), list):
+            raise ValueError("expected an object with a list of epochs")
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, or not the metrics of a run ({error})") from None
+    return content
+
+
+def told_label(label: float | None) -> str:
+    """The label as it follows a prediction."""
+    return "" if label is None else f", label {label:g}"
+
+
+def second_name(alone: bool, name: str) -> str:
+    """The second column of a pair: a feature's pair with itself is its own effect."""
+    return "(by itself)" if alone else name
+
+
+def _sigmoid(x: float) -> float:
+    return 0.5 * (1 + math.tanh(0.5 * x))
