@@ -470,7 +470,7 @@ def _make_optimizer(model: L0SIGN, config: TrainConfig) -> torch.optim.Optimizer
 
 def _clip_gradients(model: L0SIGN, max_norm: float) -> None:
     """Scale all gradients so that their norm is at most `max_norm`."""
-    # torch's own function takes no sparse gradients. Those of the model have each row once, so that their values
+    # torch's own function takes no sparse gradients. The model's have each row once, so that their values
     # have the norm of the whole.
     gradients = [
         parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
