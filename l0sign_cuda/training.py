@@ -301,7 +301,9 @@ class _Trainer:
         # Where the metric is never a number (no validation samples, or of one class), the last epoch counts.
         better = finite and (math.isnan(state.best_value) or is_better(name, value, state.best_value))
         if better:
-            state.best_epoch, state.best_value, self.best = state.epoch, value, self._weights()
+            state.best_epoch, state.best_value = state.epoch, value
+            for name, tensor in self.model.state_dict().items():
+                self.best[name].copy_(tensor)  # in place: tables may be most of what memory holds
         self._heed_patience()
         return better
 
