@@ -266,6 +266,17 @@ def test_plain_sign_keeps_all_edges(prepared: Path, tmp_path: Path) -> None:
     assert metrics(tmp_path / "run")["test"]["edges_kept"] == 1
 
 
+def test_row_wise_optimizers(prepared: Path, tmp_path: Path) -> None:
+    for optimizer in ("row_adam", "row_adagrad"):
+        out = tmp_path / optimizer
+        assert call("train", prepared, "--out", out, "--optimizer", optimizer, *QUICK, "--epochs", 1) == 0
+        assert call("train", prepared, "--out", out, "--resume", "--epochs", 2) == 0
+        whole = tmp_path / f"{optimizer}-whole"
+        assert call("train", prepared, "--out", whole, "--optimizer", optimizer, *QUICK) == 0
+        assert numbers(out) == numbers(whole)
+        assert metrics(out)["settings"]["optimizer"] == optimizer
+
+
 def test_collapse_is_told(prepared: Path, tmp_path: Path, capsys: Any) -> None:
     options = ["--l0-weight", 50, "--lr", 0.05, "--on-collapse", "stop"]
     assert call("train", prepared, "--out", tmp_path / "run", *QUICK, *options) == 0
