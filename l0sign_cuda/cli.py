@@ -28,6 +28,7 @@ from .collapse import CollapseError, CollapseWarning
 from .config import TrainConfig
 from .data import GraphDataset, Vocabulary
 from .evaluation import Part, Predictions, Samples, evaluate, measure, run
+from .memory import peak_memory
 from .model import L0SIGN
 from .training import FitResult, Progress, fit, holds_run, resolve_device, stored_config
 
@@ -37,6 +38,9 @@ _COLUMNS = ("epoch", "loss", "auc", "accuracy", "rmse", "logloss", "edges_kept",
 _SPLIT = (0.7, 0.15, 0.15)
 _READ = "read:"  # marks the options that go to the reader
 _PARTS = ("train", "valid", "test")
+_PIECE = (
+    65_536  # samples of a prepared directory that are predicted at a time, as the reader has them of a file
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -285,6 +289,9 @@ def _train(arguments: argparse.Namespace) -> None:
     end = {"epochs": "", "patience": ", stopped early", "collapse": ", stopped by collapse"}[result.stopped]
     print(f"best epoch {result.best_epoch} of {len(result.history)}{end}")
     print(report.table([{"": name, **values} for name, values in found.items() if values is not None]))
+    peaks = {"host": "", "device": " of the GPU"}
+    for kind, size in peak_memory().items():
+        print(f"peak memory{peaks[kind]}: {size / 2**20:,.0f} MiB")
     print(f"{out}: the model, metrics.json and metrics.csv")
 
 
@@ -344,6 +351,7 @@ class _Record:
             "best_epoch": None,
             "stopped": None,
             "collapse": None,
+            "peak_memory_bytes": {},
             "epochs": [],
             "settings": config.to_dict(),
             "data": {
@@ -374,6 +382,7 @@ class _Record:
             "best_epoch": result.best_epoch,
             "stopped": result.stopped,
             "collapse": result.collapse,
+            "peak_memory_bytes": peak_memory(),
         }
         self._content |= found
         self.add(result.history)
@@ -602,7 +611,10 @@ def _stream(arguments: argparse.Namespace, model: L0SIGN, config: TrainConfig) -
         chosen = None
         if arguments.part is not None:
             chosen = whole.split(arguments.split, config.seed)[_PARTS.index(arguments.part)]
-        yield Part(whole if chosen is None else (whole, chosen))
+        total = len(whole) if chosen is None else len(chosen)
+        for start in range(0, total, _PIECE):
+            stop = min(start + _PIECE, total)
+            yield Part((whole, np.arange(start, stop) if chosen is None else chosen[start:stop]))
         return
     chunk = None
     for chunk in data.read_chunks(path, **options):

@@ -63,8 +63,9 @@ class TrainConfig:
     loss: Literal["bce", "mse", "cross_entropy"] = _option(
         "bce", "bce for labels 0 and 1, mse for values, cross_entropy for classes 0..K-1"
     )
-    optimizer: Literal["adam", "adamw", "adagrad"] = _option(
-        "adam", "optimizer; the paper's authors use adagrad"
+    optimizer: Literal["adam", "adamw", "adagrad", "row_adam", "row_adagrad"] = _option(
+        "adam",
+        "optimizer; the paper's authors use adagrad; row_*: for large vocabularies, on touched rows only",
     )
     lr: float = _option(0.01, "learning rate", above=0)
     weight_decay: float = _option(1e-5, "weight decay of everything but the edge network", least=0)
@@ -150,6 +151,11 @@ class TrainConfig:
         options = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.metadata["model"]}
         # Nobody pays for a penalty that has no weight.
         return options | {"l2_penalty": self.l2_weight > 0}
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the optimizer takes sparse gradients of the embeddings."""
+        return self.optimizer in ("row_adam", "row_adagrad")
 
     @property
     def monitored(self) -> str:

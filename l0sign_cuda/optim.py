@@ -64,18 +64,14 @@ class _RowOptimizer(torch.optim.Optimizer):
                     # On the CPU, where reading it costs nothing; float32 as torch's optimizers keep it.
                     state["step"] = torch.zeros((), dtype=torch.float32)
                     state.update(self._new_state(param, group))
-                if param.grad.is_sparse:
-                    state["step"] += 1
-                    # A table of one column may be a vector.
-                    matrices = [_as_matrix(tensor) for tensor in (param, *self._of_table(state))]
-                    self._update_rows(group, int(state["step"]), matrices, *_rows_of(param))
-                elif param.grad.layout == torch.strided:
+                if not param.grad.is_sparse:
                     dense.setdefault(param.is_cpu, []).append(param)
-                else:
-                    raise ValueError(
-                        "grad: expected a dense tensor, or a sparse one in COO format, got"
-                        f" {param.grad.layout}"
-                    )
+                    continue
+                rows, grad = _rows_of(param.grad)
+                state["step"] += 1
+                # A table of one column may be a vector.
+                tables = [_as_matrix(tensor) for tensor in (param, *self._of_table(state))]
+                self._update_rows(group, int(state["step"]), tables, rows, grad)
             for on_cpu, params in dense.items():
                 grads = [cast(Tensor, param.grad) for param in params]
                 states = [self.state[param] for param in params]
@@ -255,9 +251,8 @@ class RowAdam(_RowOptimizer):
         )
 
 
-def _rows_of(param: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of a parameter's sparse gradient, ascending and each once, and their gradients [U, w]."""
-    grad = cast(Tensor, param.grad)
+def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a sparse gradient, ascending and each once, and their gradients [U, w]."""
     if grad.sparse_dim() != 1:
         raise ValueError(
             f"grad: expected a sparse gradient of whole rows (one sparse dimension), got {grad.sparse_dim()}"

@@ -39,6 +39,7 @@ from .evaluation import Part, Samples, count_pairs, measure, run
 from .metrics import Loss, is_better
 from .model import L0SIGN
 from .objective import empirical_risk
+from .optim import RowAdagrad, RowAdam
 
 #: What may differ when a run continues: none of these touches a number that is already computed.
 RESUMABLE = ("epochs", "patience", "on_collapse", "num_threads", "checkpoint_steps")
@@ -198,7 +199,9 @@ class _Trainer:
                 raise ValueError("the validation samples have classes that the training samples lack")
         with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it is
             torch.default_generator.manual_seed(config.seed)
-            model = L0SIGN(train.data.num_features, num_outputs=outputs, **config.model_options())
+            model = L0SIGN(
+                train.data.num_features, num_outputs=outputs, sparse=config.sparse, **config.model_options()
+            )
         self.model = model.to(self.device)
         self.optimizer = _make_optimizer(self.model, config)
         self.noise = torch.Generator().manual_seed(config.seed)
@@ -215,6 +218,7 @@ class _Trainer:
                 self._train_epoch(interrupted)
                 self._end_epoch(interrupted)
         self.model.load_state_dict(self.best)
+        self.model.sparse = False  # as a model that is loaded: any optimizer may go on with it
         return FitResult(
             self.model.eval(),
             self.config,
@@ -254,7 +258,7 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            _clip_gradients(self.model, config.clip_norm)
         self.optimizer.step()
         total = loss.detach().double() * batch.num_graphs
         self.sums += torch.stack([total, output.num_edges.sum().double(), pairs.sum().double()])
@@ -297,7 +301,9 @@ class _Trainer:
         # Where the metric is never a number (no validation samples, or of one class), the last epoch counts.
         better = finite and (math.isnan(state.best_value) or is_better(name, value, state.best_value))
         if better:
-            state.best_epoch, state.best_value, self.best = state.epoch, value, self._weights()
+            state.best_epoch, state.best_value = state.epoch, value
+            for name, tensor in self.model.state_dict().items():
+                self.best[name].copy_(tensor)  # in place: tables may be most of what memory holds
         self._heed_patience()
         return better
 
@@ -454,10 +460,28 @@ def _make_optimizer(model: L0SIGN, config: TrainConfig) -> torch.optim.Optimizer
         if members
     ]
     on_cpu = next(model.parameters()).device.type == "cpu"
+    if config.optimizer == "row_adam":
+        return RowAdam(groups, lr=config.lr)
+    if config.optimizer == "row_adagrad":
+        return RowAdagrad(groups, lr=config.lr)
     if config.optimizer == "adagrad":
         return torch.optim.Adagrad(groups, lr=config.lr, fused=on_cpu)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr, fused=True)
+
+
+def _clip_gradients(model: L0SIGN, max_norm: float) -> None:
+    """Scale all gradients so that their norm is at most `max_norm`."""
+    # torch's own function takes no sparse gradients. The model's have each row once, so that their values
+    # have the norm of the whole.
+    gradients = [
+        parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
+        for parameter in model.parameters()
+        if parameter.grad is not None
+    ]
+    scale = (max_norm / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(scale)
 
 
 def _check_resumable(stored: TrainConfig, config: TrainConfig, out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def test_every_step_as_a_command(table: Path, tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["epoch", "loss", "auc", "accuracy", "logloss", "edges", "kept", "samples/s"]
     assert [line.split()[0] for line in lines[1:3]] == ["1", "2"]
+    assert re.fullmatch(r"peak memory: [\d,]+ MiB", lines[-2])
 
     done = l0sign("evaluate", run, prepared, "--part", "test", "--json", tmp_path / "e.json")
     assert done.returncode == 0, done.stderr
@@ -110,6 +112,23 @@ def test_metrics_json(run: Path) -> None:
     assert content["data"]["samples"] == {"train": 1400, "valid": 300, "test": 300}
     assert content["versions"]["torch"] == torch.__version__
     assert content["machine"]["cores"] == os.cpu_count()
+    assert 50e6 < content["peak_memory_bytes"]["host"] < 50e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "copies"), [("row_adagrad", 3), ("row_adam", 4), ("adam", 6)])
+def test_memory_of_training_is_bounded(tmp_path: Path, optimizer: str, copies: int) -> None:
+    """By so many times the tables: the model, its best weights, the optimizer's state, dense gradients."""
+    peaks, tables = [], 500_000 * (8 + 8) * 4
+    for features in (5_000, 500_000):
+        ids = np.random.default_rng(0).integers(features, size=(3000, 10))
+        samples = data.GraphDataset.from_dense(ids, labels=ids[:, 0] % 2, num_features=features)
+        samples.save(tmp_path / "data")
+        options = ["--optimizer", optimizer, "--epochs", 2, "--overwrite", "--num-threads", 1]
+        done = l0sign("train", tmp_path / "data", "--out", tmp_path / "run", *options)
+        assert done.returncode == 0, done.stderr
+        peaks.append(metrics(tmp_path / "run")["peak_memory_bytes"]["host"])
+    assert copies / 2 * tables < peaks[1] - peaks[0] < copies * tables + 10e6
 
 
 def test_metrics_csv_has_the_same_rows(run: Path) -> None:
@@ -153,6 +172,47 @@ def test_predict_streams_what_evaluate_measures(
     logloss = -np.mean(np.where(labels == 1, np.log(probabilities), np.log1p(-probabilities)))
     assert logloss == pytest.approx(whole["logloss"], rel=1e-6)
     assert np.mean((probabilities > 0.5) == labels) == whole["accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["csv", "libsvm", "directory"])
+def test_predict_takes_memory_that_does_not_grow(tmp_path: Path, kind: str) -> None:
+    """Of a file 8 times as long, and of a prepared directory but for the pages of its files."""
+    labels, ids = np.tile([0, 1], 500), np.arange(3000).reshape(-1, 3) % 12
+    separator, suffix = (" ", "libsvm") if kind == "libsvm" else (",", "csv")
+    names = [f"{1_000_000_000_000_000_000 + k}" if kind == "csv" else str(k) for k in range(12)]
+    rows = [[str(y), *(names[k] for k in row)] for y, row in zip(labels, ids, strict=True)]
+    text = "".join(separator.join(row) + "\n" for row in rows)
+    reading = [] if kind == "libsvm" else ["--label", "y"]
+
+    def make(name: str, copies: int) -> Path:
+        path = tmp_path / f"{name}.{suffix}"
+        with open(path, "w") as file:
+            file.write("" if kind == "libsvm" else "y,a,b,c\n")
+            file.writelines([text] * copies)
+        if kind == "directory":
+            assert call("prepare", path, *reading, "--out", tmp_path / name) == 0
+            return tmp_path / name
+        return path
+
+    assert call("train", make("small", 1), *reading, "--out", tmp_path / "run", "--epochs", 0) == 0
+    # pyarrow reads 32 blocks ahead: with small ones, no more than the shorter file holds.
+    program = (
+        "import sys; from l0sign_cuda.cli import main; from l0sign_cuda.memory import peak_memory;"
+        "from l0sign_cuda.data import rows; rows._BLOCK_BYTES = 1 << 18;"
+        "assert main(sys.argv[1:]) == 0; print(peak_memory()['host'])"
+    )
+    peaks, out = [], tmp_path / "out.csv"
+    for copies in (150, 1200):
+        arguments = ["predict", tmp_path / "run", make("large", copies), *reading, "--out", out]
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        with open(out) as file:
+            assert sum(1 for _ in file) == 1 + copies * len(labels)
+    more = 1_050_000
+    mapped = more * (3 * 4 + 8 + 4) if kind == "directory" else 0
+    # The samples alone are 36 bytes each, and their predictions in Python more than 100.
+    assert peaks[1] - peaks[0] < mapped + more * 30, [f"{peak / 1e6:.0f} MB" for peak in peaks]
 
 
 def test_unlabelled_rows_and_unknown_values(run: Path, tmp_path: Path, capsys: Any) -> None:
@@ -204,6 +264,17 @@ def test_given_parts_are_not_split(tmp_path: Path, capsys: Any) -> None:
 def test_plain_sign_keeps_all_edges(prepared: Path, tmp_path: Path) -> None:
     assert call("train", prepared, "--out", tmp_path / "run", "--no-gates", *QUICK) == 0
     assert metrics(tmp_path / "run")["test"]["edges_kept"] == 1
+
+
+def test_row_wise_optimizers(prepared: Path, tmp_path: Path) -> None:
+    for optimizer in ("row_adam", "row_adagrad"):
+        out = tmp_path / optimizer
+        assert call("train", prepared, "--out", out, "--optimizer", optimizer, *QUICK, "--epochs", 1) == 0
+        assert call("train", prepared, "--out", out, "--resume", "--epochs", 2) == 0
+        whole = tmp_path / f"{optimizer}-whole"
+        assert call("train", prepared, "--out", whole, "--optimizer", optimizer, *QUICK) == 0
+        assert numbers(out) == numbers(whole)
+        assert metrics(out)["settings"]["optimizer"] == optimizer
 
 
 def test_collapse_is_told(prepared: Path, tmp_path: Path, capsys: Any) -> None:

@@ -50,6 +50,11 @@ def fitted(X: Any, y: Any) -> L0SIGNClassifier:
     return L0SIGNClassifier(**QUICK).fit(X[:1600], y[:1600])
 
 
+def test_row_wise_optimizer(X: Any, y: Any) -> None:
+    classifier = L0SIGNClassifier(**QUICK, optimizer="row_adam").fit(X[:1600], y[:1600])
+    assert classifier.score(X[1600:], y[1600:]) > 0.8
+
+
 def test_fit_predict_score(fitted: L0SIGNClassifier, X: Any, y: Any) -> None:
     assert list(fitted.classes_) == ["no", "yes"]
     assert fitted.score(X[1600:], y[1600:]) > 0.8

@@ -234,3 +234,79 @@ def test_it_learns(backend, device):
     model.eval()
     accuracy = ((model(ids).logits > 0) == labels.bool()).float().mean()
     assert accuracy > 0.95
+
+
+# -------------------- sparse gradients
+
+
+def sparse_and_dense(backend, device="cpu", **options):
+    return [make_model(backend, device, sparse=sparse, **options).double() for sparse in (True, False)]
+
+
+def step(model, ids, **options):
+    empirical_risk(model(ids, seed=1, **options), torch.ones(4, device=ids.device), 0.1).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_sparse_gradients_are_the_dense_ones(iterations, gated, backend, device):
+    ids, values = make_ids(device, n=3), torch.rand(4, 3, device=device, dtype=torch.float64)
+    models = sparse_and_dense(backend, device, gated=gated, iterations=iterations)
+    sparse, dense = (step(model, ids, values=values) for model in models)
+    for name, gradient in dense.items():
+        if "embedding" in name:
+            assert sparse[name].is_sparse and sparse[name].is_coalesced(), name
+            assert torch.equal(sparse[name]._indices()[0], ids.unique()), name
+            torch.testing.assert_close(sparse[name].to_dense(), gradient)
+        else:
+            assert torch.equal(sparse[name], gradient), name
+
+
+def test_sparse_gradients_of_ragged_and_empty_batches(backend):
+    sparse, dense = sparse_and_dense(backend)
+    ids = make_ids().flatten()
+    for offsets in (torch.tensor([0, 5, 5, 20, 24]), torch.zeros(5, dtype=torch.int64)):
+        gradients = [step(model, ids[: offsets[-1]], offsets=offsets) for model in (sparse, dense)]
+        for name in ("node_embedding.weight", "edge_embedding.weight"):
+            torch.testing.assert_close(gradients[0][name].to_dense(), gradients[1][name])
+        for model in (sparse, dense):
+            model.zero_grad()
+
+
+def test_a_frozen_table_has_no_gradient(backend):
+    model, ids = make_model(backend, sparse=True), make_ids()
+    model.node_embedding.requires_grad_(False)
+    empirical_risk(model(ids), torch.ones(4), 0.1).backward()
+    assert model.node_embedding.weight.grad is None and model.edge_embedding.weight.grad.is_sparse
+    model.edge_embedding.requires_grad_(False)
+    model(ids).logits.sum().backward()
+
+
+def test_sparse_is_no_part_of_the_architecture():
+    model = make_model("reference", sparse=True)
+    assert "sparse" not in model.hyperparameters
+    assert L0SIGN(**model.hyperparameters).sparse is False
+    assert copy.deepcopy(model).sparse
+
+
+def test_sparse_under_transforms_compilers_and_export():
+    """Transforms take dense gradients; a compiler leaves the lookup out; an export has no gradients."""
+    torch._dynamo.reset()
+    sparse, dense = sparse_and_dense("fused")
+    ids = make_ids()
+
+    def loss(parameters, model):
+        return torch.func.functional_call(model, parameters, (ids,), {"seed": 1}).logits.sum()
+
+    parameters = dict(dense.named_parameters())
+    torch.testing.assert_close(*(torch.func.grad(loss)(parameters, model) for model in (sparse, dense)))
+
+    compiled = torch.compile(sparse, backend="eager")
+    gradients = step(compiled, ids)
+    name = "_orig_mod.node_embedding.weight"
+    assert gradients[name].is_sparse
+    torch.testing.assert_close(gradients[name].to_dense(), step(dense, ids)["node_embedding.weight"])
+
+    program = torch.export.export(sparse.eval(), (ids,))
+    torch.testing.assert_close(tuple(program.module()(ids)), tuple(sparse(ids)))

@@ -104,6 +104,9 @@ def test_threads_are_restored(parts: list) -> None:
         {"gated": False},
         {"optimizer": "adamw"},
         {"optimizer": "adagrad", "lr": 0.1},
+        {"optimizer": "row_adam"},
+        {"optimizer": "row_adagrad", "lr": 0.1, "clip_norm": 1.0, "weight_decay": 1e-4},
+        {"optimizer": "row_adam", "precision": "bfloat16", "gated": False},
         {"precision": "bfloat16"},
         {"l2_weight": 1e-4, "clip_norm": 1.0},
         {"aggr": "neighbor_mean", "embedding_dim": 4, "edge_dim": 5, "limits": [-0.2, 1.2]},
@@ -144,8 +147,9 @@ def test_l0_reduction_mean_is_the_sum_divided_by_the_pairs(parts: list) -> None:
     assert by_mean.history[0]["loss"] == pytest.approx(by_sum.history[0]["loss"], rel=1e-4)
 
 
-def test_only_the_edge_network_is_spared_weight_decay(parts: list) -> None:
-    config = QUICK.replace(weight_decay=0.5)
+@pytest.mark.parametrize("optimizer", ["adam", "row_adam", "row_adagrad"])
+def test_only_the_edge_network_is_spared_weight_decay(parts: list, optimizer: str) -> None:
+    config = QUICK.replace(weight_decay=0.5, optimizer=optimizer)
     trainer = training._Trainer(training.Part(parts[0]), None, config, None, None)
     decay = {
         id(parameter): group["weight_decay"]
@@ -160,6 +164,40 @@ def test_only_the_edge_network_is_spared_weight_decay(parts: list) -> None:
         "interaction.edge.out.bias",
     }
     assert {value for value in decay.values()} == {0.0, 0.5}
+
+
+def test_row_adagrad_is_adagrad(parts: list) -> None:
+    """Rows that a batch does not touch stay as they are with either; rounding adds up over the steps."""
+    options = {"epochs": 1, "lr": 0.1, "clip_norm": 0.05}
+    dense, sparse = (fit(*parts[:2], QUICK, optimizer=kind, **options) for kind in ("adagrad", "row_adagrad"))
+    assert sparse.history[0]["loss"] == pytest.approx(dense.history[0]["loss"], rel=1e-4)
+    for name, tensor in dense.model.state_dict().items():
+        torch.testing.assert_close(sparse.model.state_dict()[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_the_trained_model_may_go_on_with_any_optimizer(parts: list) -> None:
+    model = fit(parts[2], config=QUICK, epochs=1, optimizer="row_adam").model
+    model(torch.tensor([[0, 5]])).logits.sum().backward()
+    assert not model.node_embedding.weight.grad.is_sparse
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "row_adam"])
+@pytest.mark.parametrize("max_norm", [1e-3, 1e3])
+def test_gradients_are_clipped(parts: list, optimizer: str, max_norm: float) -> None:
+    config = QUICK.replace(optimizer=optimizer)
+    trainer = training._Trainer(training.Part(parts[0]), None, config, None, None)
+    batch = next(trainer.train.batches(64))
+    l0sign_cuda.empirical_risk(trainer.model(*batch[:3], seed=1), batch.labels).backward()
+
+    def gradient() -> torch.Tensor:
+        grads = [parameter.grad for parameter in trainer.model.parameters()]
+        return torch.cat([grad.to_dense().flatten() for grad in grads if grad is not None])
+
+    before = gradient()
+    training._clip_gradients(trainer.model, max_norm)
+    expected = before * min(1.0, max_norm / before.norm().item())
+    assert before.norm() > 1e-2
+    torch.testing.assert_close(gradient(), expected, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +381,7 @@ def test_diagnose_leaves_a_healthy_start_alone() -> None:
 # -------------------- continuation
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad", "row_adam", "row_adagrad"])
 def test_resume_after_an_epoch_is_exact(parts: list, tmp_path: Path, optimizer: str) -> None:
     train, valid, _ = parts
     whole = fit(train, valid, QUICK, optimizer=optimizer, epochs=3)
