@@ -126,22 +126,28 @@ class EdgeGates {
       grad_logit_sum_.add(of_gate);
       grad_logit[c] = of_gate;
     }
-    const V* product = product_;
+    V* product = product_;
     const Bits<A>* on = unit_on_;
     const int64_t b = b_;
-    accumulate_outer<A>(
+    for (int64_t c = 0; c < block_.count; ++c)
+      for (int64_t k = 0; k < b; ++k) product[c * b + k] *= grad_logit[c];
+    accumulate_where<A>(
         mask_sum_, mask_bias_, he_, b, block_.count,
-        [&](int64_t h, int64_t c) LAMBDA_INLINE { return select(on[unit_index<A>(h, c)], grad_logit[c]); },
-        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * b + k]; });
+        [&](int64_t h, int64_t c) LAMBDA_INLINE { return on[unit_index<A>(h, c)]; },
+        [](int64_t) LAMBDA_INLINE { return splat(A(1)); },
+        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * b + k]; },
+        [&](int64_t c) LAMBDA_INLINE { return grad_logit[c]; });
     for_chunks<A>(block_.count, [&](auto size, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(size)::value;
       int pair[C];
       for (int c = 0; c < C; ++c) pair[c] = first + c;
       block_.template add_to_ends<C>(
-          pair, weights_.hidden_transposed, problem_.edge.hidden,
-          [&](int64_t h, int c)
-              LAMBDA_INLINE { return select(on[unit_index<A>(h, first + c)], grad_logit[first + c]); },
-          nullptr, nodes_, grad_nodes_, b);
+          pair, grad_logit + first, nodes_, grad_nodes_, b, [&](auto use) LAMBDA_INLINE {
+            multiply_where<A, C>(
+                weights_.hidden_transposed, b, problem_.edge.hidden,
+                [&](int64_t h, int c) LAMBDA_INLINE { return on[unit_index<A>(h, first + c)]; },
+                [](int64_t) LAMBDA_INLINE { return splat(A(1)); }, use);
+          });
     });
   }
 

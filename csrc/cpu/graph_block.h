@@ -190,17 +190,18 @@ struct GraphBlock {
     }
   }
 
-  // With dp_c = factor[c] W^T grad_c, the gradient of p = x_i o x_j of pair[c]: adds its share to both ends.
-  template <int C, class Grad>
-  ALWAYS_INLINE void add_to_ends(const int* pair, const A* packed, int64_t hidden, Grad grad, const V* factor,
-                                 const V* nodes, V* grad_nodes, int64_t size) const {
+  // With dp_c the gradient of p = x_i o x_j of pair[c]: adds factor[c] times its share to both ends.
+  // products(use) calls use(k0, dp) for all of dp, kRows components at a time.
+  template <int C, class Products>
+  ALWAYS_INLINE void add_to_ends(const int* pair, const V* factor, const V* nodes, V* grad_nodes,
+                                 int64_t size, Products products) const {
     const V *x[C], *y[C];
     V *grad_x[C], *grad_y[C];
     for (int c = 0; c < C; ++c) {
       const int64_t i = left[pair[c]] * size, j = right[pair[c]] * size;
       x[c] = nodes + i, y[c] = nodes + j, grad_x[c] = grad_nodes + i, grad_y[c] = grad_nodes + j;
     }
-    multiply<A, C>(packed, nullptr, size, hidden, grad, [&](int64_t k0, V(&dp)[kRows][C]) LAMBDA_INLINE {
+    products([&](int64_t k0, V(&dp)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4

@@ -141,9 +141,11 @@ class MessageNetwork {
         [&](int64_t h, int64_t c) LAMBDA_INLINE { return grad_hidden[h * C + c]; },
         [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * d + k]; });
     block_.template add_to_ends<C>(
-        gates_.open.pair + first, weights_.hidden_transposed, problem_.message.hidden,
-        [&](int64_t h, int c) LAMBDA_INLINE { return grad_hidden[h * C + c]; }, nullptr, nodes_, grad_nodes_,
-        d);
+        gates_.open.pair + first, nullptr, nodes_, grad_nodes_, d, [&](auto use) LAMBDA_INLINE {
+          multiply<A, C>(
+              weights_.hidden_transposed, nullptr, d, problem_.message.hidden,
+              [&](int64_t h, int c) LAMBDA_INLINE { return grad_hidden[h * C + c]; }, use);
+        });
   }
 
   void store_grad_nodes() {

@@ -25,7 +25,6 @@ class PooledMessages : public MessageNetwork<A> {
     grad_pooled_ = arena.take(d_);
     grad_sum_ = arena.take(h_);
     weight_ = arena.take(kPanel);
-    weight_on_ = arena.take(h_);
     unit_on_ = take_bits(arena, h_);
   }
 
@@ -71,7 +70,6 @@ class PooledMessages : public MessageNetwork<A> {
     Base::begin_backward();
     if (!present_) return;
     begin_sums();
-    clear(weight_on_, h_);
     clear(grad_pooled_, d_);
     const int64_t d = problem_.message.out;
     grad_bias_ = V{};
@@ -100,16 +98,21 @@ class PooledMessages : public MessageNetwork<A> {
     const V *product = product_, *grad_sum = grad_sum_, *weight = weight_;
     const Bits<A>* on = unit_on_;
     const int64_t d = d_;
-    accumulate_outer<A>(
-        grad_message_.hidden_weight, nullptr, h_, d, gates_.open.count,
-        [&](int64_t h, int64_t c) LAMBDA_INLINE { return select(on[unit_index<A>(h, c)], grad_sum[h]); },
-        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * d + k]; });
+    accumulate_where<A>(
+        grad_message_.hidden_weight, grad_message_.hidden_bias, h_, d, gates_.open.count,
+        [&](int64_t h, int64_t c) LAMBDA_INLINE { return on[unit_index<A>(h, c)]; },
+        [&](int64_t h) LAMBDA_INLINE { return grad_sum[h]; },
+        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * d + k]; },
+        [&](int64_t c) LAMBDA_INLINE { return weight[c]; });
     for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
-      block_.template add_to_ends<decltype(size)::value>(
-          gates_.open.pair + first, weights_.hidden_transposed, problem_.message.hidden,
-          [&](int64_t h, int c)
-              LAMBDA_INLINE { return select(on[unit_index<A>(h, first + c)], grad_sum[h]); },
-          weight + first, nodes_, grad_nodes_, d);
+      constexpr int C = decltype(size)::value;
+      block_.template add_to_ends<C>(
+          gates_.open.pair + first, weight + first, nodes_, grad_nodes_, d, [&](auto use) LAMBDA_INLINE {
+            multiply_where<A, C>(
+                weights_.hidden_transposed, d, problem_.message.hidden,
+                [&](int64_t h, int c) LAMBDA_INLINE { return on[unit_index<A>(h, first + c)]; },
+                [&](int64_t h) LAMBDA_INLINE { return grad_sum[h]; }, use);
+          });
     });
   }
 
@@ -126,7 +129,6 @@ class PooledMessages : public MessageNetwork<A> {
         [&](int64_t k, int64_t) LAMBDA_INLINE { return grad_pooled_[k]; },
         [&](int64_t h, int64_t) LAMBDA_INLINE { return hidden_sum_[h]; });
     for (int64_t k = 0; k < d_; ++k) grad_message_.out_bias[k] += grad_pooled_[k] * weight_sum_;
-    for (int64_t h = 0; h < h_; ++h) grad_message_.hidden_bias[h] += grad_sum_[h] * weight_on_[h];
     Base::store_grad_nodes();
   }
 
@@ -185,7 +187,7 @@ class PooledMessages : public MessageNetwork<A> {
   template <int C, bool Diagonal>
   ALWAYS_INLINE void backward_chunk(int64_t first) {
     Base::template multiply_ends<C>(first);
-    V *sums = row_sum_, *weights_on = weight_on_;
+    V* sums = row_sum_;
     const V* grad_sum = grad_sum_;
     Bits<A>* on = unit_on_;
     const bool l2 = problem_.grad_l2 != nullptr;
@@ -201,18 +203,16 @@ class PooledMessages : public MessageNetwork<A> {
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
         const V grad = grad_sum[h0 + m];
-        V sum = sums[h0 + m], weight_on = weights_on[h0 + m];
+        V sum = sums[h0 + m];
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
           const Bits<A> bits = not_below_zero(y[m][c]);
           const V r = select(bits, y[m][c]);
           dot[c] += grad * r;
           sum += weight[c] * r;
-          weight_on += select(bits, weight[c]);
           on[unit_index<A>(h0 + m, first + c)] = bits;
         }
         sums[h0 + m] = sum;
-        weights_on[h0 + m] = weight_on;
       }
       if (l2) Base::template store_relu<C>(h0, y);
     });
@@ -221,7 +221,6 @@ class PooledMessages : public MessageNetwork<A> {
       for (int64_t h = 0; h < h_; ++h)
         for (int c = 0; c < C; ++c)
           grad_hidden_[h * C + c] = weight[c] * select(on[unit_index<A>(h, first + c)], grad_sum[h]);
-      clear(weights_on, h_);  // its gradient comes with the penalty's
       Base::template l2_backward<C>(first);
       Base::template first_layer_backward<C>(first);
       return;
@@ -236,7 +235,6 @@ class PooledMessages : public MessageNetwork<A> {
   V *hidden_sum_ = nullptr, *row_sum_ = nullptr;    // R of the rows before, and of this one
   V *grad_pooled_ = nullptr, *grad_sum_ = nullptr;  // D and W2^T D
   V* weight_ = nullptr;                             // w_ij of the panel's open pairs
-  V* weight_on_ = nullptr;                          // sum of w_ij over the pairs whose unit h is on
-  Bits<A>* unit_on_ = nullptr;                      // and which that is, in the panel
+  Bits<A>* unit_on_ = nullptr;                      // and which of their hidden units are on
   V weight_sum_ = {}, grad_bias_ = {};              // r and b2 . D
 };

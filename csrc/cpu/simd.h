@@ -102,6 +102,19 @@ ALWAYS_INLINE F32::V select(uint16_t bits, F32::V x) { return (F32::V)_mm512_mas
 ALWAYS_INLINE F64::V select(uint16_t bits, F64::V x) {
   return (F64::V)_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), (__m512d)x);
 }
+// sum + x, and sum + x y, where the bit is set.
+ALWAYS_INLINE F32::V add_where(uint16_t bits, F32::V sum, F32::V x) {
+  return (F32::V)_mm512_mask_add_ps((__m512)sum, bits, (__m512)sum, (__m512)x);
+}
+ALWAYS_INLINE F64::V add_where(uint16_t bits, F64::V sum, F64::V x) {
+  return (F64::V)_mm512_mask_add_pd((__m512d)sum, static_cast<__mmask8>(bits), (__m512d)sum, (__m512d)x);
+}
+ALWAYS_INLINE F32::V fma_where(uint16_t bits, F32::V sum, F32::V x, F32::V y) {
+  return (F32::V)_mm512_mask3_fmadd_ps((__m512)x, (__m512)y, (__m512)sum, bits);
+}
+ALWAYS_INLINE F64::V fma_where(uint16_t bits, F64::V sum, F64::V x, F64::V y) {
+  return (F64::V)_mm512_mask3_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)sum, static_cast<__mmask8>(bits));
+}
 #else
 template <class A>
 using Bits = typename Simd<A>::I;
@@ -112,6 +125,14 @@ ALWAYS_INLINE auto not_below_zero(V x) {
 template <class I, class V>
 ALWAYS_INLINE V select(I bits, V x) {
   return (V)(bits & (I)x);
+}
+template <class I, class V>
+ALWAYS_INLINE V add_where(I bits, V sum, V x) {
+  return sum + select(bits, x);
+}
+template <class I, class V>
+ALWAYS_INLINE V fma_where(I bits, V sum, V x, V y) {
+  return sum + select(bits, x) * y;
 }
 #endif
 
