@@ -47,6 +47,24 @@ ALWAYS_INLINE void clear(V* v, int64_t count) {
   for (int64_t k = 0; k < count; ++k) v[k] = V{};
 }
 
+// The sums over the lanes of each of `count` vectors, in their own memory.
+template <class A>
+const A* sum_all_lanes(typename Simd<A>::V* v, int64_t count) {
+  constexpr int W = Simd<A>::W;
+  A* sums = reinterpret_cast<A*>(v);
+  int64_t first = 0;
+  for (; first + W <= count; first += W) {
+    typename Simd<A>::V rows[W];
+    for (int k = 0; k < W; ++k) rows[k] = v[first + k];
+    Transpose<A>::template rows_to_lanes<W>(rows);
+    typename Simd<A>::V sum = rows[0];
+    for (int k = 1; k < W; ++k) sum += rows[k];
+    __builtin_memcpy(sums + first, &sum, sizeof(sum));
+  }
+  for (; first < count; ++first) sums[first] = sum_lanes(v[first], A(0));
+  return sums;
+}
+
 // Sums over lanes of the gradients of one perceptron, each element a vector until the end of a call.
 template <class A>
 struct GradientLanes {
@@ -64,14 +82,17 @@ struct GradientLanes {
   int64_t size() const { return hidden * in + hidden + out * hidden + out; }
   void clear_all() { clear(hidden_weight, size()); }
 
-  // Adds to `gradients`, laid out as GradientLayout(0, ...).
-  void add_to(A* gradients, const Perceptron<A>& mlp) const {
-    A* g = gradients;
-    for (int64_t h = 0; h < mlp.hidden; ++h)
-      for (int64_t k = 0; k < mlp.in; ++k) *g++ += sum_lanes(hidden_weight[h * in + k], A(0));
-    for (int64_t h = 0; h < mlp.hidden; ++h) *g++ += sum_lanes(hidden_bias[h], A(0));
-    for (int64_t k = 0; k < mlp.out; ++k)
-      for (int64_t h = 0; h < mlp.hidden; ++h) *g++ += sum_lanes(out_weight[k * hidden + h], A(0));
-    for (int64_t k = 0; k < mlp.out; ++k) *g++ += sum_lanes(out_bias[k], A(0));
+  // Adds to `gradients`, laid out as GradientLayout(0, ...). Overwrites the sums.
+  void add_to(A* gradients, const Perceptron<A>& mlp) {
+    const A* sums = sum_all_lanes<A>(hidden_weight, size());
+    const auto add = [&](const V* from, int64_t rows, int64_t columns, int64_t stride) {
+      const A* sum = sums + (from - hidden_weight);
+      for (int64_t m = 0; m < rows; ++m)
+        for (int64_t k = 0; k < columns; ++k) *gradients++ += sum[m * stride + k];
+    };
+    add(hidden_weight, mlp.hidden, mlp.in, in);
+    add(hidden_bias, 1, mlp.hidden, hidden);
+    add(out_weight, mlp.out, mlp.hidden, hidden);
+    add(out_bias, 1, mlp.out, out);
   }
 };

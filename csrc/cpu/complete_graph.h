@@ -43,7 +43,7 @@ class CompleteGraphKernel {
   }
 
   // Adds this call's weight gradients to `gradients`: the message perceptron, then the edge perceptron.
-  void add_gradients(A* gradients) const {
+  void add_gradients(A* gradients) {
     const Perceptron<A>& m = problem_.message;
     messages_.add_gradients(gradients);
     gates_.add_gradients(gradients + gradient_layout(0, m.in, m.hidden, m.out).end);

@@ -8,6 +8,7 @@ class EdgeGates {
   using I = typename S::I;
   using U = typename S::U;
   static constexpr int W = S::W, kPanel = S::kPanel;
+  static constexpr bool kWordsFillLanes = sizeof(U) == sizeof(V);  // float32
 
  public:
   // The panel's gates; open_mask is g > 0. Without an edge network every pair is open.
@@ -162,19 +163,19 @@ class EdgeGates {
   // With S[h][k] = sum of [unit h is on] da (e_i o e_j)_k over all pairs, and S[h] likewise without the
   // product:
   //   dW1[h][k] = W2[h] S[h][k],  db1[h] = W2[h] S[h],  dW2[h] = sum_k W1[h][k] S[h][k] + b1[h] S[h].
-  void add_gradients(A* gradients) const {
+  void add_gradients(A* gradients) {
     if (!gated_) return;
     const Perceptron<A>& edge = problem_.edge;
     const GradientLayout at = gradient_layout(0, edge.in, edge.hidden, 1);
+    const A *sums = sum_all_lanes<A>(mask_sum_, he_ * b_), *biases = sum_all_lanes<A>(mask_bias_, he_);
     for (int64_t h = 0; h < edge.hidden; ++h) {
-      const A bias = sum_lanes(mask_bias_[h], A(0));
-      A out = edge.hidden_bias[h] * bias;
+      A out = edge.hidden_bias[h] * biases[h];
       for (int64_t k = 0; k < edge.in; ++k) {
-        const A sum = sum_lanes(mask_sum_[h * b_ + k], A(0));
+        const A sum = sums[h * b_ + k];
         gradients[at.hidden_weight + h * edge.in + k] += edge.out_weight[h] * sum;
         out += edge.hidden_weight[h * edge.in + k] * sum;
       }
-      gradients[at.hidden_bias + h] += edge.out_weight[h] * bias;
+      gradients[at.hidden_bias + h] += edge.out_weight[h] * biases[h];
       gradients[at.out_weight + h] += out;
     }
     gradients[at.out_bias] += sum_lanes(grad_logit_sum_.sum, A(0));
@@ -292,10 +293,11 @@ class EdgeGates {
         counter.x[0] = U{} + static_cast<uint32_t>(cached_noise_);
         counter.x[1] = U{} + static_cast<uint32_t>(static_cast<uint64_t>(cached_noise_) >> 32);
         set_graph_words(counter);
-        noise_words_ = philox4x32<VectorPhilox<A>>(counter, static_cast<uint32_t>(seed),
-                                                   static_cast<uint32_t>(seed >> 32));
+        noise_words_ = random_words(counter, seed);
       }
       word = noise_words_.x[pair & 3];
+    } else if (kWordsFillLanes && block_.over_nodes) {
+      word = consecutive_words(block_.lane_pair(c, 0), seed);
     } else {
       Philox4<U> counter;
       U which;
@@ -306,13 +308,41 @@ class EdgeGates {
         which[l] = static_cast<uint32_t>(pair & 3);
       }
       set_graph_words(counter);
-      const Philox4<U> words = philox4x32<VectorPhilox<A>>(counter, static_cast<uint32_t>(seed),
-                                                           static_cast<uint32_t>(seed >> 32));
+      const Philox4<U> words = random_words(counter, seed);
       word = which == 0 ? words.x[0] : which == 1 ? words.x[1] : which == 2 ? words.x[2] : words.x[3];
     }
     typedef int32_t Bits __attribute__((vector_size(sizeof(U))));
     const V u = (__builtin_convertvector((Bits)(word >> 9), V) + A(0.5)) * A(1.0 / 8388608.0);
     return log_lanes(u) - log_lanes(1 - u);
+  }
+
+  static ALWAYS_INLINE Philox4<U> random_words(const Philox4<U>& counter, uint64_t seed) {
+    return philox4x32<VectorPhilox<A>>(counter, static_cast<uint32_t>(seed),
+                                       static_cast<uint32_t>(seed >> 32));
+  }
+
+  // The words of pairs `pair` to pair + W - 1 of one graph. A counter gives four: W counters at a time give
+  // those of the next pairs, too.
+  ALWAYS_INLINE U consecutive_words(int64_t pair, uint64_t seed) {
+    if (cached_noise_ < 0 || pair < cached_noise_ || pair + W > cached_noise_ + 4 * W) {
+      const uint64_t first = static_cast<uint64_t>(pair) >> 2;
+      cached_noise_ = pair & ~int64_t{3};
+      Philox4<U> counter;
+      for (int l = 0; l < W; ++l) {
+        counter.x[0][l] = static_cast<uint32_t>(first + l);
+        counter.x[1][l] = static_cast<uint32_t>((first + l) >> 32);
+      }
+      set_graph_words(counter);
+      const Philox4<U> words = random_words(counter, seed);
+      V rows[4];
+      for (int k = 0; k < 4; ++k) __builtin_memcpy(&rows[k], &words.x[k], sizeof(U));
+      static_assert(!kWordsFillLanes || sizeof(cached_words_) == sizeof(rows));
+      Transpose<A>::template lanes_to_rows<4>(rows);
+      __builtin_memcpy(cached_words_, rows, sizeof(cached_words_));
+    }
+    U word;
+    __builtin_memcpy(&word, cached_words_ + (pair - cached_noise_), sizeof(U));
+    return word;
   }
 
   ALWAYS_INLINE void set_graph_words(Philox4<U>& counter) const {
@@ -332,8 +362,11 @@ class EdgeGates {
   V* product_ = nullptr;                                            // e_i o e_j of the panel's pairs
   Bits<A>* unit_on_ = nullptr;
   V gate_slope_[kPanel], open_slope_[kPanel];
+  // Lanes over graphs: the words of the pairs 4 cached_noise_ to 4 cached_noise_ + 3. Lanes over nodes: of
+  // the 4 W pairs from cached_noise_ on.
   int64_t cached_noise_ = -1;
   Philox4<U> noise_words_;
+  uint32_t cached_words_[4 * W];
 
   // Sums of the block or of the call. Millions of pairs may go into a compensated one: it keeps what rounding
   // takes from a plain float32 sum.

@@ -14,7 +14,7 @@ class MessageNetwork {
     if (present_) grad_message_.clear_all();
   }
 
-  void add_gradients(A* gradients) const {
+  void add_gradients(A* gradients) {
     if (present_) grad_message_.add_to(gradients, problem_.message);
   }
 

@@ -36,7 +36,11 @@ class NodeMessages : public MessageNetwork<A> {
   void forward() {
     if (!present_) return;
     gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
-      forward_chunk<decltype(size)::value, decltype(diagonal)::value>(first);
+      constexpr int C = decltype(size)::value;
+      if (C > 1 && same_left<C>(first))
+        forward_chunk<C, decltype(diagonal)::value, true>(first);
+      else
+        forward_chunk<C, decltype(diagonal)::value, false>(first);
     });
   }
 
@@ -86,7 +90,11 @@ class NodeMessages : public MessageNetwork<A> {
   void backward() {
     if (!present_) return;
     gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
-      backward_chunk<decltype(size)::value, decltype(diagonal)::value>(first);
+      constexpr int C = decltype(size)::value;
+      if (C > 1 && same_left<C>(first))
+        backward_chunk<C, decltype(diagonal)::value, true>(first);
+      else
+        backward_chunk<C, decltype(diagonal)::value, false>(first);
     });
   }
 
@@ -116,7 +124,14 @@ class NodeMessages : public MessageNetwork<A> {
     clear(gate_sum_, block_.slots + 1);
   }
 
-  template <int C, bool Diagonal>
+  // Whether the pairs of a chunk share node i, whose sums then stay in registers.
+  template <int C>
+  ALWAYS_INLINE bool same_left(int64_t first) const {
+    const int* pair = gates_.open.pair + first;
+    return block_.left[pair[0]] == block_.left[pair[C - 1]];  // pairs are in order
+  }
+
+  template <int C, bool Diagonal, bool SameLeft>
   ALWAYS_INLINE void forward_chunk(int64_t first) {
     Base::template multiply_ends<C>(first);
     const int64_t H = h_;
@@ -134,19 +149,26 @@ class NodeMessages : public MessageNetwork<A> {
     }
     Base::template hidden_layer<C>(first, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
-      for (int m = 0; m < kRows; ++m)
+      for (int m = 0; m < kRows; ++m) {
+        V left_sum = left[0][h0 + m];
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
           const V r = relu(y[m][c]);
-          left[c][h0 + m] += gate[c] * r;
+          if (SameLeft)
+            left_sum += gate[c] * r;
+          else
+            left[c][h0 + m] += gate[c] * r;
           right[c][h0 + m] += right_gate[c] * r;
         }
+        // No right end is node i: a self-pair's is the extra slot, or (lanes over nodes) node i is.
+        if (SameLeft) left[0][h0 + m] = left_sum;
+      }
       if (l2) Base::template store_relu<C>(h0, y);
     });
     if (l2) Base::template add_l2<C>(first);
   }
 
-  template <int C, bool Diagonal>
+  template <int C, bool Diagonal, bool SameLeft>
   ALWAYS_INLINE void backward_chunk(int64_t first) {
     Base::template multiply_ends<C>(first);
     const int64_t H = h_;
@@ -168,17 +190,25 @@ class NodeMessages : public MessageNetwork<A> {
     }
     Base::template hidden_layer<C>(first, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
-      for (int m = 0; m < kRows; ++m)
+      for (int m = 0; m < kRows; ++m) {
+        const int64_t h = h0 + m;
+        const V shared_grad = left_grad[0][h];
+        V shared_sum = left_sum[0][h];
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
-          const int64_t h = h0 + m;
           const V r = relu(y[m][c]);
-          const V both = left_grad[c][h] + block_.template right_part<Diagonal>(c, right_grad[c][h]);
+          const V of_left = SameLeft ? shared_grad : left_grad[c][h];
+          const V both = of_left + block_.template right_part<Diagonal>(c, right_grad[c][h]);
           grad_gate[c] += both * r;
-          left_sum[c][h] += gate[c] * r;
+          if (SameLeft)
+            shared_sum += gate[c] * r;
+          else
+            left_sum[c][h] += gate[c] * r;
           right_sum[c][h] += right_gate[c] * r;
           grad_hidden[h * C + c] = select(not_below_zero(y[m][c]), gate[c] * both);
         }
+        if (SameLeft) left_sum[0][h] = shared_sum;
+      }
       if (l2) Base::template store_relu<C>(h0, y);
     });
     for (int c = 0; c < C; ++c) gates_.grad_gate[gates_.open.pair[first + c]] = grad_gate[c];

@@ -63,7 +63,9 @@ thread_local Scratch thread_scratch;
 // gradients.
 std::vector<int64_t> split_tasks(const std::vector<int64_t>& costs, int64_t min_cost) {
   const int64_t total = std::accumulate(costs.begin(), costs.end(), int64_t{0});
-  const int64_t tasks = std::max<int64_t>(1, std::min(kMaxTasks, total / min_cost));
+  // A power of two, so that as many threads have equal shares.
+  int64_t tasks = 1;
+  while (2 * tasks <= std::min(kMaxTasks, total / min_cost)) tasks *= 2;
   std::vector<int64_t> begin = {0};
   int64_t sum = 0;
   for (size_t k = 0; k < costs.size(); ++k) {
@@ -155,7 +157,7 @@ struct Plan {
       }
     }
     scratch_bytes = kernels.scratch(problem, max_slots, backward);
-    task_begin = split_tasks(costs, 200);
+    task_begin = split_tasks(costs, 100);
   }
 
   static int64_t node_lane_cost(int64_t n, int64_t W) {
