@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cmath>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -99,28 +98,38 @@ cpu::RowGradient<A> row_gradient(const Tensor& param, std::initializer_list<cons
   return {row, read<A>(grad), U, width};
 }
 
-void row_adagrad(const Tensor& param, const Tensor& state_sum, const Tensor& rows, const Tensor& grad,
-                 double lr, double weight_decay, double eps) {
+cpu::WeightDecay weight_decay_of(double value, int64_t step, const Tensor& param,
+                                 const OptionalTensor& row_step) {
+  expect(step >= 1, "step: expected at least 1, got " + std::to_string(step));
+  if (!row_step) return {value, step, nullptr};
+  expect_type(*row_step, "row_step", ScalarType::Int);
+  expect_shape(*row_step, "row_step", {param.sizes()[0]});
+  expect(row_step->is_contiguous(), "row_step: expected a contiguous tensor");
+  return {value, step, data<int32_t>(*row_step)};
+}
+
+void row_adagrad(const Tensor& param, const Tensor& state_sum, const OptionalTensor& row_step,
+                 const Tensor& rows, const Tensor& grad, int64_t step, double lr, double weight_decay,
+                 double eps) {
   by_type(param, [&](auto type) {
     using A = decltype(type);
     const auto gradient = row_gradient<A>(param, {&state_sum}, rows, grad);
+    const auto decay = weight_decay_of(weight_decay, step, param, row_step);
     if (gradient.width)
-      cpu::update_rows(gradient, cpu::Adagrad<A>{data<A>(param), data<A>(state_sum), lr, weight_decay, eps});
+      cpu::update_rows(gradient, cpu::Adagrad<A>{data<A>(param), data<A>(state_sum), lr, eps, decay});
   });
 }
 
-void row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& rows,
-              const Tensor& grad, int64_t step, double lr, double beta1, double beta2, double weight_decay,
-              double eps) {
-  expect(step >= 1, "step: expected at least 1, got " + std::to_string(step));
-  const double t = static_cast<double>(step);
-  const double step_size = lr / (1 - std::pow(beta1, t)), correction = std::sqrt(1 - std::pow(beta2, t));
+void row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+              const OptionalTensor& row_step, const Tensor& rows, const Tensor& grad, int64_t step, double lr,
+              double beta1, double beta2, double weight_decay, double eps) {
   by_type(param, [&](auto type) {
     using A = decltype(type);
     const auto gradient = row_gradient<A>(param, {&exp_avg, &exp_avg_sq}, rows, grad);
+    const auto decay = weight_decay_of(weight_decay, step, param, row_step);
     if (gradient.width)
-      cpu::update_rows(gradient, cpu::Adam<A>{data<A>(param), data<A>(exp_avg), data<A>(exp_avg_sq),
-                                              step_size, correction, beta1, beta2, weight_decay, eps});
+      cpu::update_rows(gradient, cpu::Adam<A>{data<A>(param), data<A>(exp_avg), data<A>(exp_avg_sq), lr,
+                                              beta1, beta2, eps, decay});
   });
 }
 
@@ -133,12 +142,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(l0sign_cuda, m) {
       "Tensor "
       "node_rows, Tensor edge_rows)");
   m.def(
-      "row_adagrad_(Tensor(a!) param, Tensor(b!) state_sum, Tensor rows, Tensor grad, float lr, float "
-      "weight_decay, float eps) -> ()");
+      "row_adagrad_(Tensor(a!) param, Tensor(b!) state_sum, Tensor(c!)? row_step, Tensor rows, Tensor grad, "
+      "int "
+      "step, float lr, float weight_decay, float eps) -> ()");
   m.def(
-      "row_adam_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor grad, int "
-      "step, "
-      "float lr, float beta1, float beta2, float weight_decay, float eps) -> ()");
+      "row_adam_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!)? row_step, Tensor "
+      "rows, "
+      "Tensor grad, int step, float lr, float beta1, float beta2, float weight_decay, float eps) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {

@@ -10,16 +10,17 @@ does it. Both kinds of gradient may follow each other. Results are the same for 
 Where sparse gradients make a difference, it is to rows that a batch does not touch:
 
 - Adagrad leaves a row with a zero gradient as it is, so `RowAdagrad` is `torch.optim.Adagrad`, but for weight
-  decay: coupled to the gradient (L2) in either, it acts here on the touched rows only, once a touch.
-  (`torch.optim.Adagrad` refuses sparse gradients with weight decay.)
-- Adam moves every row in every step, as long as its first moment lasts. `RowAdam` is lazy: moments and weight
-  decay act on the touched rows only. The bias correction is that of the global step, as in
-  `torch.optim.SparseAdam`, whose updates these are but for eps: there it is added before the bias correction
-  of the second moment, here after it as in `torch.optim.Adam`, so that a table whose rows are all touched in
-  every step gets Adam's updates.
-
-A row that one batch in ten touches thus decays a tenth as fast as under the dense optimizer: a weight decay
-that was tuned for that one may be raised.
+  decay. (`torch.optim.Adagrad` refuses sparse gradients with weight decay.)
+- Adam moves every row in every step, as long as its first moment lasts. `RowAdam` is lazy: moments change in
+  the touched rows only. The bias correction is that of the global step, as in `torch.optim.SparseAdam`, whose
+  updates these are but for eps: there it is added before the bias correction of the second moment, here after
+  it as in `torch.optim.Adam`, so that a table whose rows are all touched in every step gets Adam's updates.
+- Weight decay is coupled to the gradient (L2), as in torch's optimizers of these names. A row that was not
+  touched for a while makes up for it when it is touched again: each of its numbers is divided by
+  1 + missed lr weight_decay / (root of its squared gradients + eps). For Adagrad that is what the dense
+  optimizer does, to first order in the decay of the missed steps. Before its first step a row does not decay.
+  With this comes an int32 for each row, the last step that touched it. (Otherwise a row that one batch in ten
+  touches would decay a tenth as fast as others, which costs accuracy.)
 
 With `torch.amp.GradScaler` they work as any optimizer: it unscales sparse gradients too.
 """
@@ -69,9 +70,11 @@ class _RowOptimizer(torch.optim.Optimizer):
                     continue
                 rows, grad = _rows_of(param.grad)
                 state["step"] += 1
+                if group["weight_decay"] and "row_step" not in state:
+                    state["row_step"] = torch.zeros(len(param), dtype=torch.int32, device=param.device)
                 # A table of one column may be a vector.
                 tables = [_as_matrix(tensor) for tensor in (param, *self._of_table(state))]
-                self._update_rows(group, int(state["step"]), tables, rows, grad)
+                self._update_rows(group, int(state["step"]), tables, state.get("row_step"), rows, grad)
             for on_cpu, params in dense.items():
                 grads = [cast(Tensor, param.grad) for param in params]
                 states = [self.state[param] for param in params]
@@ -80,17 +83,37 @@ class _RowOptimizer(torch.optim.Optimizer):
                 self._update_dense(
                     group, params, grads, [*map(self._of_table, states)], steps, fused=on_cpu or None
                 )
+                for state in states:  # every row has had its decay
+                    if "row_step" in state:
+                        state["row_step"].fill_(int(state["step"]))
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        super().load_state_dict(state_dict)
+        # It gives all state the type of the parameter, which may be too narrow to count steps.
+        numbers = (number for group in state_dict["param_groups"] for number in group["params"])
+        params = (param for group in self.param_groups for param in group["params"])
+        for number, param in zip(numbers, params, strict=True):
+            stored = state_dict["state"].get(number, {}).get("row_step")
+            if stored is not None:
+                self.state[param]["row_step"] = stored.to(param.device, copy=True)
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def _of_table(self, state: dict[str, Tensor]) -> list[Tensor]:
         """The tensors of a state that have the parameter's shape."""
-        return [tensor for name, tensor in state.items() if name != "step"]
+        return [tensor for name, tensor in state.items() if name not in ("step", "row_step")]
 
     def _update_rows(
-        self, group: dict[str, Any], step: int, tables: list[Tensor], rows: Tensor, grad: Tensor
+        self,
+        group: dict[str, Any],
+        step: int,
+        tables: list[Tensor],
+        row_step: Tensor | None,
+        rows: Tensor,
+        grad: Tensor,
     ) -> None:
         raise NotImplementedError
 
@@ -113,7 +136,7 @@ class RowAdagrad(_RowOptimizer):
         params: parameters, or groups of them.
         lr: learning rate.
         lr_decay: the learning rate of step t is lr / (1 + (t - 1) lr_decay).
-        weight_decay: L2 penalty; with sparse gradients on the touched rows only.
+        weight_decay: L2 penalty; with sparse gradients made up for when a row is touched.
         initial_accumulator_value: what the sums of squared gradients begin with.
         eps: added to the root of the sums.
     """
@@ -149,11 +172,27 @@ class RowAdagrad(_RowOptimizer):
         return {"sum": torch.full_like(param, group["initial_accumulator_value"])}
 
     def _update_rows(
-        self, group: dict[str, Any], step: int, tables: list[Tensor], rows: Tensor, grad: Tensor
+        self,
+        group: dict[str, Any],
+        step: int,
+        tables: list[Tensor],
+        row_step: Tensor | None,
+        rows: Tensor,
+        grad: Tensor,
     ) -> None:
         lr = float(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
         param, total = tables
-        row_adagrad_(param, total, rows, grad, lr=lr, weight_decay=group["weight_decay"], eps=group["eps"])
+        row_adagrad_(
+            param,
+            total,
+            row_step,
+            rows,
+            grad,
+            step=step,
+            lr=lr,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
 
     def _update_dense(
         self,
@@ -187,7 +226,7 @@ class RowAdam(_RowOptimizer):
         lr: learning rate.
         betas: how much of the first and of the second moment a step keeps.
         eps: added to the root of the second moment.
-        weight_decay: L2 penalty; with sparse gradients on the touched rows only.
+        weight_decay: L2 penalty; with sparse gradients made up for when a row is touched.
     """
 
     def __init__(
@@ -207,13 +246,20 @@ class RowAdam(_RowOptimizer):
         return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
 
     def _update_rows(
-        self, group: dict[str, Any], step: int, tables: list[Tensor], rows: Tensor, grad: Tensor
+        self,
+        group: dict[str, Any],
+        step: int,
+        tables: list[Tensor],
+        row_step: Tensor | None,
+        rows: Tensor,
+        grad: Tensor,
     ) -> None:
         param, mean, square = tables
         row_adam_(
             param,
             mean,
             square,
+            row_step,
             rows,
             grad,
             step=step,

@@ -65,9 +65,11 @@ def embedding_rows(
 def row_adagrad_(
     param: Tensor,
     state_sum: Tensor,
+    row_step: Tensor | None,
     rows: Tensor,
     grad: Tensor,
     *,
+    step: int,
     lr: float,
     weight_decay: float,
     eps: float,
@@ -77,19 +79,24 @@ def row_adagrad_(
     Args:
         param: [J, w], changed in place.
         state_sum: [J, w], the sums of squared gradients, changed in place.
+        row_step: int32 [J], the last step that touched each row, 0 before the first, changed in place: a row
+            makes up for the weight decay of the steps it missed since. None: it does not.
         rows: int64 [U], ascending, each once.
         grad: [U, w], their gradients.
+        step: the number of the step, from 1.
         lr: learning rate.
         weight_decay: L2 penalty of these rows.
         eps: added to the root of the sums.
     """
-    _update("row_adagrad_", _row_adagrad, (param, state_sum), rows, grad.contiguous(), lr, weight_decay, eps)
+    tables = (param, state_sum)
+    _update("row_adagrad_", _row_adagrad, tables, row_step, rows, grad, step, lr, weight_decay, eps)
 
 
 def row_adam_(
     param: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
+    row_step: Tensor | None,
     rows: Tensor,
     grad: Tensor,
     *,
@@ -105,16 +112,17 @@ def row_adam_(
         param: [J, w], changed in place.
         exp_avg: [J, w], the mean of the gradients, changed in place.
         exp_avg_sq: [J, w], the mean of their squares, changed in place.
+        row_step: as for `row_adagrad_`.
         rows: int64 [U], ascending, each once.
         grad: [U, w], their gradients.
-        step: the number of the step, from 1, for the correction of the means' bias.
+        step: the number of the step, from 1; the correction of the means' bias is that of this step.
         lr: learning rate.
         betas: how much of the two means is kept.
         weight_decay: L2 penalty of these rows.
         eps: added to the root of the second mean.
     """
     tables = (param, exp_avg, exp_avg_sq)
-    _update("row_adam_", _row_adam, tables, rows, grad.contiguous(), step, lr, *betas, weight_decay, eps)
+    _update("row_adam_", _row_adam, tables, row_step, rows, grad, step, lr, *betas, weight_decay, eps)
 
 
 def sparse_gradient(rows: Tensor, values: Tensor, num_rows: int) -> Tensor:
@@ -157,19 +165,18 @@ def _call(name: str, definition: Callable[..., Any], *args: Any) -> Any:
 def _update(
     name: str,
     definition: Callable[..., Any],
-    states: tuple[Tensor, ...],
+    tables: tuple[Tensor, ...],
+    row_step: Tensor | None,
     rows: Tensor,
     grad: Tensor,
-    *args: Any,
+    *options: Any,
 ) -> None:
-    # The operator computes in the type of the table: half types would lose too much of their moments.
-    fused = states[0].dtype in (torch.float32, torch.float64) and all(t.is_contiguous() for t in states)
-    if fused:
-        _call(name, definition, *states, rows, grad.contiguous(), *args)
-        for state in states:  # what autograd saved of them is out of date
-            torch.autograd.graph.increment_version(state)
+    if tables[0].dtype in (torch.float32, torch.float64) and all(table.is_contiguous() for table in tables):
+        _call(name, definition, *tables, row_step, rows.contiguous(), grad.contiguous(), *options)
+        for table in tables:  # what autograd saved of them is out of date
+            torch.autograd.graph.increment_version(table)
     else:
-        definition(*states, rows, grad, *args)
+        definition(*tables, row_step, rows, grad, *options)
 
 
 # -------------------- the definitions
@@ -190,11 +197,20 @@ def _embedding_rows(
 
 
 def _row_adagrad(
-    param: Tensor, state_sum: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float, eps: float
+    param: Tensor,
+    state_sum: Tensor,
+    row_step: Tensor | None,
+    rows: Tensor,
+    grad: Tensor,
+    step: int,
+    lr: float,
+    weight_decay: float,
+    eps: float,
 ) -> None:
-    values = param[rows]
+    values, total = param[rows], state_sum[rows]
+    values = values / (1 + _missed(row_step, rows, step, values) * (lr * weight_decay) / (total.sqrt() + eps))
     grad = grad + weight_decay * values
-    total = state_sum[rows] + grad * grad
+    total = total + grad * grad
     state_sum[rows] = total
     param[rows] = values - lr * (grad / (total.sqrt() + eps))
 
@@ -203,6 +219,7 @@ def _row_adam(
     param: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
+    row_step: Tensor | None,
     rows: Tensor,
     grad: Tensor,
     step: int,
@@ -212,13 +229,24 @@ def _row_adam(
     weight_decay: float,
     eps: float,
 ) -> None:
-    values, mean = param[rows], exp_avg[rows]
+    correction = (1 - beta2**step) ** 0.5
+    values, mean, square = param[rows], exp_avg[rows], exp_avg_sq[rows]
+    spread = square.sqrt() / correction + eps
+    values = values / (1 + _missed(row_step, rows, step, values) * (lr * weight_decay) / spread)
     grad = grad + weight_decay * values
     mean = mean + (1 - beta1) * (grad - mean)
-    square = beta2 * exp_avg_sq[rows] + (1 - beta2) * grad * grad
+    square = beta2 * square + (1 - beta2) * grad * grad
     exp_avg[rows], exp_avg_sq[rows] = mean, square
-    spread = square.sqrt() / (1 - beta2**step) ** 0.5 + eps
-    param[rows] = values - lr / (1 - beta1**step) * (mean / spread)
+    param[rows] = values - lr / (1 - beta1**step) * (mean / (square.sqrt() / correction + eps))
+
+
+def _missed(row_step: Tensor | None, rows: Tensor, step: int, like: Tensor) -> Tensor:
+    """How many steps each row has missed since its last one [U, 1]; this step is its last one from now on."""
+    if row_step is None:
+        return like.new_zeros(1, 1)
+    before = row_step[rows]
+    row_step[rows] = step
+    return torch.where(before > 0, step - 1 - before, 0).clamp(min=0).unsqueeze(1).to(like.dtype)
 
 
 # -------------------- registration

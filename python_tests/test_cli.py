@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import l0sign_cuda
-from l0sign_cuda import data
+from l0sign_cuda import cli, data
 from l0sign_cuda.cli import main
 from l0sign_cuda.config import TrainConfig
 
@@ -162,6 +162,10 @@ def test_predict_streams_what_evaluate_measures(
     streamed, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("streamed", "whole"))
     assert streamed == pytest.approx(whole, rel=1e-9)
 
+    monkeypatch.setattr(cli, "_PIECE", 320)  # whole batches
+    assert call("evaluate", run, prepared, "--part", "test", "--json", tmp_path / "part.json") == 0
+    part = json.loads((tmp_path / "part.json").read_text())
+    assert part == pytest.approx(metrics(run)["test"], rel=1e-9)
     capsys.readouterr()
     assert call("predict", run, prepared) == 0
     text = capsys.readouterr().out
@@ -329,7 +333,11 @@ def test_config_files(tmp_path: Path, prepared: Path, name: str, text: str) -> N
         ("c.toml", "lr = true", "c.toml: lr must be a finite number, got True"),
         ("c.toml", "epochs = 1.5", "c.toml: epochs must be a whole number, got 1.5"),
         ("c.toml", "gated = 1", "c.toml: gated must be true or false, got 1"),
-        ("c.toml", 'optimizer = "sgd"', "c.toml: optimizer must be one of adam, adamw, adagrad; got 'sgd'"),
+        (
+            "c.toml",
+            'optimizer = "sgd"',
+            "c.toml: optimizer must be one of adam, adamw, adagrad, row_adam, row_adagrad; got 'sgd'",
+        ),
         ("c.toml", "limits = [0, 1]", "c.toml: limits must be (gamma < 0, zeta > 1), got (0.0, 1.0)"),
         ("c.toml", "limits = [1]", "c.toml: limits must be 2 numbers, got [1]"),
     ],

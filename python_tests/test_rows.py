@@ -28,8 +28,10 @@ def make_tables(num_rows, number, dtype=torch.float64, device="cpu", width=4):
     return [table.to(device, dtype) for table in tables]
 
 
-ADAGRAD = {"lr": 0.1, "weight_decay": 0.01, "eps": 1e-10}
-ADAM = {"step": 3, "lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.01, "eps": 1e-8}
+ADAGRAD = {"step": 12, "lr": 0.1, "weight_decay": 0.01, "eps": 1e-10}
+ADAM = {"step": 12, "lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.01, "eps": 1e-8}
+# Some rows never touched before, some a step ago, some longer.
+ROW_STEP = torch.tensor([0, 11, 4, 1, 9, 0, 10, 2] * 5, dtype=torch.int32)
 UPDATES = [(rows.row_adagrad_, 2, ADAGRAD), (rows.row_adam_, 3, ADAM)]
 
 
@@ -63,17 +65,19 @@ def test_the_operator_is_its_definition(count, num_rows, dtype, device, monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize(("update", "number", "options"), UPDATES)
-def test_updates(update, number, options, dtype, device, monkeypatch):
-    num_rows = 40
+def test_updates(update, number, options, counted, dtype, device, monkeypatch):
+    num_rows = len(ROW_STEP)
+    steps = [ROW_STEP.clone().to(device) if counted else None for _ in range(2)]
     tables = make_tables(num_rows, number, dtype, device)
     before = [table.clone() for table in tables]
     again = [table.clone() for table in tables]
     ids, grad, _ = make(30, num_rows, dtype, device)
     touched, sums, _ = rows.embedding_rows(ids, grad, None, num_rows)
-    update(*tables, touched, sums, **options)
+    update(*tables, steps[0], touched, sums, **options)
     without_binary(monkeypatch)
-    update(*again, touched, sums, **options)
+    update(*again, steps[1], touched, sums, **options)
     rest = torch.ones(num_rows, dtype=torch.bool, device=device)
     rest[touched] = False
     assert 0 < rest.sum() < num_rows
@@ -81,6 +85,27 @@ def test_updates(update, number, options, dtype, device, monkeypatch):
         torch.testing.assert_close(table, other, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0)
         assert torch.equal(table[rest], old[rest])
         assert not (table[~rest] == old[~rest]).any()
+    if counted:
+        expected = ROW_STEP.to(device).clone()
+        expected[touched] = 12
+        assert torch.equal(steps[0], expected) and torch.equal(steps[1], expected)
+
+
+@pytest.mark.parametrize(("update", "number", "options"), UPDATES)
+def test_missed_weight_decay(update, number, options, device):
+    """Without a gradient, with the sums of squares as they are: the numbers of the formula."""
+    tables = make_tables(8, number, device=device)
+    param, square, row_step = tables[0].clone(), tables[-1].clone(), ROW_STEP[:8].clone().to(device)
+    touched, lr = torch.arange(8, device=device), options["lr"]
+    missed = torch.tensor([0, 0, 7, 10, 2, 0, 1, 9], device=device).unsqueeze(1)
+    spread = square.sqrt() / (1 if number == 2 else (1 - 0.99**12) ** 0.5) + options["eps"]
+    decayed = param / (1 + missed.double() * lr * options["weight_decay"] / spread)
+    update(*tables, row_step, touched, torch.zeros_like(param), **options)
+    # What was missed, and then an ordinary step from there.
+    again = [decayed, *make_tables(8, number, device=device)[1:]]
+    update(*again, None, touched, torch.zeros_like(param), **options)
+    for table, other in zip(tables, again, strict=True):
+        torch.testing.assert_close(table, other, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize(("update", "number", "options"), UPDATES)
@@ -90,9 +115,8 @@ def test_updates_in_other_memory_formats_and_types(update, number, options):
     expected = make_tables(8, number)
     turned = [table.t().contiguous().t() for table in expected]
     half = [table.to(torch.bfloat16) for table in expected]
-    update(*expected, touched, grad, **options)
-    update(*turned, touched, grad, **options)
-    update(*half, touched, grad.to(torch.bfloat16), **options)
+    for tables in (expected, turned, half):
+        update(*tables, ROW_STEP[:8].clone(), touched, grad.to(tables[0].dtype), **options)
     for table, other, low in zip(expected, turned, half, strict=True):
         torch.testing.assert_close(other, table, rtol=1e-14, atol=0)
         assert low.dtype == torch.bfloat16
@@ -107,7 +131,7 @@ def test_results_do_not_depend_on_threads():
             torch.set_num_threads(threads)
             found = rows.embedding_rows(ids, node, edge, 3000)
             tables = make_tables(3000, 3, torch.float32, width=32)
-            rows.row_adam_(*tables, *found[:2], **ADAM)
+            rows.row_adam_(*tables, torch.ones(3000, dtype=torch.int32), *found[:2], **ADAM)
             results.append([*found, *tables])
     finally:
         torch.set_num_threads(before)
@@ -134,10 +158,12 @@ def test_ids_out_of_range(wrong):
         ({"state_sum": torch.ones(7, 4)}, r"state: expected shape \[8, 4\], got \[7, 4\]"),
         ({"state_sum": torch.ones(8, 4).double()}, "state: unexpected dtype"),
         ({"rows": torch.tensor([1, 2], dtype=torch.int32)}, "rows: unexpected dtype"),
+        ({"row_step": torch.zeros(7, dtype=torch.int32)}, r"row_step: expected shape \[8\], got \[7\]"),
+        ({"row_step": torch.zeros(8)}, "row_step: unexpected dtype"),
     ],
 )
 def test_updates_refuse_what_does_not_fit(change, message):
-    args = {"param": torch.ones(8, 4), "state_sum": torch.ones(8, 4)}
+    args = {"param": torch.ones(8, 4), "state_sum": torch.ones(8, 4), "row_step": None}
     args |= {"rows": torch.tensor([1, 2]), "grad": torch.ones(2, 4), **change}
     with pytest.raises(RuntimeError, match=message):
         rows.row_adagrad_(**args, **ADAGRAD)
@@ -151,8 +177,9 @@ def test_opcheck():
     for name, args in (
         ("embedding_rows", (ids, node, edge, 30)),
         ("embedding_rows", (ids, node.bfloat16(), None, 30)),
-        ("row_adagrad_", (*tables[:2], touched, grad, 0.1, 0.0, 1e-8)),
-        ("row_adam_", (*tables, touched, grad, 2, 0.1, 0.9, 0.99, 0.0, 1e-8)),
+        ("row_adagrad_", (*tables[:2], None, touched, grad, 3, 0.1, 0.0, 1e-8)),
+        ("row_adam_", (*tables, None, touched, grad, 2, 0.1, 0.9, 0.99, 0.0, 1e-8)),
+        ("row_adam_", (*tables, ROW_STEP[:30].clone(), touched, grad, 12, 0.1, 0.9, 0.99, 0.1, 1e-8)),
     ):
         torch.library.opcheck(getattr(OPS, name).default, args)
 
@@ -162,7 +189,8 @@ def test_updates_are_seen_by_autograd():
     table = torch.ones(4, 2, requires_grad=True)
     loss = (table * table).sum()
     with torch.no_grad():
-        rows.row_adagrad_(table.detach(), torch.zeros(4, 2), torch.tensor([1]), torch.ones(1, 2), **ADAGRAD)
+        state, gradient = torch.zeros(4, 2), torch.ones(1, 2)
+        rows.row_adagrad_(table.detach(), state, None, torch.tensor([1]), gradient, **ADAGRAD)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 

@@ -74,19 +74,28 @@ void sum(const RowGroups& groups, const A* grads, int64_t width, A* out, bool to
       });
 }
 
-// Calls update(row, gradient's row) for all rows, and prefetch(row) some rows before that.
+// Calls update(row, gradient's row, steps missed) for all rows, and prefetch(row) some rows before that.
 template <class A, class Prefetch, class Update>
-void for_rows(const RowGradient<A>& gradient, Prefetch prefetch, Update update) {
-  const int64_t width = gradient.width;
-  torch::stable::parallel_for(0, gradient.count, std::max<int64_t>(1, kGrainValues / width),
-                              [&](int64_t first, int64_t last) {
-                                for (int64_t u = first; u < std::min(first + kRowsAhead, last); ++u)
-                                  prefetch(gradient.rows[u] * width);
-                                for (int64_t u = first; u < last; ++u) {
-                                  if (u + kRowsAhead < last) prefetch(gradient.rows[u + kRowsAhead] * width);
-                                  update(gradient.rows[u] * width, gradient.grad + u * width);
-                                }
-                              });
+void for_rows(const RowGradient<A>& gradient, const WeightDecay& decay, Prefetch prefetch, Update update) {
+  const int64_t grain = std::max<int64_t>(1, kGrainValues / gradient.width);
+  torch::stable::parallel_for(0, gradient.count, grain, [&](int64_t first, int64_t last) {
+    const auto fetch = [&](int64_t row) {
+      prefetch(row);
+      if (decay.row_step) __builtin_prefetch(decay.row_step + row, 1);
+    };
+    for (int64_t u = first; u < std::min(first + kRowsAhead, last); ++u) fetch(gradient.rows[u]);
+    for (int64_t u = first; u < last; ++u) {
+      if (u + kRowsAhead < last) fetch(gradient.rows[u + kRowsAhead]);
+      const int64_t row = gradient.rows[u];
+      int64_t missed = 0;
+      if (decay.row_step) {
+        const int64_t before = decay.row_step[row];
+        if (before) missed = std::max<int64_t>(0, decay.step - before - 1);
+        decay.row_step[row] = static_cast<int32_t>(decay.step);
+      }
+      update(row, gradient.grad + u * gradient.width, missed);
+    }
+  });
 }
 
 }  // namespace
@@ -152,15 +161,18 @@ void sum_rows_to_table(const RowGroups& groups, const A* grads, int64_t width, A
 template <class A>
 void update_rows(const RowGradient<A>& gradient, const Adagrad<A>& rule) {
   const int64_t width = gradient.width;
-  const A lr = A(rule.lr), weight_decay = A(rule.weight_decay), eps = A(rule.eps);
+  const A lr = A(rule.lr), weight_decay = A(rule.decay.value), eps = A(rule.eps);
   for_rows(
-      gradient,
+      gradient, rule.decay,
       [&](int64_t row) {
-        prefetch_row(rule.param + row, width);
-        prefetch_row(rule.state_sum + row, width);
+        prefetch_row(rule.param + row * width, width);
+        prefetch_row(rule.state_sum + row * width, width);
       },
-      [=](int64_t row, const A* __restrict grad) {
-        A* __restrict param = rule.param + row, * __restrict sum = rule.state_sum + row;
+      [=](int64_t row, const A* __restrict grad, int64_t missed) {
+        A* __restrict param = rule.param + row * width, * __restrict sum = rule.state_sum + row * width;
+        const A lost = static_cast<A>(missed) * lr * weight_decay;
+        if (lost > 0)
+          for (int64_t k = 0; k < width; ++k) param[k] /= 1 + lost / (std::sqrt(sum[k]) + eps);
         for (int64_t k = 0; k < width; ++k) {
           const A g = grad[k] + weight_decay * param[k];
           sum[k] += g * g;
@@ -172,19 +184,24 @@ void update_rows(const RowGradient<A>& gradient, const Adagrad<A>& rule) {
 template <class A>
 void update_rows(const RowGradient<A>& gradient, const Adam<A>& rule) {
   const int64_t width = gradient.width;
+  const double step = static_cast<double>(rule.decay.step);
+  const A step_size = A(rule.lr / (1 - std::pow(rule.beta1, step)));
+  const A correction = A(std::sqrt(1 - std::pow(rule.beta2, step)));
   // 1 - beta in double: in float32 little would be left of its digits.
   const A share1 = A(1 - rule.beta1), beta2 = A(rule.beta2), share2 = A(1 - rule.beta2);
-  const A weight_decay = A(rule.weight_decay), eps = A(rule.eps);
-  const A step_size = A(rule.step_size), correction = A(rule.correction);
+  const A lr = A(rule.lr), weight_decay = A(rule.decay.value), eps = A(rule.eps);
   for_rows(
-      gradient,
+      gradient, rule.decay,
       [&](int64_t row) {
-        prefetch_row(rule.param + row, width);
-        prefetch_row(rule.exp_avg + row, width);
-        prefetch_row(rule.exp_avg_sq + row, width);
+        prefetch_row(rule.param + row * width, width);
+        prefetch_row(rule.exp_avg + row * width, width);
+        prefetch_row(rule.exp_avg_sq + row * width, width);
       },
-      [=](int64_t row, const A* __restrict grad) {
-        A* __restrict param = rule.param + row, * __restrict m = rule.exp_avg + row, * __restrict v = rule.exp_avg_sq + row;
+      [=](int64_t row, const A* __restrict grad, int64_t missed) {
+        A* __restrict param = rule.param + row * width, * __restrict m = rule.exp_avg + row * width, * __restrict v = rule.exp_avg_sq + row * width;
+        const A lost = static_cast<A>(missed) * lr * weight_decay;
+        if (lost > 0)
+          for (int64_t k = 0; k < width; ++k) param[k] /= 1 + lost / (std::sqrt(v[k]) / correction + eps);
         for (int64_t k = 0; k < width; ++k) {
           const A g = grad[k] + weight_decay * param[k];
           m[k] += share1 * (g - m[k]);

@@ -35,20 +35,32 @@ struct RowGradient {
   int64_t count, width;
 };
 
+// Weight decay (L2). Each step decays the rows it touches through their gradient. What the steps since a
+// row's last one missed, `missed` of them, is made up for at first, with the row's rate r of learning (lr
+// over the root of its squared gradients) as it was all the time: param /= 1 + missed r value, which cannot
+// overshoot.
+struct WeightDecay {
+  double value;
+  int64_t step;       // the number of this step, from 1
+  int32_t* row_step;  // [J] the last step that touched a row, 0 before the first; null without weight decay
+};
+
 // sum += g^2, param -= lr g / (sqrt(sum) + eps), where g = grad + weight_decay param.
 template <class A>
 struct Adagrad {
   A *param, *state_sum;  // [J, width]
-  double lr, weight_decay, eps;
+  double lr, eps;
+  WeightDecay decay;
 };
 
 // m += (1 - beta1) (g - m), v = beta2 v + (1 - beta2) g^2, param -= step_size m / (sqrt(v) / correction +
-// eps), where g = grad + weight_decay param, step_size = lr / (1 - beta1^t) and correction = sqrt(1 -
-// beta2^t).
+// eps), where g = grad + weight_decay param, step_size = lr / (1 - beta1^step) and correction = sqrt(1 -
+// beta2^step).
 template <class A>
 struct Adam {
   A *param, *exp_avg, *exp_avg_sq;  // [J, width]
-  double step_size, correction, beta1, beta2, weight_decay, eps;
+  double lr, beta1, beta2, eps;
+  WeightDecay decay;
 };
 
 template <class A>

@@ -112,19 +112,25 @@ void check_updates(const std::vector<int64_t>& ids, int64_t num_rows, int64_t wi
   const std::vector<A> grad = normal<A>(U * width, random), param = normal<A>(num_rows * width, random);
   std::vector<A> squares = normal<A>(num_rows * width, random), means = normal<A>(num_rows * width, random);
   for (A& x : squares) x *= x;
-  const double lr = 0.1, decay = 0.01, eps = 1e-8, beta1 = 0.9, beta2 = 0.999, t = 3;
-  const double step_size = lr / (1 - std::pow(beta1, t)), correction = std::sqrt(1 - std::pow(beta2, t));
+  const double lr = 0.1, decay = 0.01, eps = 1e-8, beta1 = 0.9, beta2 = 0.999;
+  const int64_t step = 7;
+  const double step_size = lr / (1 - std::pow(beta1, step)),
+               correction = std::sqrt(1 - std::pow(beta2, step));
   const RowGradient<A> gradient = {groups.rows.data(), grad.data(), U, width};
   const double tolerance = sizeof(A) == 8 ? 1e-14 : 2e-6;
+  std::vector<int32_t> row_step(num_rows);
+  for (int64_t row = 0; row < num_rows; ++row) row_step[row] = static_cast<int32_t>(row % step);
   for (parts = 1; parts < 8; parts += 3) {
     std::vector<A> p = param, s = squares, q = param, m = means, v = squares;
-    update_rows(gradient, Adagrad<A>{p.data(), s.data(), lr, decay, eps});
+    std::vector<int32_t> seen = row_step;
+    update_rows(gradient, Adagrad<A>{p.data(), s.data(), lr, eps, {decay, step, seen.data()}});
     update_rows(gradient,
-                Adam<A>{q.data(), m.data(), v.data(), step_size, correction, beta1, beta2, decay, eps});
+                Adam<A>{q.data(), m.data(), v.data(), lr, beta1, beta2, eps, {decay, step, nullptr}});
     double worst = 0;
     bool untouched = true;
     for (int64_t row = 0, u = 0; row < num_rows; ++row) {
       const bool touched = u < U && groups.rows[u] == row;
+      untouched = untouched && seen[row] == (touched ? step : row_step[row]);
       for (int64_t k = 0; k < width; ++k) {
         const int64_t at = row * width + k;
         if (!touched) {
@@ -132,13 +138,17 @@ void check_updates(const std::vector<int64_t>& ids, int64_t num_rows, int64_t wi
                       m[at] == means[at] && v[at] == squares[at];
           continue;
         }
-        const double x = param[at], g = grad[u * width + k] + decay * x, sum = squares[at] + g * g;
-        const double mean = beta1 * means[at] + (1 - beta1) * g,
-                     square = beta2 * squares[at] + (1 - beta2) * g * g;
         const auto differ = [&](A actual, double expected) {
           worst = std::max(worst, std::abs(actual - expected) / (1 + std::abs(expected)));
         };
+        const int64_t missed = row_step[row] ? step - 1 - row_step[row] : 0;
+        double x = param[at] / (1 + missed * lr * decay / (std::sqrt(double{squares[at]}) + eps));
+        double g = grad[u * width + k] + decay * x;
+        const double sum = squares[at] + g * g;
         differ(s[at], sum), differ(p[at], x - lr * g / (std::sqrt(sum) + eps));
+        x = param[at], g = grad[u * width + k] + decay * x;
+        const double mean = beta1 * means[at] + (1 - beta1) * g;
+        const double square = beta2 * squares[at] + (1 - beta2) * g * g;
         differ(m[at], mean), differ(v[at], square);
         differ(q[at], x - step_size * mean / (std::sqrt(square) / correction + eps));
       }
