@@ -39,8 +39,9 @@ def gives_sparse(*tables: Tensor) -> bool:
     )
 
 
-@torch.compiler.disable
 def _sparse_lookup(ids: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    if torch.compiler.is_compiling():  # as a decorator, `disable` would import the whole compiler
+        return torch.compiler.disable(_Lookup.apply)(ids, *tables)
     return _Lookup.apply(ids, *tables)
 
 

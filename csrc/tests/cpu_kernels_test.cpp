@@ -1,10 +1,12 @@
 // The CPU kernels without torch or Python, to be run under AddressSanitizer and UndefinedBehaviorSanitizer:
 // every array is allocated to its exact size and filled with NaN, results are compared with a plain double
 // loop over pairs, and gradients with central differences of that loop's objective.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -42,35 +44,45 @@ Array<A> poisoned(int64_t size) {
   return a;
 }
 
-// The inputs in double; a problem is made from them in either type.
+// Central differences of small steps need more digits than double has: the smaller the step, the less likely
+// that a kink lies in it.
+using Real = long double;
+
+// The inputs, exact; a problem is made from them in either type.
 struct Inputs {
   std::vector<int64_t> offsets = {0};
   int64_t d, H, b, He;
   bool gated, noisy, l2;
+  // Pooled: node k has row ids[k] of the nodes and edge nodes, a permutation, and the value x[k].
+  bool pooled = false;
+  std::vector<int64_t> ids;
+  std::vector<Real> x;
   Aggregation aggregation;
   int64_t seed = 0x123456789ABCDEF;
   // nodes, edge nodes, message (W1, b1, W2, b2), edge (W1, b1, W2, b2)
-  std::vector<std::vector<double>> values;
-  // weights of the objective: of out, l0, l2
-  std::vector<double> weight_out, weight_l0, weight_l2;
+  std::vector<std::vector<Real>> values;
+  // weights of the objective: of out (or pooled), l0, l2
+  std::vector<Real> weight_out, weight_l0, weight_l2;
 
   int64_t graphs() const { return static_cast<int64_t>(offsets.size()) - 1; }
   int64_t nodes() const { return offsets.back(); }
+  int64_t row(int64_t node) const { return pooled ? ids[node] : node; }
+  Real value(int64_t node) const { return pooled ? x[node] : 1; }
 };
 
 struct Results {
-  std::vector<double> out, l0, l2;
+  std::vector<Real> out, pooled, l0, l2;
   std::vector<int64_t> num_edges;
 };
 
-std::vector<double> perceptron(const Inputs& in, int first, const std::vector<double>& x, int64_t hidden,
-                               int64_t out) {
+std::vector<Real> perceptron(const Inputs& in, int first, const std::vector<Real>& x, int64_t hidden,
+                             int64_t out) {
   const auto &w1 = in.values[first], &b1 = in.values[first + 1], &w2 = in.values[first + 2],
              &b2 = in.values[first + 3];
   const int64_t size = static_cast<int64_t>(x.size());
-  std::vector<double> z = b2;
+  std::vector<Real> z = b2;
   for (int64_t h = 0; h < hidden; ++h) {
-    double y = b1[h];
+    Real y = b1[h];
     for (int64_t k = 0; k < size; ++k) y += w1[h * size + k] * x[k];
     for (int64_t k = 0; k < out && y > 0; ++k) z[k] += w2[k * hidden + h] * y;
   }
@@ -80,33 +92,35 @@ std::vector<double> perceptron(const Inputs& in, int first, const std::vector<do
 // Eq. 4 and Eq. 6, pair by pair.
 Results plain(const Inputs& in) {
   Results r;
-  r.out.assign(in.nodes() * in.d, 0.0);
+  r.out.assign(in.nodes() * in.d, 0);
   for (int64_t g = 0; g < in.graphs(); ++g) {
     const int64_t begin = in.offsets[g], n = in.offsets[g + 1] - begin;
     std::vector<int64_t> degree(n, 0);
-    double l0 = 0, l2 = 0;
+    Real l0 = 0, l2 = 0;
     int64_t edges = 0;
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = i; j < n; ++j) {
-        const auto product = [&](const std::vector<double>& rows, int64_t size) {
-          std::vector<double> p(size);
+        const auto product = [&](const std::vector<Real>& rows, int64_t size) {
+          std::vector<Real> p(size);
           for (int64_t k = 0; k < size; ++k)
-            p[k] = rows[(begin + i) * size + k] * rows[(begin + j) * size + k];
+            p[k] = rows[in.row(begin + i) * size + k] * rows[in.row(begin + j) * size + k];
           return p;
         };
-        double gate = 1;
+        Real gate = 1;
         if (in.gated) {
-          const double a = perceptron(in, 6, product(in.values[1], in.b), in.He, 1)[0];
-          const double u = gate_uniform(in.seed, g, pair_index(i, j, n));
-          const double s = in.noisy ? (std::log(u) - std::log1p(-u) + a) / (2.0 / 3) : a;
-          gate = std::min(1.0, std::max(0.0, 1.2 / (1 + std::exp(-s)) - 0.1));
-          l0 += 1 / (1 + std::exp(-(a - 2.0 / 3 * std::log(0.1 / 1.1))));
+          const Real a = perceptron(in, 6, product(in.values[1], in.b), in.He, 1)[0];
+          const Real u = gate_uniform(in.seed, g, pair_index(i, j, n));
+          const Real s = in.noisy ? (std::log(u) - std::log1p(-u) + a) / (Real(2) / 3) : a;
+          gate = std::min(Real(1), std::max(Real(0), Real(12) / 10 / (1 + std::exp(-s)) - Real(1) / 10));
+          l0 += 1 / (1 + std::exp(-(a - Real(2) / 3 * std::log(Real(1) / 11))));
         }
         if (gate == 0) continue;
         ++edges;
         ++degree[i];
         if (i != j) ++degree[j];
-        const std::vector<double> z = perceptron(in, 2, product(in.values[0], in.d), in.H, in.d);
+        std::vector<Real> of_nodes = product(in.values[0], in.d);
+        for (Real& p : of_nodes) p *= in.value(begin + i) * in.value(begin + j);
+        const std::vector<Real> z = perceptron(in, 2, of_nodes, in.H, in.d);
         for (int64_t k = 0; k < in.d; ++k) {
           r.out[(begin + i) * in.d + k] += gate * z[k];
           if (i != j) r.out[(begin + j) * in.d + k] += gate * z[k];
@@ -114,10 +128,14 @@ Results plain(const Inputs& in) {
         }
       }
     for (int64_t i = 0; i < n; ++i) {
-      const double divisor = in.aggregation == Aggregation::sum    ? 1
-                             : in.aggregation == Aggregation::mean ? static_cast<double>(n)
-                                                                   : static_cast<double>(degree[i]);
+      const Real divisor = in.aggregation == Aggregation::sum    ? 1
+                           : in.aggregation == Aggregation::mean ? static_cast<Real>(n)
+                                                                 : static_cast<Real>(degree[i]);
       for (int64_t k = 0; k < in.d; ++k) r.out[(begin + i) * in.d + k] *= divisor > 0 ? 1 / divisor : 0;
+    }
+    for (int64_t k = 0; k < in.d && in.pooled; ++k) {
+      r.pooled.push_back(0);
+      for (int64_t i = begin; i < begin + n; ++i) r.pooled.back() += in.x[i] * r.out[i * in.d + k] / n;
     }
     r.l0.push_back(l0);
     r.l2.push_back(l2);
@@ -126,10 +144,11 @@ Results plain(const Inputs& in) {
   return r;
 }
 
-double objective(const Inputs& in) {
+Real objective(const Inputs& in) {
   const Results r = plain(in);
-  double sum = 0;
-  for (size_t k = 0; k < r.out.size(); ++k) sum += in.weight_out[k] * r.out[k];
+  Real sum = 0;
+  const std::vector<Real>& out = in.pooled ? r.pooled : r.out;
+  for (size_t k = 0; k < out.size(); ++k) sum += in.weight_out[k] * out[k];
   for (size_t g = 0; g < r.l0.size(); ++g) {
     if (in.gated) sum += in.weight_l0[g] * r.l0[g];
     if (in.l2) sum += in.weight_l2[g] * r.l2[g];
@@ -138,40 +157,38 @@ double objective(const Inputs& in) {
 }
 
 template <class A>
-Array<A> copy(const std::vector<double>& from) {
+Array<A> copy(const std::vector<Real>& from) {
   Array<A> a(new A[from.size()]);
   for (size_t k = 0; k < from.size(); ++k) a[k] = static_cast<A>(from[k]);
   return a;
 }
 
-bool close(double x, double y, double scale, double tolerance) {
-  return std::abs(x - y) <= tolerance * (1 + scale);
-}
+bool close(Real x, Real y, Real scale, Real tolerance) { return std::abs(x - y) <= tolerance * (1 + scale); }
 
 template <class A>
-bool all_close(const A* x, const std::vector<double>& y, double tolerance) {
-  double scale = 0;
-  for (double v : y) scale = std::max(scale, std::abs(v));
+bool all_close(const A* x, const std::vector<Real>& y, Real tolerance) {
+  Real scale = 0;
+  for (Real v : y) scale = std::max(scale, std::abs(v));
   for (size_t k = 0; k < y.size(); ++k)
     if (!close(x[k], y[k], scale, tolerance)) return false;  // also for NaN
   return true;
 }
 
-// A random direction through input v: the derivative along it against central differences in double. A kink
-// of a relu or a clamp may lie inside a step, but not inside all three.
+// A random direction through input v: the derivative along it against central differences. A kink
+// of a relu or a clamp may lie inside a step, but hardly inside all of them.
 template <class A>
 void check_gradient(const Inputs& in, size_t v, const A* gradient, const std::string& name,
                     std::mt19937& random) {
   std::normal_distribution<double> normal;
-  std::vector<double> direction(in.values[v].size());
-  double derivative = 0, size = 0;
+  std::vector<Real> direction(in.values[v].size());
+  Real derivative = 0, size = 0;
   for (size_t k = 0; k < direction.size(); ++k) {
     direction[k] = normal(random);
     derivative += direction[k] * gradient[k];
     size += std::abs(direction[k] * gradient[k]);
   }
   bool ok = false;
-  for (double step = 1e-6; step > 5e-9 && !ok; step /= 10) {
+  for (Real step = 1e-6; step > 5e-11 && !ok; step /= 10) {
     Inputs up = in, down = in;
     for (size_t k = 0; k < direction.size(); ++k) {
       up.values[v][k] += step * direction[k];
@@ -210,24 +227,27 @@ void run(const Inputs& in, const std::string& name, std::mt19937& random) {
     p.edge = mlp(6, in.b, in.He, 1);
     p.edge_nodes = values[1].get();
   }
-  auto out = poisoned<A>(N * in.d), l0 = poisoned<A>(G), l2 = poisoned<A>(G);
+  const auto x = copy<A>(in.x);
+  if (in.pooled) p.pools = true, p.ids = in.ids.data(), p.values = x.get();
+  auto out = poisoned<A>((in.pooled ? G : N) * in.d), l0 = poisoned<A>(G), l2 = poisoned<A>(G);
   std::vector<int64_t> num_edges(G, -1);
   std::vector<int32_t> degree(N, -1);
-  p.out = out.get();
+  (in.pooled ? p.pooled : p.out) = out.get();
   p.l0 = l0.get();
   p.l2 = in.l2 ? l2.get() : nullptr;
   p.num_edges = num_edges.data();
-  p.degree = degree.data();
+  // A pooled sum has one pass over the gates more where it needs the degrees.
+  p.degree = in.pooled && in.aggregation != Aggregation::neighbor_mean ? nullptr : degree.data();
   cpu::forward(p);
   const Results expected = plain(in);
-  check(all_close(out.get(), expected.out, tolerance), name + ": out");
+  check(all_close(out.get(), in.pooled ? expected.pooled : expected.out, tolerance), name + ": out");
   if (in.gated) check(all_close(l0.get(), expected.l0, tolerance), name + ": l0");
   if (in.l2) check(all_close(l2.get(), expected.l2, tolerance), name + ": l2");
   check(num_edges == expected.num_edges, name + ": num_edges");
 
   const auto weight_out = copy<A>(in.weight_out), weight_l0 = copy<A>(in.weight_l0),
              weight_l2 = copy<A>(in.weight_l2);
-  p.grad_out = weight_out.get();
+  (in.pooled ? p.grad_pooled : p.grad_out) = weight_out.get();
   p.grad_l0 = in.gated ? weight_l0.get() : nullptr;
   p.grad_l2 = in.l2 ? weight_l2.get() : nullptr;
   std::vector<Array<A>> gradients;
@@ -239,6 +259,14 @@ void run(const Inputs& in, const std::string& name, std::mt19937& random) {
     p.grad_edge = {gradients[6].get(), gradients[7].get(), gradients[8].get(), gradients[9].get()};
   }
   cpu::backward(p);
+  for (int v = 0; v < 2 && in.pooled; ++v) {
+    // Gradients come by position: to the rows of the tables.
+    const int64_t size = v == 0 ? in.d : in.b;
+    auto rows = poisoned<A>(N * size);
+    for (int64_t k = 0; k < N; ++k)
+      std::copy_n(gradients[v].get() + k * size, size, rows.get() + in.ids[k] * size);
+    gradients[v] = std::move(rows);
+  }
   for (size_t v = 0; v < in.values.size(); ++v) {
     const bool edge = v == 1 || v >= 6;
     if (!edge || in.gated) check_gradient(in, v, gradients[v].get(), name, random);
@@ -277,7 +305,7 @@ void run_edges(const Inputs& in, const std::string& name, std::mt19937& random) 
 
   const auto grad_out = copy<A>(in.weight_out);
   auto grad_nodes = poisoned<A>(N * in.d), grad_weight = poisoned<A>(E);
-  const auto ones = copy<A>(std::vector<double>(E, 1.0));
+  const auto ones = copy<A>(std::vector<Real>(E, 1));
   p.weight = ones.get();
   p.grad_out = grad_out.get();
   p.grad_nodes = grad_nodes.get();
@@ -288,7 +316,7 @@ void run_edges(const Inputs& in, const std::string& name, std::mt19937& random) 
   cpu::backward(p);
   check_gradient(ungated, 0, grad_nodes.get(), name + " by edge list", random);
   // The output is linear in the weights, and they are all one: sum_e w_e dL/dw_e = L.
-  double of_weights = 0, size = 0;
+  Real of_weights = 0, size = 0;
   for (int64_t e = 0; e < E; ++e) of_weights += grad_weight[e], size += std::abs(grad_weight[e]);
   check(close(of_weights, objective(ungated), size, sizeof(A) == 8 ? 1e-9 : 1e-4),
         name + ": gradient of edge weights");
@@ -303,9 +331,9 @@ void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b
   for (int64_t n : sizes) in.offsets.push_back(in.offsets.back() + n);
   std::normal_distribution<double> normal;
   const auto fill = [&](int64_t size, double deviation) {
-    std::vector<double> v(size);
+    std::vector<Real> v(size);
     // Exact in float32, so that both types see the same inputs.
-    for (double& x : v) x = static_cast<float>(deviation * normal(random));
+    for (Real& x : v) x = static_cast<float>(deviation * normal(random));
     return v;
   };
   const int64_t N = in.nodes();
@@ -318,6 +346,15 @@ void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b
   for (size_t k = 0; k < sizes.size() && k < 6; ++k) name += (k ? "," : "") + std::to_string(sizes[k]);
   run<double>(in, name + " float64", random);
   run<float>(in, name + " float32", random);
+  Inputs pooled = in;
+  pooled.pooled = true;
+  pooled.ids.resize(N);
+  std::iota(pooled.ids.begin(), pooled.ids.end(), int64_t{0});
+  for (int64_t k = N; k > 1; --k) std::swap(pooled.ids[k - 1], pooled.ids[random() % k]);
+  pooled.x = fill(N, 1);
+  pooled.weight_out = fill(in.graphs() * d, 1);
+  run<double>(pooled, name + " pooled float64", random);
+  run<float>(pooled, name + " pooled float32", random);
   if (options % 8 == 0) {
     run_edges<double>(in, name + " float64", random);
     run_edges<float>(in, name + " float32", random);
