@@ -29,6 +29,13 @@ class CompleteGraphKernel {
     messages_.end_forward();
   }
 
+  // What the next block will read of tables, while this one is at work.
+  void prefetch(const Block& next) const {
+    if (!problem_.ids) return;
+    if (problem_.nodes) block_.prefetch(next, problem_.nodes, problem_.ids, problem_.message.in);
+    if (problem_.edge_nodes) block_.prefetch(next, problem_.edge_nodes, problem_.ids, problem_.edge.in);
+  }
+
   void begin_gradients() { gates_.begin_gradients(), messages_.begin_gradients(); }
 
   void backward(const Block& block) {

@@ -76,6 +76,18 @@ struct GraphBlock {
     clear(to, stride);
   }
 
+  // Asks for the rows of tables that `next` will load: they may lie anywhere in memory.
+  void prefetch(const Block& next, const A* table, const int64_t* ids, int64_t size) const {
+    constexpr int64_t kLine = 64 / sizeof(A);
+    for (int64_t l = 0; l < next.lanes; ++l) {
+      const int64_t g = next.graphs[l];
+      const int64_t begin = graphs.offsets ? graphs.offsets[g] : g * graphs.graph_size;
+      const int64_t end = graphs.offsets ? graphs.offsets[g + 1] : begin + graphs.graph_size;
+      for (int64_t r = begin; r < end; ++r)
+        for (int64_t k = 0; k < size; k += kLine) __builtin_prefetch(table + ids[r] * size + k, 0, 2);
+    }
+  }
+
   // Writes over `from`.
   void store_rows(A* to, const A* values, int64_t size, V* from, int64_t stride) const {
     for (int64_t slot = 0; slot < slots; ++slot, from += stride) {
