@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 from .layers import L0SIGNLayer
 from .reference import BagOutput, mean_rows, scale_rows
-from .rows import lookup
+from .rows import empty_table, lookup
 
 
 class L0SIGNOutput(NamedTuple):
@@ -123,8 +122,8 @@ class L0SIGN(nn.Module):
             l2_penalty=l2_penalty,
             backend=backend,
         )
-        self.node_embedding = nn.Embedding(num_embeddings, embedding_dim)
-        self.edge_embedding = nn.Embedding(num_embeddings, edge_dim) if gated else None
+        self.node_embedding = _embedding(num_embeddings, embedding_dim)
+        self.edge_embedding = _embedding(num_embeddings, edge_dim) if gated else None
         self.head = nn.Linear(embedding_dim, num_outputs, bias=head_bias)
         self.reset_parameters()
 
@@ -195,3 +194,8 @@ class L0SIGN(nn.Module):
     def extra_repr(self) -> str:
         """What print() shows beside the modules."""
         return f"iterations={self.iterations}"
+
+
+def _embedding(num_embeddings: int, dim: int) -> nn.Embedding:
+    """An embedding that `reset_parameters` is to initialise."""
+    return nn.Embedding(num_embeddings, dim, _weight=empty_table(num_embeddings, dim))

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 
-from .rows import embedding_rows, row_adagrad_, row_adam_
+from .rows import embedding_rows, empty_table, row_adagrad_, row_adam_
 
 __all__ = ["RowAdagrad", "RowAdam"]
 
@@ -169,7 +169,7 @@ class RowAdagrad(_RowOptimizer):
         )
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"sum": torch.full_like(param, group["initial_accumulator_value"])}
+        return {"sum": empty_table(like=param).fill_(group["initial_accumulator_value"])}
 
     def _update_rows(
         self,
@@ -243,7 +243,7 @@ class RowAdam(_RowOptimizer):
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        return {"exp_avg": empty_table(like=param).zero_(), "exp_avg_sq": empty_table(like=param).zero_()}
 
     def _update_rows(
         self,

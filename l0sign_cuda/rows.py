@@ -6,6 +6,8 @@ PyTorch, which is what runs on other devices and without the binary; it is deter
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _extension
+
+_LARGE_PAGE = 2 << 20
+_MADV_HUGEPAGE = 14  # <asm-generic/mman-common.h>
 
 
 def lookup(ids: Tensor, table: Tensor, *others: Tensor, sparse: bool = False) -> tuple[Tensor, ...]:
@@ -124,6 +129,22 @@ def row_adam_(
     """
     tables = (param, exp_avg, exp_avg_sq)
     _update("row_adam_", _row_adam, tables, row_step, rows, grad, step, lr, *betas, weight_decay, eps)
+
+
+def empty_table(*shape: int, like: Tensor | None = None) -> Tensor:
+    """An uninitialised table, with ``like`` of its shape, dtype and device.
+
+    Rows lie all over a large one, and with pages of 4 KiB nearly every row would cost a walk through the page
+    table: Linux is asked for large pages, which it gives to memory that nobody has written to.
+    """
+    table = torch.empty(*shape) if like is None else torch.empty_like(like)
+    size = table.numel() * table.element_size()
+    if sys.platform == "linux" and table.is_cpu and size >= 8 * _LARGE_PAGE:
+        begin = -(-table.data_ptr() // _LARGE_PAGE) * _LARGE_PAGE
+        end = (table.data_ptr() + size) // _LARGE_PAGE * _LARGE_PAGE
+        # Advice: where it is not taken, everything works as before.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_HUGEPAGE)
+    return table
 
 
 def sparse_gradient(rows: Tensor, values: Tensor, num_rows: int) -> Tensor:
