@@ -468,11 +468,10 @@ Results6 sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTens
     const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
     if (grad_pooled) expect_shape(*grad_pooled, "grad_pooled", {G, p.message.in});
     if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
-    Tensor no_gradient = empty<A>(node_table, {grad_pooled ? 0 : G, p.message.in});
-    torch::stable::zero_(no_gradient);
-    p.grad_pooled = in(grad_pooled ? *grad_pooled : no_gradient);
+    p.grad_pooled = in(grad_pooled);
     p.grad_l2 = in(grad_l2);
-    const Tensor grad_nodes = empty<A>(node_table, {N, p.message.in});
+    Tensor grad_nodes = empty<A>(node_table, {N, p.message.in});
+    if (!grad_pooled && !grad_l2) torch::stable::zero_(grad_nodes);
     const PerceptronGradTensors<A> message(node_table, p.message);
     p.grad_nodes = data<A>(grad_nodes);
     p.grad_message = message.pointers();

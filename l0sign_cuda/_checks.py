@@ -242,21 +242,22 @@ def bag(
     offsets: Tensor | None,
     values: Tensor | None,
     node_table: Tensor,
-    edge_table: Tensor | None = None,
+    *edge_tables: Tensor,
 ) -> Graphs:
-    """The graphs of :func:`feature_ids`, after a look at the tables [J, d] and [J, b]."""
+    """The graphs of :func:`feature_ids`, after a look at the tables [J, d] and, if it is given, [J, b]."""
     tensor("node_table", node_table)
-    if node_table.dim() != 2 or not node_table.is_floating_point():
+    if node_table.dim() != 2 or node_table.shape[1] < 1 or node_table.dtype not in DTYPES:
         raise ValueError(
             f"node_table: expected a floating tensor [J, d], got {_dtype(node_table.dtype)} of shape"
             f" {list(node_table.shape)}"
         )
-    if edge_table is not None:
+    for edge_table in edge_tables:
         tensor("edge_table", edge_table)
         _require("edge_table", edge_table, node_table.dtype, node_table.device)
-        if edge_table.dim() != 2 or edge_table.shape[0] != node_table.shape[0]:
+        rows = node_table.shape[0]
+        if edge_table.dim() != 2 or edge_table.shape[0] != rows or edge_table.shape[1] < 1:
             raise ValueError(
-                f"edge_table: expected shape [{node_table.shape[0]}, b], as many rows as node_table, got shape"
+                f"edge_table: expected shape [{rows}, b], as many rows as node_table, got shape"
                 f" {list(edge_table.shape)}"
             )
     return feature_ids(ids, offsets, values, node_table.shape[0], node_table.device)

@@ -222,14 +222,9 @@ def l0_sign_bag(
     Returns:
         BagOutput: pooled [B, d], l0_penalty [B], l2_penalty [B] or None, num_edges int64 [B].
     """
-    if _use_reference(backend):
-        return reference.l0_sign_bag(
-            ids, node_table, edge_table, message, edge, offsets, values,
-            seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty, sparse=sparse,
-        )  # fmt: skip
     graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
     sparse = sparse and rows.gives_sparse(node_table, edge_table)
-    if not _fuses(ops.l0_sign_bag, node_table, values, sparse):
+    if _use_reference(backend) or not _fuses(ops.l0_sign_bag, node_table, values, sparse):
 
         def interact(nodes: Tensor) -> LayerOutput:
             return l0_sign(
@@ -268,13 +263,9 @@ def sign_bag(
     backend: str | None = None,
 ) -> BagOutput:
     """:func:`l0_sign_bag` without gates: every pair counts, l0_penalty is 0 and num_edges is n(n+1)/2."""
-    if _use_reference(backend):
-        return reference.sign_bag(
-            ids, node_table, message, offsets, values, aggr=aggr, l2_penalty=l2_penalty, sparse=sparse
-        )
     graphs = _checks.bag(ids, offsets, values, node_table)
     sparse = sparse and rows.gives_sparse(node_table)
-    if not _fuses(ops.sign_bag, node_table, values, sparse):
+    if _use_reference(backend) or not _fuses(ops.sign_bag, node_table, values, sparse):
 
         def interact(nodes: Tensor) -> LayerOutput:
             return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty, backend=backend)
@@ -384,10 +375,16 @@ def _fuses(operator: ops.Operator, table: Tensor, values: Tensor | None, sparse:
     return (
         table.dtype in (torch.float32, torch.float64)
         and (table.is_meta or not torch.is_autocast_enabled(table.device.type))
-        and not (values is not None and values.requires_grad)
+        and (values is None or not _wants_gradient(values))
         and (not table.is_cuda or operator.on_cuda)
         and not (sparse and torch.compiler.is_compiling())  # a compiler knows no sparse gradients
     )
+
+
+def _wants_gradient(values: Tensor) -> bool:
+    """Whether a gradient of the values may be asked for; a transform may hide that it is."""
+    transformed = torch._C._are_functorch_transforms_active()
+    return torch.is_grad_enabled() and (values.requires_grad or transformed)
 
 
 def _looked_up(ids: Tensor, values: Tensor | None, table: Tensor, *others: Tensor) -> list[Tensor | None]:

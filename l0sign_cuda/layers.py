@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -152,7 +150,8 @@ class L0SIGNLayer(nn.Module):
     def bag(
         self,
         ids: Tensor,
-        tables: Sequence[Tensor],
+        node_table: Tensor,
+        edge_table: Tensor | None,
         offsets: Tensor | None = None,
         values: Tensor | None = None,
         seed: int | Tensor | None = None,
@@ -163,27 +162,42 @@ class L0SIGNLayer(nn.Module):
 
         Args:
             ids: int64 [B, n], or [N] with offsets.
-            tables: node table [J, d] and, with gates, edge table [J, b].
+            node_table: v, [J, d].
+            edge_table: e, [J, b]; None without gates.
             offsets: int64 [B+1].
-            values: x, of the shape of ids; None: 1.
+            values: x, float, of the shape of ids; None: 1.
             seed: an integer or an int64 tensor of one element, for training mode.
-            sparse: the gradients of the tables are sparse tensors.
+            sparse: the gradients of the tables are sparse tensors of the rows that occur.
 
         Returns:
             BagOutput(pooled [B, d], l0_penalty [B], l2_penalty [B] or None, num_edges int64 [B]).
+
+        Raises:
+            ValueError, IndexError, TypeError: as :func:`l0sign_cuda.functional.l0_sign_bag`.
         """
         message = self.message.weights()
+        _checks.columns("node_table", node_table, message[0].shape[1])
         seed = self._seed(seed)
         if self.edge is None:
             return functional.sign_bag(
-                ids, *tables, message, offsets, values,
-                aggr=self.aggr, l2_penalty=self.l2_penalty, sparse=sparse, backend=self.backend,
-            )  # fmt: skip
+                ids,
+                node_table,
+                message,
+                offsets,
+                values,
+                aggr=self.aggr,
+                l2_penalty=self.l2_penalty,
+                sparse=sparse,
+                backend=self.backend,
+            )
+        edge = self.edge.weights()
+        _checks.columns("edge_table", edge_table, edge[0].shape[1])
         return functional.l0_sign_bag(
             ids,
-            *tables,
+            node_table,
+            edge_table,  # type: ignore[arg-type]  # None is refused there
             message,
-            self.edge.weights(),
+            edge,
             offsets,
             values,
             seed=seed,

@@ -156,15 +156,16 @@ class L0SIGN(nn.Module):
             IndexError: ids out of range.
             ValueError, TypeError: anything else that does not fit, by name.
         """
-        tables = [self.node_embedding.weight]
-        if self.edge_embedding is not None:
-            tables.append(self.edge_embedding.weight)
+        node_table = self.node_embedding.weight
+        edge_table = None if self.edge_embedding is None else self.edge_embedding.weight
         if seed is None:
             seed = self.interaction.draw_seed()
         if self.iterations == 1:
-            pooled, *report = self.interaction.bag(ids, tables, offsets, values, seed, sparse=self.sparse)
+            pooled, *report = self.interaction.bag(
+                ids, node_table, edge_table, offsets, values, seed, sparse=self.sparse
+            )
         else:
-            pooled, *report = self._iterate(ids, tables, offsets, values, seed)
+            pooled, *report = self._iterate(ids, node_table, edge_table, offsets, values, seed)
         logits = self.head(pooled)
         if self.head.out_features == 1:
             logits = logits.squeeze(-1)
@@ -173,13 +174,15 @@ class L0SIGN(nn.Module):
     def _iterate(
         self,
         ids: Tensor,
-        tables: list[Tensor],
+        node_table: Tensor,
+        edge_table: Tensor | None,
         offsets: Tensor | None,
         values: Tensor | None,
         seed: int | Tensor | None,
     ) -> BagOutput:
         """The interactions applied T times, and pooled."""
-        graphs = _checks.feature_ids(ids, offsets, values, tables[0].shape[0], tables[0].device)
+        tables = (node_table,) if edge_table is None else (node_table, edge_table)
+        graphs = _checks.bag(ids, offsets, values, *tables)
         nodes, *others = lookup(ids, *tables, sparse=self.sparse)
         edge_nodes = others[0] if others else None
         output = self.interaction(scale_rows(nodes, values), edge_nodes, offsets, seed)

@@ -126,7 +126,8 @@ class Operator:
             ]
             gradients = self._backward(*given, *kept)
             if self._finish is not None:
-                ctx.held = gradients = self._finish(kept, gradients)  # see rows._Lookup
+                gradients = self._finish(kept, gradients)
+                ctx.held = [gradient for gradient in gradients if gradient.is_sparse]  # see rows._Lookup
             for position, gradient in zip(self._wrt, gradients, strict=True):
                 if kept[position] is not None:
                     result[position] = gradient
@@ -299,8 +300,8 @@ edge_gates = Operator("edge_gates", _fake_edge_gates, edge_gates_backward, wrt=r
 gate_noise = Operator("gate_noise", _fake_gate_noise)
 
 OPERATORS = (
-    l0_sign_backward, l0_sign, l0_sign_bag_backward, l0_sign_bag, sign_bag_backward, sign_bag, sign_backward, sign, sign_edges_backward, sign_edges, edge_gates_backward,
-    edge_gates, gate_noise,
+    l0_sign_backward, l0_sign, l0_sign_bag_backward, l0_sign_bag, sign_backward, sign, sign_bag_backward,
+    sign_bag, sign_edges_backward, sign_edges, edge_gates_backward, edge_gates, gate_noise,
 )  # fmt: skip
 
 if _extension.is_available():

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from l0sign_cuda import functional, reference
 from l0sign_cuda.reference import Network
 
@@ -36,6 +38,8 @@ class Case:
     seed: int | None
     aggr: str
     edge_index: Tensor | None = field(default=None)
+    ids: Tensor | None = field(default=None)
+    values: Tensor | None = field(default=None)
 
     @property
     def nodes(self) -> Tensor:
@@ -61,8 +65,9 @@ class Case:
         """The offsets, for dense nodes too."""
         if self.offsets is not None:
             return self.offsets
-        batch, size, _ = self.nodes.shape
-        return torch.arange(batch + 1, device=self.nodes.device) * size
+        rows = self.nodes[..., 0] if self.ids is None else self.ids
+        batch, size = rows.shape
+        return torch.arange(batch + 1, device=rows.device) * size
 
     def with_leaves(self, convert: Callable[[Tensor], Tensor]) -> Case:
         return replace(self, leaves={name: convert(leaf) for name, leaf in self.leaves.items()})
@@ -72,12 +77,15 @@ class Case:
             self.with_leaves(lambda leaf: leaf.to(device, dtype)),
             offsets=None if self.offsets is None else self.offsets.to(device),
             edge_index=None if self.edge_index is None else self.edge_index.to(device),
+            ids=None if self.ids is None else self.ids.to(device),
+            values=None if self.values is None else self.values.to(device, dtype),
         )
 
     def ragged(self) -> Case:
         """A dense case as a ragged one."""
         flat = {name: leaf.flatten(0, -2) if leaf.dim() == 3 else leaf for name, leaf in self.leaves.items()}
-        return replace(self, leaves=flat, offsets=self.bounds())
+        ids, values = (None if t is None else t.flatten() for t in (self.ids, self.values))
+        return replace(self, leaves=flat, offsets=self.bounds(), ids=ids, values=values)
 
 
 def l0_sign(case: Case, **options: object) -> Outputs:
@@ -106,6 +114,28 @@ def pair_gates(case: Case, **options: object) -> Outputs:
         case.edge_nodes, case.edge, case.offsets, seed=case.seed, **options
     )
     return {"pair_index": index, "gates": gates, "logits": logits}
+
+
+def l0_sign_bag(case: Case, **options: object) -> Outputs:
+    tables = case.leaves["node_table"], case.leaves["edge_table"]
+    output = functional.l0_sign_bag(
+        case.ids, *tables, case.message, case.edge, case.offsets, case.values,
+        seed=case.seed, aggr=case.aggr, **options,
+    )  # fmt: skip
+    return {name: value for name, value in output._asdict().items() if value is not None}
+
+
+def sign_bag(case: Case, **options: object) -> Outputs:
+    output = functional.sign_bag(
+        case.ids,
+        case.leaves["node_table"],
+        case.message,
+        case.offsets,
+        case.values,
+        aggr=case.aggr,
+        **options,
+    )
+    return {name: value for name, value in output._asdict().items() if value is not None}
 
 
 def make(
@@ -149,6 +179,58 @@ def with_edges(case: Case, *, weighted: bool, at: int = 0) -> Case:
     if weighted:
         leaves["edge_weight"] = torch.randint(-4, 17, pick.shape, generator=random).double() / 16
     return replace(case, leaves=leaves, edge_index=edge_index)
+
+
+def make_bag(
+    sizes: Sequence[int],
+    *,
+    num_rows: int = 12,
+    valued: bool = True,
+    dtype: torch.dtype = torch.float32,
+    at: int = 0,
+    **options: object,
+) -> Case:
+    """The case with its nodes looked up in tables, at ids that repeat, and scaled by values of both signs."""
+    case = make(sizes, dtype=dtype, at=at, **options)
+    random = torch.Generator().manual_seed(at + 1)
+    ids = torch.randint(num_rows, case.nodes.shape[:-1], generator=random)
+    values = torch.randint(-8, 17, ids.shape, generator=random).double() / 8 if valued else None
+    node_table, edge_table = (
+        torch.randn(num_rows, rows.shape[-1], generator=random).to(dtype).double()
+        for rows in (case.nodes, case.edge_nodes)
+    )
+    rows = {
+        "nodes": node_table[ids] if values is None else node_table[ids] * values.unsqueeze(-1),
+        "edge_nodes": edge_table[ids],
+    }
+    case = _with_margins(replace(case, leaves={**case.leaves, **rows}), dtype)
+    networks = {name: leaf for name, leaf in case.leaves.items() if name not in rows}
+    leaves = {"node_table": node_table, "edge_table": edge_table, **networks}
+    return replace(case, leaves=leaves, ids=ids, values=values)
+
+
+def looked_up(case: Case) -> Case:
+    """A case of tables as one of the rows that they have at its ids."""
+    scale = torch.ones_like(case.ids) if case.values is None else case.values
+    leaves = {
+        "nodes": case.leaves["node_table"][case.ids] * scale.unsqueeze(-1),
+        "edge_nodes": case.leaves["edge_table"][case.ids],
+    }
+    leaves |= {name: leaf for name, leaf in case.leaves.items() if "table" not in name}
+    return replace(case, leaves=leaves, ids=None, values=None)
+
+
+class OperatorCalls(TorchDispatchMode):
+    """The names of this library's operators, as they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "l0sign_cuda":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
 
 
 def _with_margins(case: Case, dtype: torch.dtype) -> Case:

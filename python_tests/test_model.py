@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 
+import cases
 import pytest
 import torch
 
@@ -76,6 +77,35 @@ def test_the_model_is_its_definition(seed, iterations, values, backend, device):
     logits = (x.unsqueeze(-1) * v).mean(1) @ model.head.weight[0] + model.head.bias[0]
     assert isinstance(output, L0SIGNOutput)
     assert_close(output, (logits, step.l0_penalty, l2, step.num_edges))
+
+
+@pytest.mark.parametrize(
+    ("options", "operators"),
+    [
+        ({}, ["l0_sign_bag"]),
+        ({"gated": False}, ["sign_bag"]),
+        ({"sparse": True}, ["l0_sign_bag"]),
+        ({"aggr": "neighbor_mean", "l2_penalty": False}, ["l0_sign_bag"]),
+        ({"iterations": 2}, ["l0_sign", "l0_sign"]),
+        ({"iterations": 2, "gated": False}, ["sign", "sign"]),
+    ],
+)
+def test_which_operators_run(options, operators):
+    """One operator does a single iteration, from the ids to what the head reads."""
+    ids, values = make_ids(), torch.rand(4, 6)
+    model = make_model("fused", **options)
+    for training in (True, False):
+        model.train(training)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode(), cases.OperatorCalls() as calls:
+                model(ids, values=values)
+            assert calls.names == operators
+    with cases.OperatorCalls() as calls:
+        model(ids, values=values).logits.sum().backward()
+    assert calls.names == [*operators, *(f"{name}_backward" for name in operators)]
+    with cases.OperatorCalls() as calls:
+        make_model("reference", **options)(ids, values=values)
+    assert calls.names == []
 
 
 @pytest.mark.parametrize("gated", [True, False])

@@ -44,29 +44,55 @@ def samples():
                 yield "sign", (*message, *graphs, aggr, l2)
             edge_list = (edges.edge_index, edges.edge_weight)
             yield "sign_edges", (*leaves(edges, "nodes", "message"), *graphs, *edge_list, aggr)
+        yield from bag_samples(dense, seed, sparse=False)
         yield "edge_gates", (*edge, *graphs, seed, *GATE, pairs)
         yield "gate_noise", (torch.tensor([5]), *graphs, batch, pairs)
 
 
-@pytest.mark.parametrize("name", ["l0_sign", "sign", "sign_edges", "edge_gates", "gate_noise"])
+def bag_samples(dense, seed, *, sparse):
+    case = cases.make_bag((2, 3) if dense else [2, 0, 3], dense=dense, valued=not dense).to(torch.float32)
+    case = case.with_leaves(lambda leaf: leaf.t().contiguous().t().requires_grad_())
+    bag = case.ids.flatten(), None if dense else case.values
+    node, edge = leaves(case, "node_table", "message"), leaves(case, "edge")
+    every = (node[0], edge[0], *node[1:], *edge[1:])
+    graphs = (None, 3) if dense else (case.offsets, 0)
+    for aggr in range(3):
+        for l2 in (True, False):
+            yield "l0_sign_bag", (*bag, *every, *graphs, seed, aggr, *GATE, sparse, l2)
+            yield "sign_bag", (*bag, *node, *graphs, aggr, sparse, l2)
+
+
+@pytest.mark.parametrize(
+    "name", ["l0_sign", "l0_sign_bag", "sign", "sign_bag", "sign_edges", "edge_gates", "gate_noise"]
+)
 def test_opcheck(name):
-    checked = 0
-    for at, (sample, args) in enumerate(samples()):
-        if sample == name:
-            # the dynamic trace is slow: once for the ragged samples and once for the dense
-            utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
-            if at % 3 == 0 or name in ("edge_gates", "gate_noise"):
-                utils.append("test_aot_dispatch_dynamic")
-            torch.library.opcheck(getattr(OPS, name).default, args, test_utils=utils)
-            checked += 1
-    assert checked >= 2
+    chosen = [args for sample, args in samples() if sample == name]
+    assert len(chosen) >= 2
+    for at, args in enumerate(chosen):
+        utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
+        # the dynamic trace is slow: once for the ragged samples and once for the dense
+        if at % (len(chosen) // 2) == 0:
+            utils.append("test_aot_dispatch_dynamic")
+        torch.library.opcheck(getattr(OPS, name).default, args, test_utils=utils)
 
 
-@pytest.mark.parametrize("name", ["l0_sign", "sign", "sign_edges", "edge_gates"])
-def test_opcheck_backward(name):
+@pytest.mark.parametrize("dense", [False, True])
+def test_opcheck_of_sparse_gradients(dense):
+    """All but the trace of a backward, which knows no sparse gradients."""
+    for name, args in bag_samples(dense, torch.tensor([3]), sparse=True):
+        utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
+        torch.library.opcheck(getattr(OPS, name).default, args, test_utils=utils)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("name", ["l0_sign", "l0_sign_bag", "sign", "sign_bag", "sign_edges", "edge_gates"])
+def test_opcheck_backward(name, sparse):
     """The backward operators, with the arguments that autograd gives them."""
+    if sparse and "bag" not in name:
+        pytest.skip("no table, no sparse gradient")
     operator = getattr(ops, name)
-    for sample, args in samples():
+    chosen = [*bag_samples(False, torch.tensor([3]), sparse=True)] if sparse else samples()
+    for sample, args in chosen:
         if sample != name or args[-1] is False:
             continue
         args = [arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args]
@@ -94,11 +120,12 @@ def assert_same_gradients(step, compiled, model, *args):
         torch.testing.assert_close(a, e)
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_compile_traces_without_a_break(ragged, gated):
+def test_compile_traces_without_a_break(ragged, gated, iterations):
     torch._dynamo.reset()
-    model = make_model(iterations=2, gated=gated)
+    model = make_model(iterations=iterations, gated=gated)
 
     def step(ids, offsets, target, seed):
         return empirical_risk(model(ids, offsets, seed=seed), target, 0.01, 0.01)
@@ -106,6 +133,43 @@ def test_compile_traces_without_a_break(ragged, gated):
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch, n in ((4, 5), (7, 3), (2, 9)):
         assert_same_gradients(step, compiled, model, *make_batch(batch, n, ragged), torch.tensor([5]))
+
+
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_compile_for_evaluation(ragged, grad_mode):
+    torch._dynamo.reset()
+    model, found = make_model().eval(), []
+
+    def backend(graph, inputs):
+        found.extend(str(node.target) for node in graph.graph.nodes if "l0sign" in str(node.target))
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for batch, n in ((4, 5), (7, 3), (2, 9)):
+        ids, offsets, _ = make_batch(batch, n, ragged)
+        with grad_mode():
+            torch.testing.assert_close(compiled(ids, offsets), model(ids, offsets))
+    assert found == ["l0sign_cuda.l0_sign_bag"]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_compile_with_sparse_gradients(gated):
+    """The look-up is left out of the graph; the gradients are those of the model that is not compiled."""
+    torch._dynamo.reset()
+    model = make_model(gated=gated, sparse=True)
+    compiled = torch.compile(model, dynamic=True, backend="aot_eager")
+    for batch, n in ((4, 5), (7, 3)):
+        ids, _, target = make_batch(batch, n, False)
+        gradients = []
+        for function in (model, compiled):
+            model.zero_grad()
+            empirical_risk(function(ids, seed=1), target, 0.01, 0.01).backward()
+            gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        expected, actual = gradients
+        for name, gradient in expected.items():
+            assert actual[name].is_sparse == gradient.is_sparse == ("embedding" in name), name
+            torch.testing.assert_close(actual[name].to_dense(), gradient.to_dense(), msg=name)
 
 
 def test_compile_with_inductor():
@@ -120,6 +184,7 @@ def test_aot_inductor(tmp_path):
     model, (ids, offsets, _) = make_model().eval(), make_batch(4, 5, True)
     rows, graphs = torch.export.Dim("rows", min=3), torch.export.Dim("graphs", min=3)
     program = torch.export.export(model, (ids, offsets), dynamic_shapes=({0: rows}, {0: graphs}))
+    assert any("l0sign_cuda.l0_sign_bag" in str(node.target) for node in program.graph.nodes)
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
     packaged = torch._inductor.aoti_load_package(path)
     for batch, n in ((4, 5), (6, 9)):
@@ -155,14 +220,18 @@ def test_compile_edges():
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_export(ragged, strict):
-    model = make_model(iterations=2).eval()
+@pytest.mark.parametrize(
+    ("options", "operators"),
+    [({}, ["l0_sign_bag"]), ({"gated": False}, ["sign_bag"]), ({"iterations": 2}, ["l0_sign"] * 2)],
+)
+def test_export(options, operators, ragged, strict):
+    model = make_model(**options).eval()
     ids, offsets, _ = make_batch(4, 5, ragged)
     rows, graphs = torch.export.Dim("rows", min=3), torch.export.Dim("graphs", min=3)
     args, shapes = ((ids, offsets), ({0: rows}, {0: graphs})) if ragged else ((ids,), ({0: graphs, 1: rows},))
     program = torch.export.export(model, args, dynamic_shapes=shapes, strict=strict)
-    targets = [str(node.target) for node in program.graph.nodes]
-    assert targets.count("l0sign_cuda.l0_sign.default") == 2
+    targets = [str(node.target) for node in program.graph.nodes if "l0sign" in str(node.target)]
+    assert targets == [f"l0sign_cuda.{name}.default" for name in operators]
     ids, offsets, _ = make_batch(6, 9, ragged)
     args = (ids, offsets) if ragged else (ids,)
     torch.testing.assert_close(program.module()(*args), model(*args))
@@ -178,22 +247,26 @@ def test_exported_programs_are_saved(module, tmp_path):
     torch.testing.assert_close(loaded(*args), module(*args))
 
 
+@pytest.mark.parametrize("call", [cases.l0_sign, cases.l0_sign_bag])
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_make_fx(mode):
-    case = cases.make([2, 3]).to(torch.float32)
+def test_make_fx(mode, call):
+    make = cases.make if call is cases.l0_sign else cases.make_bag
+    case = make([2, 3]).to(torch.float32)
 
     def gradients(offsets, *values):
         moved = replace(case, offsets=offsets, leaves=dict(zip(case.leaves, values, strict=True)))
-        return torch.autograd.grad(cases.l0_sign(moved)["nodes"].sum(), values)
+        return torch.autograd.grad(next(iter(call(moved).values())).sum(), values)
 
     args = case.offsets, *(leaf.requires_grad_() for leaf in case.leaves.values())
     graph = make_fx(gradients, tracing_mode=mode)(*args)
     targets = [str(node.target) for node in graph.graph.nodes if "l0sign" in str(node.target)]
-    assert targets == ["l0sign_cuda.l0_sign.default", "l0sign_cuda.l0_sign_backward.default"]
+    name = call.__name__
+    assert targets == [f"l0sign_cuda.{name}.default", f"l0sign_cuda.{name}_backward.default"]
     torch.testing.assert_close(graph(*args), gradients(*args))
 
 
 CALLS = (cases.l0_sign, cases.complete_sign, cases.sign_edges, cases.pair_gates)
+BAGS = (cases.l0_sign_bag, cases.sign_bag)
 
 
 def scalar(call, case, names, backend="fused"):
@@ -209,13 +282,13 @@ def scalar(call, case, names, backend="fused"):
 
 
 def make_functorch_case(call):
-    case = cases.make([3, 0, 2])
+    case = (cases.make_bag if call in BAGS else cases.make)([3, 0, 2])
     case = cases.with_edges(case, weighted=True) if call is cases.sign_edges else case
-    wanted = ("edge_nodes", "edge.") if call is cases.pair_gates else ("nodes", "message", "edge_weight")
+    wanted = ("edge_nodes", "edge.") if call is cases.pair_gates else ("node", "message", "edge_weight")
     return case, [name for name in case.leaves if name.startswith(wanted)]
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", (*CALLS, *BAGS))
 def test_functorch_grad(call):
     case, names = make_functorch_case(call)
     values = [case.leaves[name] for name in names]
@@ -226,7 +299,7 @@ def test_functorch_grad(call):
     torch.testing.assert_close(fused, torchs)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", (*CALLS, *BAGS))
 def test_functorch_vmap(call):
     """Over a batch of everything that is differentiable, of the outputs and of their gradients."""
     case, names = make_functorch_case(call)
@@ -239,6 +312,23 @@ def test_functorch_vmap(call):
         each = [f(*(value[..., k] for value in values)) for k in range(2)]
         expected = torch.stack(each) if f is function else tuple(map(torch.stack, zip(*each, strict=True)))
         torch.testing.assert_close(mapped, expected)
+
+
+@pytest.mark.parametrize("valued", [True, False])
+@pytest.mark.parametrize("call", BAGS)
+def test_functorch_vmap_over_ids(call, valued):
+    """Of the ids and values of several batches, with the noise of each alone."""
+    case = cases.make_bag((2, 5), dense=True, valued=valued).to(torch.float64)
+    ids = torch.stack([case.ids, case.ids.flip(0), case.ids.flip(1)])
+    values = None if case.values is None else torch.stack([case.values, case.values + 1, case.values - 1])
+
+    def outputs(ids, values):
+        return call(replace(case, ids=ids, values=values))
+
+    mapped = vmap(outputs, in_dims=(0, None if values is None else 0))(ids, values)
+    each = [outputs(ids[k], None if values is None else values[k]) for k in range(3)]
+    for name, value in mapped.items():
+        torch.testing.assert_close(value, torch.stack([one[name] for one in each]), msg=name)
 
 
 def test_vmap_over_nothing_is_refused():
@@ -306,6 +396,20 @@ def test_checkpoint(use_reentrant, backend):
         return checkpoint(layer, *args, use_reentrant=use_reentrant)
 
     assert torch.equal(gradient(checkpointed), gradient(layer))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_checkpoint_of_the_model(sparse, backend):
+    model, (ids, _, target) = make_model(backend=backend, sparse=sparse), make_batch(4, 5, False)
+
+    def gradients(apply):
+        model.zero_grad()
+        torch.manual_seed(1)  # the draw of the first run is the draw of the second
+        empirical_risk(apply(ids), target, 0.01).backward()
+        return [p.grad.to_dense() for p in model.parameters()]
+
+    checkpointed = partial(checkpoint, model, use_reentrant=False)
+    assert all(map(torch.equal, gradients(checkpointed), gradients(model)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
