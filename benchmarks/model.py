@@ -61,37 +61,34 @@ def _shape(shape: Shape, modes: Sequence[str], options: argparse.Namespace) -> I
             model.model.train(mode == "train")
             calls[name] = _calling(model.backward if mode == "train" else model.predict, batches[name])
         open_pairs = _open_pairs(models["fused"], batches["fused"])
-        case = {
-            "shape": shape.name,
-            "about": shape.about,
-            "mode": mode,
-            "graphs": shape.graphs,
-            "pairs": count_pairs(shape.sizes()),
-            "open_pairs": open_pairs,
-            "gflop": gflop(shape, mode, open_pairs, pooled=True),
-        }
-        yield _measured(case, calls, options)
+        yield _measured(_case(shape, mode, open_pairs), calls, options)
+
+
+def _case(shape: Shape, mode: str, open_pairs: int) -> dict[str, Any]:
+    return {
+        "shape": shape.name,
+        "about": shape.about,
+        "mode": mode,
+        "graphs": shape.graphs,
+        "pairs": count_pairs(shape.sizes()),
+        "open_pairs": open_pairs,
+        "gflop": gflop(shape, mode, open_pairs, pooled=True),
+    }
 
 
 def _latencies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Of Frappe's shape."""
     for graphs in (1, 1000):
         shape = replace(SHAPES["A"], graphs=graphs)
-        models, batches = _prepared(
-            shape, [n for n in options.contestants if n not in ("compile", "repaired")]
-        )
+        names = [name for name in options.contestants if name not in ("compile", "repaired")]
+        models, batches = _prepared(shape, names)
         calls: dict[str, Call] = {
             name: _calling(model.predict, batches[name]) for name, model in models.items()
         }
         if not options.quick:
             calls |= _compiled(models["fused"], batches["fused"])
-        case = {"shape": "A", "about": shape.about, "mode": "latency", "graphs": graphs}
-        case |= {
-            "pairs": graphs * 55,
-            "open_pairs": graphs * 55,
-            "gflop": gflop(shape, "inference", graphs * 55, pooled=True),
-        }
-        yield _measured(case, calls, options)
+        open_pairs = _open_pairs(models["fused"], batches["fused"])
+        yield _measured(_case(shape, "latency", open_pairs), calls, options)
 
 
 def _compiled(fused: Model, batch: Batch) -> dict[str, Call]:

@@ -124,12 +124,12 @@ def gflop(shape: Shape, mode: str, open_pairs: float, pooled: bool = False) -> f
 
     - forward, a pair: Ke, and if open K + 2H (g relu(.) added to both ends); a node: Hd + d;
     - inference: the same, with a dot product of H instead of 2H and no second layer (it is in the head);
-    - backward, a pair: Ke + 2 He b + 2 He + 3b, and if open K + 2 Hd + 6H + 3d; a node: 2 Hd + d.
+    - backward, a pair: Ke + 2 He b + He + 4b, and if open K + 2 Hd + 6H + 3d; a node: 2 Hd + d.
 
     Pooled, as in the model, a pair is added to its graph's sum alone, and the second layer is the graph's:
 
     - forward, a pair: Ke, and if open K + H; a graph: Hd + d;
-    - backward, a pair: Ke + 2 He b + 2 He + 3b, and if open K + 2 Hd + 3H + 4d (gate and sum 2H, gradients
+    - backward, a pair: Ke + 2 He b + He + 4b, and if open K + 2 Hd + 3H + 4d (gate and sum 2H, gradients
       of the first layer and of both ends from which units are on 2 Hd + H + 4d); a graph: 2 Hd + d.
 
     Args:
@@ -142,7 +142,7 @@ def gflop(shape: Shape, mode: str, open_pairs: float, pooled: bool = False) -> f
     sizes = shape.sizes()
     pairs, nodes = count_pairs(sizes), int(sizes.sum())
     message, edge = d + h * d, b + he * b + he
-    edge_backward = edge + 2 * he * b + 2 * he + 3 * b
+    edge_backward = edge + 2 * he * b + he + 4 * b
     if pooled:
         lanes = pairs * edge + open_pairs * (message + h) + shape.graphs * (h * d + d)
         if mode == "train":

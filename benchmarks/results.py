@@ -18,6 +18,8 @@ from . import environment
 
 RESULTS = Path(__file__).parent / "results"
 
+_PRIVATE = ("out", "part", "name", "data")  # settings that tell of the machine's directories
+
 Document = dict[str, Any]
 
 _NUMBER = (int, float)
@@ -50,7 +52,7 @@ _DOCUMENT = {
     "settings": dict,
     "runs": [_RUN],
 }
-_KINDS: dict[str, dict[str, Any]] = {  # what a kind adds to runs and to measurements' cases
+KINDS: dict[str, dict[str, Any]] = {  # what a kind adds to runs and to measurements' cases
     "layer": {"run": {"peak": _PEAK}, "case": {"shape": str, "mode": str, "gflop": _NUMBER, "pairs": int}},
     "model": {
         "run": {"peak": _PEAK},
@@ -84,9 +86,9 @@ def document(kind: str, quick: bool, settings: Mapping[str, Any], runs: Sequence
 def check(result: Document) -> None:
     """Raise ValueError naming the first field that is missing, empty or of another type."""
     _check(result, _DOCUMENT, "result")
-    kind = _KINDS.get(result["kind"])
+    kind = KINDS.get(result["kind"])
     if kind is None:
-        raise ValueError(f"result.kind: expected one of {', '.join(_KINDS)}, got {result['kind']!r}")
+        raise ValueError(f"result.kind: expected one of {', '.join(KINDS)}, got {result['kind']!r}")
     _check(result, kind.get("result", {}), "result")
     for at, run in enumerate(result["runs"]):
         _check(run, kind["run"], f"result.runs[{at}]")
@@ -177,12 +179,16 @@ def tables(result: Document) -> Iterable[str]:
 
 
 def _heading(result: Document) -> list[str]:
+    quick = " (quick: no timing)" * result["quick"]
+    title = f"# {result['kind'].capitalize()}, {result['written'][:10]}{quick}"
+    return [title, "", *circumstances(result)]
+
+
+def circumstances(result: Document) -> list[str]:
+    """Machine, versions, commit, and what each process ran with, as Markdown."""
     machine, versions, git = result["machine"], result["versions"], result["git"]
     commit = (git["commit"] or "unknown")[:12] + (" with changes" if git["dirty"] else "")
     lines = [
-        f"# {result['kind'].capitalize()}, {result['written'][:10]}"
-        + " (quick: no timing)" * result["quick"],
-        "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
         f"{machine['libc']}. Commit {commit}. "
         + ", ".join(f"{name} {version}" for name, version in versions.items() if version)

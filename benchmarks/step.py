@@ -137,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results.write_aside(options.part, json.dumps(found))
         return
     timed = [part for part in options.parts if part != "memory"]
-    runs = memory = []
+    runs: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
     if timed:
         runs = _run(options, [_forwarded(options, timed, options.contestants, options.features)])
     if "memory" in options.parts:
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[list[str]]) -> list[dict[str, Any]]:
-    processes = [({}, words) for words in arguments]
+    processes: list[environment.Process] = [({}, words) for words in arguments]
     return environment.run_processes("benchmarks.step", processes, patient=options.quick)
 
 
