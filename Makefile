@@ -31,13 +31,16 @@ demo: build  ## trains SIGN and L0-SIGN on planted interactions, and shows what 
 test: build
 	$(BIN)/python -m pytest
 
-bench: build  ## all contestants, on an idle machine: more than an hour; into benchmarks/results
-	$(BIN)/python -m benchmarks.layer --instruction-sets avx2 portable
+bench: build  ## all contestants, on an idle machine: about 25 minutes; into benchmarks/results and docs/performance.md
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.layer
+	$(BIN)/python -m benchmarks.model
+	$(BIN)/python -m benchmarks.report
 
 bench-quick: build  ## whether the benchmarks work; their figures mean nothing
+	$(BIN)/python -m benchmarks.step --quick --contestants fused "fused, row-wise" official eager --out build/benchmarks
 	$(BIN)/python -m benchmarks.layer --quick --out build/benchmarks
-	$(BIN)/python -m benchmarks.step --quick --out build/benchmarks
+	$(BIN)/python -m benchmarks.model --quick --shapes A --out build/benchmarks
 
 test-fast: build
 	$(BIN)/python -m pytest -m "not slow"

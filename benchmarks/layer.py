@@ -1,7 +1,10 @@
 """The layer: all contestants by turns in one process, for each shape, mode and number of threads.
 
-    python -m benchmarks.layer                  # everything, with both allocators: about an hour
+    python -m benchmarks.layer                  # about ten minutes
     python -m benchmarks.layer --quick          # does it work? The figures mean nothing
+
+All contestants run on the first number of threads that is given; the fused one alone also on the others and
+on lesser instruction sets, at the shapes of --detail.
 
 Modes: "train" is forward with new noise and backward for all inputs and weights; "forward" is that forward
 alone, ready for a backward; "inference" is predictions of the layer under a linear head, gates deterministic,
@@ -13,8 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,11 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.part:
         results.write_aside(options.part, json.dumps(measure(options)))
         return
-    processes = [
-        (variables, ["--contestants", *names, *_forwarded(options)])
-        for variables, names in _processes(options)
-    ]
-    runs = environment.run_processes("benchmarks.layer", processes, patient=options.quick)
+    runs = environment.run_processes("benchmarks.layer", _processes(options), patient=options.quick)
     result = results.document("layer", options.quick, vars(options), runs)
     for path in results.write(result, options.out, options.name):
         print(path)
@@ -56,8 +54,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     first = True
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for shape in select(options.shapes, options.quick):
-            names = ["fused"] if shape.fused_only else options.contestants
+        alone = threads != options.threads[0]
+        shapes = [name for name in options.shapes if name in options.detail] if alone else options.shapes
+        for shape in select(shapes, options.quick):
+            names = ["fused"] if shape.fused_only or alone else options.contestants
             if options.quick and not first:
                 names = [name for name in names if name not in _COMPILED]  # compiling takes the time
             first = False
@@ -108,26 +108,31 @@ def _open_pairs(problem: Problem, deterministic: bool) -> int:
     return int((gates > 0).sum())
 
 
-def _processes(options: argparse.Namespace) -> list[tuple[Mapping[str, str], list[str]]]:
-    """Environment and contestants of each process: one for an allocator, one for a lesser instruction set."""
-    found: list[tuple[Mapping[str, str], list[str]]] = []
+def _processes(options: argparse.Namespace) -> list[environment.Process]:
+    """One for an allocator, one for a lesser instruction set."""
+    found: list[environment.Process] = []
     for variables in environment.with_allocators(options.allocators).values():
         again = options.quick and found  # what compiles was seen to work
         names = [n for n in options.contestants if not (again and n in _COMPILED)]
-        found.append((variables, names))
-    found += [({"L0SIGN_CPU_CAPABILITY": name}, ["fused"]) for name in options.instruction_sets]
+        found.append((variables, _forwarded(options, options.shapes, options.threads, names)))
+    detail = [name for name in options.shapes if name in options.detail]
+    if detail:
+        alone = _forwarded(options, detail, options.threads[:1], ["fused"])
+        found += [({"L0SIGN_CPU_CAPABILITY": name}, alone) for name in options.instruction_sets]
     return found
 
 
 def _budget(options: argparse.Namespace) -> Budget:
-    return QUICK if options.quick else Budget(seconds=options.seconds)
+    return QUICK if options.quick else Budget(options.seconds, min_rounds=3, warmup=1)
 
 
-def _forwarded(options: argparse.Namespace) -> list[str]:
-    quick = ["--quick"] if options.quick else []
-    lists = {"--shapes": options.shapes, "--modes": options.modes, "--threads": options.threads}
+def _forwarded(
+    options: argparse.Namespace, shapes: Sequence[str], threads: Sequence[int], contestants: Sequence[str]
+) -> list[str]:
+    lists = {"--shapes": shapes, "--threads": threads, "--contestants": contestants}
+    lists |= {"--modes": options.modes, "--detail": options.detail}
     words = [word for name, values in lists.items() for word in (name, *map(str, values))]
-    return [*quick, *words, "--seconds", str(options.seconds)]
+    return [*words, "--seconds", str(options.seconds), *["--quick"] * options.quick]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -142,14 +147,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
     add("--contestants", nargs="+", choices=names, default=names, help="default: all")
     add("--threads", nargs="+", type=int, default=[1, 2], help="default: 1 2")
-    add("--allocators", nargs="+", choices=("default", "tuned"), default=["default", "tuned"])
-    add("--instruction-sets", nargs="*", choices=("avx2", "portable"), default=[],
-        help="also measure the fused contestant with these kernels")  # fmt: skip
-    add("--seconds", type=float, default=2.0, help="for each contestant, shape, mode and number of threads")
-    add("--quick", action="store_true", help="tiny shapes, a few rounds: looks at function, not at time")
-    add("--out", type=Path, default=results.RESULTS, help="directory; default: benchmarks/results")
-    add("--name", help="of the files, without suffix; default: date and kind")
-    add("--part", type=Path, help=argparse.SUPPRESS)
+    add("--detail", nargs="*", choices=SHAPES, default=["A"], help="shapes; default: A")
+    add("--instruction-sets", nargs="*", choices=("avx2", "portable"), default=["avx2"], help="default: avx2")
+    add("--allocators", nargs="+", choices=("default", "tuned"), default=["default"], help="default: default")
+    add("--seconds", type=float, default=1.0, help="for each contestant and measurement; default: 1")
+    results.add_options(parser)
     options = parser.parse_args(arguments)
     if "fused" not in options.contestants:
         options.contestants.insert(0, "fused")  # what the others are compared with

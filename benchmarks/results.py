@@ -9,6 +9,7 @@ import argparse
 import datetime
 import json
 import os
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from . import environment
 
 RESULTS = Path(__file__).parent / "results"
+
+_PRIVATE = ("out", "part", "name", "data")  # settings that tell of the machine's directories
 
 Document = dict[str, Any]
 
@@ -49,9 +52,17 @@ _DOCUMENT = {
     "settings": dict,
     "runs": [_RUN],
 }
-_KINDS: dict[str, dict[str, Any]] = {  # what a kind adds to runs and to measurements' cases
+KINDS: dict[str, dict[str, Any]] = {  # what a kind adds to runs and to measurements' cases
     "layer": {"run": {"peak": _PEAK}, "case": {"shape": str, "mode": str, "gflop": _NUMBER, "pairs": int}},
-    "step": {"run": {}, "case": {"measure": str, "features": int, "unit": str}},
+    "model": {
+        "run": {"peak": _PEAK},
+        "case": {"shape": str, "mode": str, "gflop": _NUMBER, "pairs": int, "graphs": int},
+    },
+    "step": {
+        "result": {"memory": list},
+        "run": {},
+        "case": {"part": str, "features": int, "optimizer": str},
+    },
 }
 
 
@@ -65,7 +76,9 @@ def document(kind: str, quick: bool, settings: Mapping[str, Any], runs: Sequence
         "machine": environment.machine(),
         "versions": environment.versions(),
         "git": environment.git(),
-        "settings": {name: value for name, value in settings.items() if name not in ("out", "part", "name")},
+        "settings": {
+            name: value for name, value in settings.items() if name not in ("out", "part", "name", "data")
+        },
         "runs": list(runs),
     }
 
@@ -73,9 +86,10 @@ def document(kind: str, quick: bool, settings: Mapping[str, Any], runs: Sequence
 def check(result: Document) -> None:
     """Raise ValueError naming the first field that is missing, empty or of another type."""
     _check(result, _DOCUMENT, "result")
-    kind = _KINDS.get(result["kind"])
+    kind = KINDS.get(result["kind"])
     if kind is None:
-        raise ValueError(f"result.kind: expected one of {', '.join(_KINDS)}, got {result['kind']!r}")
+        raise ValueError(f"result.kind: expected one of {', '.join(KINDS)}, got {result['kind']!r}")
+    _check(result, kind.get("result", {}), "result")
     for at, run in enumerate(result["runs"]):
         _check(run, kind["run"], f"result.runs[{at}]")
         for index, measurement in enumerate(run["measurements"]):
@@ -103,6 +117,15 @@ def _check(value: Any, expected: Any, where: str) -> None:
             _check(item, expected[0], f"{where}[{at}]")
     elif not isinstance(value, expected) or (isinstance(value, bool) and expected in (int, _NUMBER)):
         raise ValueError(f"{where}: unexpected {type(value).__name__}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every script that writes a result."""
+    add = parser.add_argument
+    add("--quick", action="store_true", help="little data, a few rounds: looks at function, not at time")
+    add("--out", type=Path, default=RESULTS, help="directory; default: benchmarks/results")
+    add("--name", help="of the files, without suffix; default: date and kind")
+    add("--part", type=Path, help=argparse.SUPPRESS)
 
 
 def write(result: Document, directory: Path, name: str | None = None) -> tuple[Path, Path]:
@@ -141,17 +164,31 @@ def read(path: Path) -> Document:
 
 def table(result: Document) -> str:
     """A result as Markdown."""
-    body = {"layer": _layer_tables, "step": _step_tables}[result["kind"]](result["runs"])
-    return "\n".join([*_heading(result), *body]) + "\n"
+    return "\n".join([*_heading(result), *tables(result)]) + "\n"
+
+
+def tables(result: Document) -> Iterable[str]:
+    """The lines of a result's tables, without the heading."""
+    if result["kind"] == "layer":
+        yield from _layer_tables(result["runs"])
+    elif result["kind"] == "model":
+        yield from _model_tables(result["runs"])
+    else:
+        yield from _step_tables(result["runs"])
+        yield from _memory_table(result["memory"])
 
 
 def _heading(result: Document) -> list[str]:
+    quick = " (quick: no timing)" * result["quick"]
+    title = f"# {result['kind'].capitalize()}, {result['written'][:10]}{quick}"
+    return [title, "", *circumstances(result)]
+
+
+def circumstances(result: Document) -> list[str]:
+    """Machine, versions, commit, and what each process ran with, as Markdown."""
     machine, versions, git = result["machine"], result["versions"], result["git"]
     commit = (git["commit"] or "unknown")[:12] + (" with changes" if git["dirty"] else "")
     lines = [
-        f"# {result['kind'].capitalize()}, {result['written'][:10]}"
-        + " (quick: no timing)" * result["quick"],
-        "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
         f"{machine['libc']}. Commit {commit}. "
         + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -224,21 +261,86 @@ def _lesser_table(best: Document, lesser: Sequence[Document]) -> Iterable[str]:
         yield _row(m["case"]["shape"], m["case"]["mode"], m["threads"], *map(_number, shares))
 
 
-def _step_tables(runs: Sequence[Document]) -> Iterable[str]:
-    """One table for each measure and number of threads."""
+def _model_tables(runs: Sequence[Document]) -> Iterable[str]:
+    """One table for each mode, and the latency."""
     for run in runs:
-        for (measure, threads), measurements in _grouped(
-            run["measurements"], lambda m: (m["case"]["measure"], m["threads"])
-        ).items():
+        yield from (
+            "",
+            "Medians. fused: milliseconds; peak: its share of the multiply-add peak, by the formulas of "
+            "problems.gflop; others: median of the per-round ratios over fused.",
+        )
+        cases = _grouped(run["measurements"], lambda m: (m["case"]["mode"], m["threads"]))
+        for (mode, threads), measurements in cases.items():
             rivals = _names(measurements)
-            unit = measurements[0]["case"]["unit"]
-            yield from ("", f"## {measure}, {_threads(threads)}, {run['allocator']['name']} allocator", "")
-            yield from _header(unit, "features", "fused ms", *(f"{name} ms" for name in rivals), "ratios")
+            latency = mode == "latency"
+            yield from ("", f"## {mode}, {_threads(threads)}, {run['allocator']['name']} allocator", "")
+            yield from _header("samples" if latency else "shape", "fused ms", "peak", *rivals)
             for m in measurements:
-                case = m["case"]
-                times = [_number(_value(m, name, "median")) for name in ("fused", *rivals)]
-                ratios = ", ".join(_number(_value(m, name, "ratio")) for name in rivals)
-                yield _row(case.get("of", ""), f"{case['features']:,}", *times, ratios)
+                what = f"{m['case']['graphs']:,}" if latency else m["case"]["shape"]
+                ratios = [_number(_value(m, name, "ratio")) for name in rivals]
+                yield _row(what, _number(_value(m, "fused", "median")), _share(m, run), *ratios)
+
+
+def _step_tables(runs: Sequence[Document]) -> Iterable[str]:
+    for run in runs:
+        by_part = _grouped(run["measurements"], lambda m: (m["case"]["part"], m["threads"]))
+        for (part, threads), measurements in by_part.items():
+            yield from ("", f"## {part}, {_threads(threads)}, {run['allocator']['name']} allocator", "")
+            yield from (_epoch_table if part == "epoch" else _vocabulary_table)(measurements)
+
+
+def _epoch_table(measurements: Sequence[Document]) -> Iterable[str]:
+    names = ["fused", *_names(measurements)]
+    yield (
+        "Seconds an epoch: the median time of a step, times the steps. In brackets: how many times faster "
+        "than the official approach with the same optimizer, the median of the rounds' ratios."
+    )
+    yield ""
+    yield from _header("data", "samples", "optimizer", *names)
+    for m in measurements:
+        case = m["case"]
+        cells = []
+        for name in names:
+            ms = _value(m, name, "median")
+            cell = _number(None if ms is None else ms * case["steps"] / 1e3)
+            faster = _ratio(m, "official", name)
+            cells.append(cell if name == "official" or faster is None else f"{cell} ({_number(faster)})")
+        yield _row(case["data"], f"{case['samples']:,}", case["optimizer"], *cells)
+
+
+def _vocabulary_table(measurements: Sequence[Document]) -> Iterable[str]:
+    names = ["fused", *_names(measurements)]
+    features = sorted({m["case"]["features"] for m in measurements})
+    yield "Milliseconds a step, by the number of features; growth: with the most over with the fewest."
+    yield ""
+    yield from _header("", "optimizer", "ids", *(f"{n:,}" for n in features), "growth")
+    rows = _grouped(measurements, lambda m: (m["case"]["optimizer"], m["case"]["ids"]))
+    for name in names:
+        for (optimizer, ids), found in rows.items():
+            times = {m["case"]["features"]: _value(m, name, "median") for m in found}
+            ordered = [times.get(n) for n in features]
+            growth = _quotient(ordered[-1], ordered[0])
+            yield _row(name, optimizer, ids, *map(_number, ordered), _number(growth))
+
+
+def _memory_table(memory: Sequence[Document]) -> Iterable[str]:
+    if not memory:
+        return
+    features = sorted({m["features"] for m in memory})
+    yield from ("", "## memory", "")
+    yield (
+        "MiB that a process takes at most while it trains with Adam, by the number of features; in brackets "
+        "what of it the program and the data had taken before."
+    )
+    yield ""
+    yield from _header("", *(f"{n:,}" for n in features))
+    for name, found in _grouped(memory, lambda m: m["contestant"]).items():
+        by_features = {m["features"]: m for m in found}
+        cells = [
+            f"{m['peak_bytes'] / 2**20:,.0f} ({m['program_bytes'] / 2**20:,.0f})" if m else "–"
+            for m in map(by_features.get, features)
+        ]
+        yield _row(name, *cells)
 
 
 def _split(runs: Sequence[Document]) -> tuple[list[Document], list[Document]]:
@@ -283,6 +385,14 @@ def _share(measurement: Document | None, run: Document) -> str | None:
         return None
     peak = run["peak"]["gflops"][str(measurement["threads"])]
     return f"{measurement['case']['gflop'] / (ms * 1e-3) / peak:.0%}"
+
+
+def _ratio(measurement: Document, name: str, over: str) -> float | None:
+    """The median of the per-round ratios of two contestants."""
+    timings = [measurement["contestants"].get(of) for of in (name, over)]
+    if None in timings:
+        return None
+    return statistics.median(a / b for a, b in zip(timings[0]["ms"], timings[1]["ms"], strict=False))
 
 
 def _quotient(a: float | None, b: float | None) -> float | None:

@@ -1,262 +1,166 @@
-"""The whole training step, an epoch, and the latency of predictions: the model and the official approach.
+"""The whole training step: an epoch of real data, steps by the size of the vocabulary, and peak memory.
 
-    python -m benchmarks.step             # needs about 4 GiB for the largest vocabulary
+    python -m benchmarks.step             # needs ../shared/data, and about 4 GiB for the largest vocabulary
     python -m benchmarks.step --quick     # does it work? The figures mean nothing
 
-The data are like Frappe's: ten fields, 5,382 features in all; for larger vocabularies the fields of users and
-items grow, and values are drawn uniformly, which touches more rows than real data do. Both models begin from
-the same weights and are trained by the same optimizer on the same loss: cross entropy with the penalty on
-open edges.
+A step is lookup, layer, head, loss, backward and optimizer on a batch of 1,024; in parts 1 and 2 collating
+the batch from memory belongs to it. Each timed sample is a run of steps of one contestant, in turn.
 
-- step: embedding lookup, model, loss, backward, optimizer, on batches of 1,024 that were collated before;
-- epoch: all of it in shuffled batches, collating included, as PyG's DataLoader does it from a list of graphs
-  in memory, and as l0sign_cuda.data.GraphDataset does it;
-- inference: one batch of 1 or of 1,000 samples, collated before.
+1. epoch: all contestants on the training samples of Frappe and MovieLens tags. Its time is that of a step
+   times the number of steps.
+2. vocabulary: steps on data like Frappe's with larger tables of users and items, ids skewed and uniform.
+3. memory: the most that a process takes that makes a model and trains it for 20 steps.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-import l0sign_cuda
-from l0sign_cuda import L0SIGN
 from l0sign_cuda.data import GraphDataset
+from l0sign_cuda.memory import peak_memory
 
-from . import environment, results
-from .contestants import gated_message_passing
+from . import environment, results, samples
+from .models import MODELS, OPTIMIZERS, Model, make
 from .rounds import QUICK, Budget, Call, interleave, summary
 
 BATCH_SIZE = 1024
-FRAPPE_SAMPLES = 202_027  # 70 % of 288,609
-L0_WEIGHT = 3.6e-4
-
-# Values of Frappe's fields: user, item, daytime, weekday, weekend, homework, cost, weather, country, city.
-_FIELDS = (957, 4082, 7, 7, 2, 3, 9, 2, 80, 233)
-FRAPPE_FEATURES = sum(_FIELDS)
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
-    "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.2),
-}
-
-
-def frappe_like(samples: int, features: int = FRAPPE_FEATURES, seed: int = 0) -> GraphDataset:
-    """Ten categorical fields of ``features`` values together, drawn uniformly, with labels of chance."""
-    random = np.random.default_rng(seed)
-    large, small = sum(_FIELDS[:2]), sum(_FIELDS[2:])
-    users = (features - small) * _FIELDS[0] // large
-    fields = [users, features - small - users, *_FIELDS[2:]]
-    first = np.cumsum([0, *fields[:-1]])
-    ids = np.stack(
-        [start + random.integers(n, size=samples) for start, n in zip(first, fields, strict=True)], 1
-    )
-    return GraphDataset.from_dense(ids, labels=random.integers(2, size=samples), num_features=features)
-
-
-class Contestant(ABC):
-    """A model with its optimizer and its way to batches."""
-
-    name: str
-    model: nn.Module
-    optimizers = OPTIMIZERS
-
-    @abstractmethod
-    def batches(self, data: GraphDataset, batch_size: int) -> Iterator[Any]:
-        """The samples in shuffled, collated batches."""
-
-    @abstractmethod
-    def loss(self, batch: Any) -> Tensor:
-        """The training loss of a batch."""
-
-    @abstractmethod
-    def logits(self, batch: Any) -> Tensor:
-        """The predictions of a batch."""
-
-    def with_optimizer(self, name: str) -> Contestant:
-        self.optimizer = self.optimizers[name](self.model.parameters())
-        return self
-
-    def step(self, batch: Any) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.loss(batch).backward()
-        self.optimizer.step()
-
-    def epoch(self, data: GraphDataset, batch_size: int = BATCH_SIZE) -> None:
-        for batch in self.batches(data, batch_size):
-            self.step(batch)
-
-
-class Fused(Contestant):
-    """This library's model."""
-
-    name = "fused"
-
-    def __init__(self, model: L0SIGN) -> None:
-        self.model: L0SIGN = model
-
-    def batches(self, data: GraphDataset, batch_size: int) -> Iterator[Any]:
-        return data.iter_batches(None, batch_size, shuffle_seed=0)
-
-    def loss(self, batch: Any) -> Tensor:
-        output = self.model(batch.ids, batch.offsets, batch.values)
-        return l0sign_cuda.empirical_risk(output, batch.labels, L0_WEIGHT)
-
-    def logits(self, batch: Any) -> Tensor:
-        logits: Tensor = self.model(batch.ids, batch.offsets, batch.values).logits
-        return logits
-
-
-class Official(Contestant):
-    """The model with torch's embeddings and PyG's message passing, from the same weights."""
-
-    name = "official"
-
-    def __init__(self, model: L0SIGN) -> None:
-        self.model: L0SIGN = copy.deepcopy(model)
-        self.passing = gated_message_passing()
-
-    def batches(self, data: GraphDataset, batch_size: int) -> Iterator[Any]:
-        from torch_geometric.loader import DataLoader
-
-        return iter(DataLoader(_graphs(data), batch_size, shuffle=batch_size < len(data)))
-
-    def outputs(self, batch: Any, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(logits [B], the sum of the probabilities of open edges [B])."""
-        from torch_geometric.nn import global_mean_pool
-
-        model = self.model
-        assert model.edge_embedding is not None and model.interaction.edge is not None
-        x, e = model.node_embedding(batch.x), model.edge_embedding(batch.x)
-        networks = model.interaction.message.weights(), model.interaction.edge.weights()
-        nodes, l0 = self.passing(x, e, batch.edge_index, batch.batch, batch.num_graphs, *networks, noise)
-        return model.head(global_mean_pool(nodes, batch.batch, batch.num_graphs)).squeeze(-1), l0
-
-    def loss(self, batch: Any) -> Tensor:
-        logits, l0 = self.outputs(batch, torch.rand(batch.edge_index.shape[1]))
-        return F.binary_cross_entropy_with_logits(logits, batch.y) + L0_WEIGHT * l0.mean()
-
-    def logits(self, batch: Any) -> Tensor:
-        return self.outputs(batch, None)[0]
-
-
-def _graphs(data: GraphDataset) -> list[Any]:
-    """A PyG graph for each sample, its pairs listed; samples of one size share the list."""
-    from torch_geometric.data import Data
-
-    whole = data.batch(np.arange(len(data)))
-    pairs = torch.triu_indices(whole.ids.shape[1], whole.ids.shape[1])
-    assert whole.labels is not None
-    return [
-        Data(x=x, edge_index=pairs, y=y, num_nodes=x.shape[0])
-        for x, y in zip(whole.ids, whole.labels.split(1), strict=True)
-    ]
-
-
-def contestants(features: int) -> list[Contestant]:
-    """The models of a vocabulary, from the same weights."""
-    torch.manual_seed(0)
-    model = L0SIGN(features, l2_penalty=False)
-    return [Fused(model), Official(model)]
+PARTS = ("epoch", "vocabulary", "memory")
+_GROWING = ("fused", "fused, row-wise", "official")  # what is measured by vocabulary
+_COMPILED = ("compile", "repaired")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything, with the allocator and the kernels of this process."""
+    """Parts 1 and 2, in this process."""
     before = environment.load_average()
+    torch.set_num_threads(options.threads)
     measurements = []
-    for threads in options.threads:
-        torch.set_num_threads(threads)
-        for measurement in itertools.chain(_steps(options), _epoch(options), _latency(options)):
-            case, timings = measurement["case"], measurement["contestants"]
-            shown = ", ".join(f"{name} {timing['median']:.3g} ms" for name, timing in timings.items())
-            about = f"{case['measure']}, {case['of']}, {case['features']:,} features, {threads} thr."
-            print(f"{about}: {shown}", file=sys.stderr, flush=True)
-            measurements.append(measurement | {"threads": threads})
+    if "epoch" in options.parts:
+        measurements += list(_epochs(options))
+    if "vocabulary" in options.parts:
+        measurements += list(_vocabularies(options))
     load = {"before": before, "after": environment.load_average()}
     return {**environment.process(), "load_average": load, "measurements": measurements}
 
 
-def _steps(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    size = 64 if options.quick else BATCH_SIZE
+def _epochs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name in ["made"] if options.quick else samples.REAL:
+        data = samples.frappe_like(500) if options.quick else samples.real(name, options.data)
+        torch.compiler.reset()
+        for optimizer, contestants in _trained(data, options.contestants, options):
+            case: dict[str, Any] = {
+                "part": "epoch",
+                "data": name,
+                "optimizer": optimizer,
+                "features": data.num_features,
+                "samples": len(data),
+                "steps": len(data) / _batch_size(options),
+                "extrapolated": True,  # the times are those of steps
+            }
+            yield _measured(case, contestants, options)
+
+
+def _vocabularies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    names = [name for name in options.contestants if name in _GROWING]
     for features in options.features:
-        data = frappe_like(8 * size, features)
-        for optimizer in OPTIMIZERS:
-            calls: dict[str, Call] = {}
-            for contestant in contestants(features):
-                batches = itertools.cycle(list(contestant.batches(data, size)))
-                calls[contestant.name] = _stepping(contestant.with_optimizer(optimizer), batches)
-            yield _measured("training step", "optimizer", optimizer, features, calls, _budget(options))
+        for ids in ("skewed", "uniform"):
+            data = samples.frappe_like(100 * _batch_size(options), features, ids == "skewed")
+            for optimizer, contestants in _trained(data, names, options):
+                case = {"part": "vocabulary", "ids": ids, "optimizer": optimizer, "features": features}
+                yield _measured(case, contestants, options)
 
 
-def _stepping(contestant: Contestant, batches: Iterator[Any]) -> Call:
-    return lambda: contestant.step(next(batches))
+def _trained(
+    data: GraphDataset, names: Iterable[str], options: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, Call]]]:
+    """For each optimizer, a call for each contestant that does a step."""
+    assert data.graph_size
+    models = make(names, data.graph_size, num_embeddings=data.num_features)
+    batches = {name: model.batches(data, _batch_size(options)) for name, model in models.items()}
+    for optimizer in OPTIMIZERS:
+        for model in models.values():
+            model.use_optimizer(optimizer)
+        yield optimizer, {name: _stepping(model, batches[name]) for name, model in models.items()}
 
 
-def _epoch(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    samples = 500 if options.quick else FRAPPE_SAMPLES
-    data = frappe_like(samples)
-    calls: dict[str, Call] = {}
-    for contestant in contestants(FRAPPE_FEATURES):
-        calls[contestant.name] = _epochs(contestant.with_optimizer("adam"), data)
-    budget = Budget(min_rounds=1, max_rounds=1 if options.quick else 3, seconds=600, warmup=0)
-    yield _measured(f"epoch of {samples:,} samples", "optimizer", "adam", FRAPPE_FEATURES, calls, budget)
+def _stepping(model: Model, batches: Iterator[Any]) -> Call:
+    return lambda: model.step(next(batches))
 
 
-def _epochs(contestant: Contestant, data: GraphDataset) -> Call:
-    return lambda: contestant.epoch(data)
+def _measured(case: dict[str, Any], calls: dict[str, Call], options: argparse.Namespace) -> dict[str, Any]:
+    # Long samples: after another contestant's turn the first step finds nothing of its own in the caches.
+    budget = QUICK if options.quick else Budget(options.seconds, min_rounds=3, sample=0.1, warmup=1)
+    timings = summary(interleave(calls, budget))
+    about = ", ".join(f"{key} {value}" for key, value in case.items() if key not in ("extrapolated", "steps"))
+    shown = ", ".join(f"{name} {timing['median']:.3g} ms" for name, timing in timings.items())
+    print(f"{about}: {shown}", file=sys.stderr, flush=True)
+    return {"case": case, "threads": options.threads, "contestants": timings}
 
 
-def _latency(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for samples in (1, 1000):
-        data = frappe_like(samples)
-        calls: dict[str, Call] = {}
-        for contestant in contestants(FRAPPE_FEATURES):
-            contestant.model.eval()
-            calls[contestant.name] = _predicting(contestant, next(contestant.batches(data, samples)))
-        yield _measured("inference", "samples", str(samples), FRAPPE_FEATURES, calls, _budget(options))
+def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Part 3, of the one contestant and the one vocabulary of this process, with Adam."""
+    torch.set_num_threads(options.threads)
+    [name], [features] = options.contestants, options.features
+    data = samples.frappe_like(20 * _batch_size(options), features)
+    program = peak_memory()["host"]
+    assert data.graph_size
+    [model] = make([name], data.graph_size, num_embeddings=features).values()
+    model.use_optimizer("adam")
+    batches = model.batches(data, _batch_size(options))
+    for _ in range(20):
+        model.step(next(batches))
+    return {
+        "contestant": name,
+        "features": features,
+        "optimizer": "adam",
+        "program_bytes": program,
+        "peak_bytes": peak_memory()["host"],
+    }
 
 
-def _predicting(contestant: Contestant, batch: Any) -> Call:
-    return torch.no_grad()(lambda: contestant.logits(batch))
-
-
-def _measured(
-    measure: str, unit: str, of: str, features: int, calls: Mapping[str, Call], budget: Budget
-) -> dict[str, Any]:
-    case = {"measure": measure, "unit": unit, "of": of, "features": features}
-    return {"case": case, "contestants": summary(interleave(calls, budget))}
-
-
-def _budget(options: argparse.Namespace) -> Budget:
-    return QUICK if options.quick else Budget(seconds=options.seconds)
+def _batch_size(options: argparse.Namespace) -> int:
+    return 64 if options.quick else BATCH_SIZE
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure with each allocator in a process of its own, and write; with --part, this process alone."""
+    """Measure each part in processes of their own, and write; with --part, this process alone."""
     options = _parse(arguments)
     if options.part:
-        results.write_aside(options.part, json.dumps(measure(options)))
+        found = measure_memory(options) if options.parts == ["memory"] else measure(options)
+        results.write_aside(options.part, json.dumps(found))
         return
-    arguments = ["--seconds", str(options.seconds), *["--quick"] * options.quick]
-    arguments += ["--features", *map(str, options.features), "--threads", *map(str, options.threads)]
-    allocators = environment.with_allocators(options.allocators)
-    processes = [(variables, arguments) for variables in allocators.values()]
-    runs = environment.run_processes("benchmarks.step", processes, patient=options.quick)
-    result = results.document("step", options.quick, vars(options), runs)
+    timed = [part for part in options.parts if part != "memory"]
+    runs: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
+    if timed:
+        runs = _run(options, [_forwarded(options, timed, options.contestants, options.features)])
+    if "memory" in options.parts:
+        names = [name for name in options.contestants if name in _GROWING]
+        each = itertools.product(options.features, names)
+        memory = _run(options, [_forwarded(options, ["memory"], [name], [n]) for n, name in each])
+    result = results.document("step", options.quick, vars(options), runs) | {"memory": memory}
     for path in results.write(result, options.out, options.name):
         print(path)
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[list[str]]) -> list[dict[str, Any]]:
+    processes: list[environment.Process] = [({}, words) for words in arguments]
+    return environment.run_processes("benchmarks.step", processes, patient=options.quick)
+
+
+def _forwarded(
+    options: argparse.Namespace, parts: Sequence[str], contestants: Sequence[str], features: Sequence[int]
+) -> list[str]:
+    words = ["--parts", *parts, "--contestants", *contestants, "--features", *map(str, features)]
+    words += ["--threads", str(options.threads), "--seconds", str(options.seconds)]
+    return [*words, "--data", str(options.data), *["--quick"] * options.quick]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -266,19 +170,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    add("--contestants", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     add("--features", nargs="+", type=int, help="default: 5,382, 100,000 and 5,000,000")
-    add("--threads", nargs="+", type=int, default=[1, 2], help="default: 1 2")
-    add("--allocators", nargs="+", choices=("default", "tuned"), default=["default", "tuned"])
-    add("--seconds", type=float, default=3.0, help="for each contestant and measure")
-    add("--quick", action="store_true", help="small batches, a few rounds: looks at function, not at time")
-    add("--out", type=Path, default=results.RESULTS, help="directory; default: benchmarks/results")
-    add("--name", help="of the files, without suffix; default: date and kind")
-    add("--part", type=Path, help=argparse.SUPPRESS)
+    add("--data", type=Path, default=samples.DATA, help="directory with frappe/ and ml-10m/")
+    add("--threads", type=int, default=1, help="default: 1")
+    add("--seconds", type=float, default=2.0, help="for each contestant and measurement")
+    results.add_options(parser)
     options = parser.parse_args(arguments)
     if options.features is None:
-        options.features = (
-            [FRAPPE_FEATURES, 20_000] if options.quick else [FRAPPE_FEATURES, 100_000, 5_000_000]
-        )
+        larger = [20_000] if options.quick else [100_000, 5_000_000]
+        options.features = [samples.FRAPPE_FEATURES, *larger]
+    if not options.part and options.parts == ["memory"]:
+        parser.error("--parts memory: needs another part, whose run tells the circumstances")
+    if "fused" not in options.contestants and options.parts != ["memory"]:
+        options.contestants.insert(0, "fused")  # what the others are compared with
     return options
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from l0sign_cuda import L0SIGN, reference
+from l0sign_cuda import reference
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are no part of the package
 
-from benchmarks import environment, layer, problems, results, rounds, step
+from benchmarks import environment, layer, model, models, problems, report, results, rounds, samples, step
 from benchmarks.contestants import CONTESTANTS, Task, check_equal
 from benchmarks.problems import Problem, Shape
 
@@ -116,31 +116,66 @@ def test_every_mode_runs_with_draws_of_its_own(name: str) -> None:
 
 
 @needs_pyg
-def test_models_of_the_step_benchmark_agree() -> None:
-    data = step.frappe_like(20)
-    torch.manual_seed(0)
-    model = L0SIGN(step.FRAPPE_FEATURES, l2_penalty=False).eval()
-    fused, official = step.Fused(model), step.Official(model)
-    batches = [next(contestant.batches(data, len(data))) for contestant in (fused, official)]
-    order = torch.argsort(batches[0].ids[:, 1])  # users or items tell the samples apart
-    others = batches[1].x.view(-1, 10)
-    torch.testing.assert_close(
-        fused.logits(batches[0])[order], official.logits(batches[1])[torch.argsort(others[:, 1])]
-    )
-    for contestant in (fused, official):
-        before = copy.deepcopy(contestant.model.state_dict())
-        contestant.with_optimizer("adagrad").epoch(data, batch_size=8)
-        after = contestant.model.state_dict()
-        assert all(not torch.equal(before[name], after[name]) for name in before)
+def test_models_agree_and_learn() -> None:
+    data = samples.frappe_like(40, 5400)
+    names = [name for name in models.MODELS if name not in COMPILED]
+    made = models.make(names, 10, num_embeddings=5400)
+    whole = {name: contestant.collated(data) for name, contestant in made.items()}
+    found = {}
+    for name, contestant in made.items():
+        contestant.model.eval()  # deterministic gates, so that gradients are equal
+        logits = contestant.logits(whole[name])
+        logits.square().sum().backward()
+        gradients = {of: p.grad.to_dense() for of, p in contestant.model.named_parameters()}
+        found[name] = {"logits": logits.detach(), **gradients}
+        contestant.model.train()
+    for name in names[1:]:
+        torch.testing.assert_close(found[name], found["fused"])
+    l0 = made["fused"].model(whole["fused"].ids).l0_penalty
+    torch.testing.assert_close(made["official"].outputs(whole["official"], None)[1], l0)
+    torch.testing.assert_close(made["eager"].outputs(whole["eager"].ids, None)[1], l0)
+    assert made["fused, row-wise"].model.node_embedding.weight.grad.is_sparse
+    for optimizer in models.OPTIMIZERS:
+        for contestant in made.values():
+            contestant.use_optimizer(optimizer)
+            before = copy.deepcopy(contestant.model.state_dict())
+            contestant.step(next(contestant.batches(data, 8)))
+            after = contestant.model.state_dict()
+            assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("features", [step.FRAPPE_FEATURES, 20_000])
-def test_data_like_frappes(features: int) -> None:
-    data = step.frappe_like(5000, features)
-    ids = torch.from_numpy(data.ids).view(5000, 10)
+@pytest.mark.slow
+def test_compiled_models_agree() -> None:
+    torch.compiler.reset()
+    data = samples.frappe_like(8)
+    made = models.make(["fused", *COMPILED], 10, num_embeddings=data.num_features)
+    batch = made["fused"].collated(data)
+    for contestant in made.values():
+        contestant.model.eval()
+        torch.testing.assert_close(contestant.predict(batch), made["fused"].predict(batch))
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+@pytest.mark.parametrize("features", [samples.FRAPPE_FEATURES, 20_000])
+def test_data_like_frappes(features: int, skewed: bool) -> None:
+    data = samples.frappe_like(20_000, features, skewed)
+    ids = torch.from_numpy(data.ids).view(-1, 10)
     assert (data.graph_size, data.num_features) == (10, features)
     assert (ids.min(0).values[1:] > ids.max(0).values[:-1]).all(), "fields do not overlap"
-    assert int(ids.max()) == features - 1
+    assert int(ids.min()) >= 0 and int(ids.max()) < features
+    most = ids[:, 1].bincount().max() / len(ids)
+    assert (most > 0.05) == skewed
+
+
+@pytest.mark.parametrize("name", samples.REAL)
+def test_real_data(name: str) -> None:
+    if not (samples.DATA / samples.REAL[name][1]).exists():
+        pytest.skip("the logs are not here (../shared/data)")
+    data = samples.real(name)
+    assert (len(data), data.num_features, data.graph_size) == {
+        "Frappe": (202_026, samples.FRAPPE_FEATURES, 10),
+        "MovieLens tags": (200_718, 28_139, 3),
+    }[name]
 
 
 def test_work_of_a_sample_of_frappes_shape() -> None:
@@ -150,6 +185,17 @@ def test_work_of_a_sample_of_frappes_shape() -> None:
     assert work == pytest.approx(2e-9 * 1024 * (55 * 624 + 10 * 264))
     assert problems.gflop(shape, "inference", 55 * 1024) < work < problems.gflop(shape, "train", 55 * 1024)
     assert problems.gflop(shape, "forward", 0) < work
+
+
+def test_work_of_a_pooled_sample() -> None:
+    """A pair is accumulated once, and a graph has one second layer: 592 multiply-adds a pair, 264 a graph."""
+    shape = problems.SHAPES["A"]
+    work = problems.gflop(shape, "inference", 55 * 1024, pooled=True)
+    assert work == pytest.approx(2e-9 * 1024 * (55 * 592 + 264))
+    both = problems.gflop(shape, "train", 55 * 1024, pooled=True)
+    assert both - work == pytest.approx(
+        2e-9 * 1024 * (55 * (296 + 512 + 32 + 32 + 264 + 512 + 96 + 32) + 520)
+    )
 
 
 def test_ragged_and_uniform_shapes_have_the_same_pairs() -> None:
@@ -220,6 +266,38 @@ def layer_result() -> results.Document:
     return results.document("layer", False, {"seconds": 2.0, "out": Path("here")}, runs)
 
 
+def step_result() -> results.Document:
+    run = {key: value for key, value in layer_run(4.0).items() if key != "peak"}
+    case = {"part": "epoch", "optimizer": "adam", "features": 5382, "data": "Frappe", "samples": 202_026}
+    contestants = {"fused": timing(4.0, 1.0), "official": timing(70.0, 17.5)}
+    run["measurements"] = [
+        {"case": case | {"steps": 197.3}, "threads": 1, "contestants": contestants},
+        *(
+            {
+                "case": {"part": "vocabulary", "optimizer": "adam", "ids": "skewed", "features": features},
+                "threads": 1,
+                "contestants": {"fused": timing(ms, 1.0)},
+            }
+            for features, ms in ((5000, 4.0), (5_000_000, 5.0))
+        ),
+    ]
+    memory = [
+        {"contestant": "fused, row-wise", "features": n, "program_bytes": 400 << 20, "peak_bytes": mib << 20}
+        for n, mib in ((5000, 500), (5_000_000, 600))
+    ]
+    return results.document("step", True, {}, [run]) | {"memory": memory}
+
+
+def model_result() -> results.Document:
+    run = layer_run(4.0)
+    [train, _] = run["measurements"]
+    train["case"]["graphs"] = 1000
+    latency = copy.deepcopy(train)
+    latency["case"]["mode"] = "latency"
+    run["measurements"] = [train, latency]
+    return results.document("model", False, {}, [run])
+
+
 class TestResults:
     def test_written_and_read_back(self, tmp_path: Path) -> None:
         result = layer_result()
@@ -236,14 +314,20 @@ class TestResults:
         assert "| A | train | 1 | 0.5 |" in table
         assert "load average 0.0 before and 1.0 after" in table
 
-    def test_a_table_of_steps(self) -> None:
-        run = {key: value for key, value in layer_run(4.0).items() if key != "peak"}
-        case = {"measure": "training step", "unit": "optimizer", "of": "adam", "features": 100_000}
-        contestants = {"fused": timing(4.0, 1.0), "official": timing(70.0, 17.5)}
-        run["measurements"] = [{"case": case, "threads": 1, "contestants": contestants}]
-        result = results.document("step", True, {}, [run])
+    def test_tables_of_steps(self) -> None:
+        result = step_result()
         results.check(result)
-        assert "| adam | 100,000 | 4.00 | 70.0 | 17.5 |" in results.table(result)
+        table = results.table(result)
+        assert "| Frappe | 202,026 | adam | 0.79 (17.5) | 13.8 |" in table
+        assert "| fused | adam | skewed | 4.00 | 5.00 | 1.25 |" in table
+        assert "| fused, row-wise | 500 (400) | 600 (400) |" in table
+
+    def test_a_table_of_models(self) -> None:
+        result = model_result()
+        results.check(result)
+        table = results.table(result)
+        assert "| A | 4.00 | 25% | 8.00 |" in table
+        assert "| 1,000 | 4.00 | 25% | 8.00 |" in table
 
     def test_what_lacks_a_field_is_refused(self, tmp_path: Path) -> None:
         def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -325,6 +409,47 @@ def test_the_layer_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert [m["case"]["mode"] for m in run["measurements"]] == list(problems.MODES)
     assert all(list(m["contestants"]) == names for m in run["measurements"])
     assert (tmp_path / "here.md").exists()
+
+
+@pytest.mark.slow
+def test_steps_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    step.main(
+        ["--quick", "--contestants", "fused", "fused, row-wise", "--name", "here", "--out", str(tmp_path)]
+    )
+    result = results.read(tmp_path / "here.json")
+    parts = [m["case"]["part"] for m in result["runs"][0]["measurements"]]
+    assert parts.count("epoch") == 2 and parts.count("vocabulary") == 8
+    assert len(result["memory"]) == 4 and all(m["peak_bytes"] > m["program_bytes"] for m in result["memory"])
+
+
+@pytest.mark.slow
+def test_models_are_measured(tmp_path: Path) -> None:
+    part = tmp_path / "part.json"
+    model.main(["--quick", "--shapes", "B", "--contestants", "fused", "eager", "--part", str(part)])
+    found = json.loads(part.read_text())
+    assert [m["case"]["mode"] for m in found["measurements"]] == ["train", "inference", "latency", "latency"]
+
+
+class TestReport:
+    def test_the_page_has_the_figures_of_the_kept_results(self) -> None:
+        page = report.PAGE.read_text(encoding="utf-8")
+        assert page == report.filled(page), "run python -m benchmarks.report"
+
+    def test_marked_places_are_filled_with_the_newest_result(self, tmp_path: Path) -> None:
+        page = "before\n<!-- results: model -->\nold\n<!-- end -->\nafter\n"
+        assert "not been measured" in report.filled(page, tmp_path)
+        results.write(model_result() | {"written": "2026-01-01T00:00:00+00:00"}, tmp_path, "z")
+        newest = model_result() | {"written": "2026-01-02T00:00:00+00:00"}
+        results.write(newest, tmp_path, "a")
+        filled = report.filled(page, tmp_path)
+        assert filled.startswith("before\n") and filled.endswith("<!-- end -->\nafter\n")
+        assert "old" not in filled and "| A | 4.00 | 25% | 8.00 |" in filled and "a.json" in filled
+        assert report.filled(filled, tmp_path) == filled
+
+    def test_a_mark_of_no_kind_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="other"):
+            report.filled("<!-- results: other -->\n<!-- end -->")
 
 
 def test_a_contestant_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
