@@ -206,7 +206,7 @@ def test_lookup_is_an_embedding(shape, needed, device):
         [t.requires_grad_(n) for t, n in zip(make_tables(12, 2, device=device), needed, strict=True)]
         for _ in range(2)
     )
-    found = rows.lookup(ids, *sparse)
+    found = rows.lookup(ids, *sparse, sparse=True)
     expected = [torch.nn.functional.embedding(ids, table) for table in dense]
     weights = [torch.randn_like(value) for value in expected]
     for values, tables in ((found, sparse), (expected, dense)):
