@@ -270,7 +270,8 @@ def sign_bag(
         def interact(nodes: Tensor) -> LayerOutput:
             return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty, backend=backend)
 
-        return reference.bag(interact, *rows.lookup(ids, node_table, sparse=sparse), values, graphs)
+        (nodes,) = rows.lookup(ids, node_table, sparse=sparse)
+        return reference.bag(interact, nodes, values, graphs)
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     pooled, l2 = ops.sign_bag(
         *_looked_up(ids, values, node_table, *message),
