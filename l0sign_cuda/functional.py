@@ -215,7 +215,11 @@ def l0_sign_bag(
         edge: the network b -> He -> 1.
         offsets: int64 [B+1] for ragged ids, else None.
         values: x, float, of the shape of ids; None: 1.
-        seed, aggr, temperature, limits, l2_penalty: as for :func:`l0_sign`.
+        seed: as for :func:`l0_sign`, like the next four.
+        aggr: "mean", "neighbor_mean" or "sum".
+        temperature: beta of the gate.
+        limits: (gamma, zeta) of the gate.
+        l2_penalty: False leaves that field None.
         sparse: the gradients of the tables are sparse tensors of the rows that occur, sorted and unique.
         backend: see the module.
 

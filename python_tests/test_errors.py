@@ -157,7 +157,7 @@ def test_gate_noise(backend):
 def test_a_missing_cuda_kernel(call, monkeypatch):
     """No GPU is needed: a fake tensor on one meets the same refusal."""
     for operator in ops.OPERATORS:
-        monkeypatch.setattr(operator, "_on_cuda", False)
+        monkeypatch.setattr(operator, "on_cuda", False)
     with FakeTensorMode(allow_non_fake_inputs=True):
         case = DENSE.with_leaves(lambda leaf: torch.empty(leaf.shape, device="cuda"))
         case = cases.replace(case, seed=None, edge_index=torch.empty(2, 3, dtype=long, device="cuda"))
