@@ -206,7 +206,7 @@ def test_lookup_is_an_embedding(shape, needed, device):
         [t.requires_grad_(n) for t, n in zip(make_tables(12, 2, device=device), needed, strict=True)]
         for _ in range(2)
     )
-    found = rows.lookup(ids, *sparse)
+    found = rows.lookup(ids, *sparse, sparse=True)
     expected = [torch.nn.functional.embedding(ids, table) for table in dense]
     weights = [torch.randn_like(value) for value in expected]
     for values, tables in ((found, sparse), (expected, dense)):
@@ -223,7 +223,7 @@ def test_lookup_is_an_embedding(shape, needed, device):
 def test_lookup_of_one_table_and_accumulation():
     table, ids = torch.randn(9, 2, dtype=torch.float64, requires_grad=True), torch.tensor([[1, 7], [7, 3]])
     for _ in range(2):
-        (found,) = rows.lookup(ids, table)
+        (found,) = rows.lookup(ids, table, sparse=True)
         (found * found).sum().backward()
     expected = torch.zeros(9, 2, dtype=torch.float64)
     expected[[1, 3, 7]] = 4 * table.detach()[[1, 3, 7]] * torch.tensor([[1], [1], [2]])
@@ -247,7 +247,7 @@ def test_lookup_gradcheck():
     tables = [table.requires_grad_() for table in make_tables(5, 2, width=2)]
 
     def product(*tables):
-        node, edge = rows.lookup(ids, *map(_DenseGradient.apply, tables))
+        node, edge = rows.lookup(ids, *map(_DenseGradient.apply, tables), sparse=True)
         return (node * edge).sin()
 
     assert gradcheck(product, tables)
@@ -255,7 +255,7 @@ def test_lookup_gradcheck():
 
 def test_lookup_has_no_second_derivative():
     table = torch.ones(3, 2, requires_grad=True)
-    (found,) = rows.lookup(torch.tensor([1]), table)
+    (found,) = rows.lookup(torch.tensor([1]), table, sparse=True)
     (gradient,) = torch.autograd.grad(found.square().sum(), table, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.to_dense().sum().backward()
