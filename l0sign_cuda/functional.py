@@ -215,7 +215,11 @@ def l0_sign_bag(
         edge: the network b -> He -> 1.
         offsets: int64 [B+1] for ragged ids, else None.
         values: x, float, of the shape of ids; None: 1.
-        seed, aggr, temperature, limits, l2_penalty: as for :func:`l0_sign`.
+        seed: as for :func:`l0_sign`, like the next four.
+        aggr: "mean", "neighbor_mean" or "sum".
+        temperature: beta of the gate.
+        limits: (gamma, zeta) of the gate.
+        l2_penalty: False leaves that field None.
         sparse: the gradients of the tables are sparse tensors of the rows that occur, sorted and unique.
         backend: see the module.
 
@@ -270,7 +274,8 @@ def sign_bag(
         def interact(nodes: Tensor) -> LayerOutput:
             return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty, backend=backend)
 
-        return reference.bag(interact, *rows.lookup(ids, node_table, sparse=sparse), values, graphs)
+        (nodes,) = rows.lookup(ids, node_table, sparse=sparse)
+        return reference.bag(interact, nodes, values, graphs)
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     pooled, l2 = ops.sign_bag(
         *_looked_up(ids, values, node_table, *message),

@@ -161,15 +161,15 @@ class L0SIGN(nn.Module):
         if seed is None:
             seed = self.interaction.draw_seed()
         if self.iterations == 1:
-            pooled, *report = self.interaction.bag(
+            output = self.interaction.bag(
                 ids, node_table, edge_table, offsets, values, seed, sparse=self.sparse
             )
         else:
-            pooled, *report = self._iterate(ids, node_table, edge_table, offsets, values, seed)
-        logits = self.head(pooled)
+            output = self._iterate(ids, node_table, edge_table, offsets, values, seed)
+        logits = self.head(output.pooled)
         if self.head.out_features == 1:
             logits = logits.squeeze(-1)
-        return L0SIGNOutput(logits, *report)
+        return L0SIGNOutput(logits, *output[1:])
 
     def _iterate(
         self,

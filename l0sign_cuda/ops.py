@@ -272,8 +272,8 @@ l0_sign = Operator(
 
 l0_sign_bag_backward = Operator("l0_sign_bag_backward", _bag_gradients(3, (5, 6), range(7, 15), 22))
 l0_sign_bag = Operator(
-    "l0_sign_bag", _fake_l0_sign_bag, l0_sign_bag_backward, wrt=range(2, 12), inputs=20, outputs=3, extra=(4,),
-    flag=20, finish=_table_gradients((2, 3), 19),
+    "l0_sign_bag", _fake_l0_sign_bag, l0_sign_bag_backward, wrt=range(2, 12), inputs=20, outputs=3,
+    extra=(4,), flag=20, finish=_table_gradients((2, 3), 19),
 )  # fmt: skip
 
 sign_bag_backward = Operator("sign_bag_backward", _bag_gradients(2, (4,), range(5, 9), 12))

@@ -215,7 +215,8 @@ def sign_bag(
         return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
 
     graphs = _checks.bag(ids, offsets, values, node_table)
-    return bag(interact, *lookup(ids, node_table, sparse=sparse), values, graphs)
+    (nodes,) = lookup(ids, node_table, sparse=sparse)
+    return bag(interact, nodes, values, graphs)
 
 
 def bag(

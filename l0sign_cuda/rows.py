@@ -35,7 +35,7 @@ def lookup(ids: Tensor, table: Tensor, *others: Tensor, sparse: bool = False) ->
 
 
 def gives_sparse(*tables: Tensor) -> bool:
-    """Whether these tables can have sparse gradients now; transforms of functions and exports take dense ones."""
+    """Whether these tables can have sparse gradients now; transforms and exports take dense ones."""
     return (
         torch.is_grad_enabled()
         and any(table.requires_grad for table in tables)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from l0sign_cuda import functional, reference
