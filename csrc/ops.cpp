@@ -64,7 +64,7 @@ class Inputs {
     const int64_t *begin = index(t, "ids"), *end = begin + t.sizes()[0];
     const bool valid = std::all_of(
         begin, end, [&](int64_t id) { return static_cast<uint64_t>(id) < static_cast<uint64_t>(rows); });
-    expect(valid, "ids: expected values in 0.." + std::to_string(rows - 1));
+    if (!valid) throw std::runtime_error(cpu::out_of_range(begin, t.sizes()[0], rows));
     return begin;
   }
 
@@ -286,7 +286,8 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
 template <class A>
 void look_up(Inputs<A>& in, CompleteGraph<A>& p, const Tensor& ids, const OptionalTensor& values,
              const Tensor& node_table) {
-  expect(node_table.dim() == 2, "node_table: expected [J, d], got " + shape_of(node_table));
+  expect(node_table.dim() == 2 && node_table.sizes()[1] >= 1,
+         "node_table: expected [J, d], got " + shape_of(node_table));
   expect_type(node_table, "node_table", Inputs<A>::kType);  // another type would be a copy of the table
   p.nodes = in(node_table);
   p.pools = true;
@@ -339,8 +340,9 @@ CompleteGraph<A> gated_bag_problem(Inputs<A>& in, const Tensor& ids, const Optio
                                    double zeta) {
   CompleteGraph<A> p = {};
   look_up(in, p, ids, values, node_table);
-  expect(edge_table.dim() == 2 && edge_table.sizes()[0] == node_table.sizes()[0],
-         "edge_table: expected [J, b] with the rows of node_table, got " + shape_of(edge_table));
+  expect(
+      edge_table.dim() == 2 && edge_table.sizes()[0] == node_table.sizes()[0] && edge_table.sizes()[1] >= 1,
+      "edge_table: expected [J, b] with the rows of node_table, got " + shape_of(edge_table));
   expect_type(edge_table, "edge_table", Inputs<A>::kType);
   p.graphs = in.graphs(ids, offsets, graph_size);
   p.aggregation = aggregation_of(aggr);

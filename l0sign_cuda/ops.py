@@ -26,8 +26,8 @@ class Operator:
     ``backward`` is called with the gradients of the first ``outputs`` outputs (None where there is none),
     the first ``inputs`` inputs and the outputs ``extra``; it returns the gradients of the inputs ``wrt``.
     Without one there is no derivative. ``flag`` is the input that says whether the last of the differentiable
-    outputs is there, or left empty. ``finish`` makes the gradients of what the backward operator returns; it
-    is given the operator's inputs, too.
+    outputs is there, or left empty. ``tables`` are inputs whose gradients are sparse where the input
+    ``sparse`` says so: of the rows that the backward operator returns before all gradients.
     """
 
     def __init__(
@@ -41,12 +41,13 @@ class Operator:
         outputs: int = 1,
         extra: Sequence[int] = (),
         flag: int | None = None,
-        finish: Callable[[list[Any], Sequence[Tensor]], Sequence[Tensor]] | None = None,
+        tables: Sequence[int] = (),
+        sparse: int = -1,
     ) -> None:
         self.name = name
         self._fake, self._backward = fake, backward
         self._wrt, self._inputs, self._outputs, self._extra = wrt, inputs, outputs, extra
-        self._flag, self._finish = flag, finish
+        self._flag, self._tables, self._sparse = flag, tables, sparse
         self._op: Any = None
         self.on_cuda = False
         function = (torch.autograd.Function,)
@@ -124,10 +125,20 @@ class Operator:
                 option if saved is None else saved
                 for saved, option in zip(ctx.saved_tensors, ctx.options, strict=True)
             ]
+            if (
+                self._tables
+                and type(kept[0]) is Tensor
+                and not any(map(ctx.needs_input_grad.__getitem__, self._tables))
+            ):
+                kept[self._sparse] = True  # nothing as large as a table for tables that are frozen
             gradients = self._backward(*given, *kept)
-            if self._finish is not None:
-                gradients = self._finish(kept, gradients)
-                ctx.held = [gradient for gradient in gradients if gradient.is_sparse]  # see rows._Lookup
+            if self._tables:
+                rows, *gradients = gradients
+                if kept[self._sparse]:
+                    for k, position in enumerate(self._tables):
+                        num_rows = kept[position].shape[0]
+                        gradients[k] = rows_of_tables.sparse_gradient(rows, gradients[k], num_rows)
+                    ctx.held = gradients  # see rows._Lookup
             for position, gradient in zip(self._wrt, gradients, strict=True):
                 if kept[position] is not None:
                     result[position] = gradient
@@ -227,19 +238,6 @@ def _bag_gradients(ids: int, tables: Sequence[int], others: Sequence[int], spars
     return fake
 
 
-def _table_gradients(tables: Sequence[int], sparse: int) -> Callable[..., tuple[Tensor, ...]]:
-    """Sparse gradients of the tables, where they are wanted."""
-
-    def finish(inputs: list[Any], results: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        rows, *gradients = results
-        if inputs[sparse]:
-            for k, position in enumerate(tables):
-                gradients[k] = rows_of_tables.sparse_gradient(rows, gradients[k], inputs[position].shape[0])
-        return tuple(gradients)
-
-    return finish
-
-
 def _fake_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     offsets, graph_size, _, l2 = args[4:]
     graphs = _num_graphs(nodes, offsets, graph_size) if l2 else 0
@@ -273,13 +271,13 @@ l0_sign = Operator(
 l0_sign_bag_backward = Operator("l0_sign_bag_backward", _bag_gradients(3, (5, 6), range(7, 15), 22))
 l0_sign_bag = Operator(
     "l0_sign_bag", _fake_l0_sign_bag, l0_sign_bag_backward, wrt=range(2, 12), inputs=20, outputs=3,
-    extra=(4,), flag=20, finish=_table_gradients((2, 3), 19),
+    extra=(4,), flag=20, tables=(2, 3), sparse=19,
 )  # fmt: skip
 
 sign_bag_backward = Operator("sign_bag_backward", _bag_gradients(2, (4,), range(5, 9), 12))
 sign_bag = Operator(
     "sign_bag", _fake_sign_bag, sign_bag_backward, wrt=range(2, 7), inputs=11, outputs=2, flag=11,
-    finish=_table_gradients((2,), 10),
+    tables=(2,), sparse=10,
 )  # fmt: skip
 
 sign_backward = Operator("sign_backward", _gradients(*range(2, 7)))

@@ -37,7 +37,8 @@ struct CompensatedSum {
   ALWAYS_INLINE void add(V x) {
     const V y = x - lost;
     const V next = sum + y;
-    lost = (next - sum) - y;
+    const V error = (next - sum) - y;
+    lost = error == error ? error : V{};  // infinity loses nothing, and stays
     sum = next;
   }
 };

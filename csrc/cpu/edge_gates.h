@@ -230,7 +230,7 @@ class EdgeGates {
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) {
               logit[c] += w * relu(y[m][c]);
-              if (Backward) on[unit_index<A>(h0 + m, first + c)] = not_below_zero(y[m][c]);
+              if (Backward) on[unit_index<A>(h0 + m, first + c)] = above_zero(y[m][c]);
             }
           }
         });

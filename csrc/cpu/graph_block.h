@@ -79,6 +79,7 @@ struct GraphBlock {
   // Asks for the rows of tables that `next` will load: they may lie anywhere in memory.
   void prefetch(const Block& next, const A* table, const int64_t* ids, int64_t size) const {
     constexpr int64_t kLine = 64 / sizeof(A);
+    if (next.lanes_over_nodes) return;  // of a large graph it would be more than the cache holds
     for (int64_t l = 0; l < next.lanes; ++l) {
       const int64_t g = next.graphs[l];
       const int64_t begin = graphs.offsets ? graphs.offsets[g] : g * graphs.graph_size;

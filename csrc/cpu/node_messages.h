@@ -205,7 +205,7 @@ class NodeMessages : public MessageNetwork<A> {
           else
             left_sum[c][h] += gate[c] * r;
           right_sum[c][h] += right_gate[c] * r;
-          grad_hidden[h * C + c] = select(not_below_zero(y[m][c]), gate[c] * both);
+          grad_hidden[h * C + c] = select(above_zero(y[m][c]), gate[c] * both);
         }
         if (SameLeft) left_sum[0][h] = shared_sum;
       }

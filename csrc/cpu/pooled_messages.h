@@ -206,7 +206,7 @@ class PooledMessages : public MessageNetwork<A> {
         V sum = sums[h0 + m];
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
-          const Bits<A> bits = not_below_zero(y[m][c]);
+          const Bits<A> bits = above_zero(y[m][c]);
           const V r = select(bits, y[m][c]);
           dot[c] += grad * r;
           sum += weight[c] * r;

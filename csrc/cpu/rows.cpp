@@ -53,25 +53,27 @@ template <class A>
 void sum(const RowGroups& groups, const A* grads, int64_t width, A* out, bool to_table) {
   const int64_t total = static_cast<int64_t>(groups.positions.size());
   // Threads share the positions evenly: a row belongs to the one that has its first.
-  torch::stable::parallel_for(
-      0, total, std::max<int64_t>(1, kGrainValues / width), [&](int64_t first, int64_t last) {
-        const auto at = [&](int64_t position) {
-          return std::lower_bound(groups.begin.begin(), groups.begin.end() - 1, position) -
-                 groups.begin.begin();
-        };
-        const int64_t end = at(last);
-        for (int64_t u = at(first); u < end; ++u) {
-          A* row = out + (to_table ? groups.rows[u] : u) * width;
-          const int64_t begin = groups.begin[u], stop = groups.begin[u + 1];
-          const A* grad = grads + groups.positions[begin] * width;
-          std::copy(grad, grad + width, row);
-          for (int64_t p = begin + 1; p < stop; ++p) {
-            if (p + kRowsAhead < total) __builtin_prefetch(grads + groups.positions[p + kRowsAhead] * width);
-            grad = grads + groups.positions[p] * width;
-            for (int64_t k = 0; k < width; ++k) row[k] += grad[k];
-          }
-        }
-      });
+  torch::stable::parallel_for(0, total, std::max<int64_t>(1, kGrainValues / std::max<int64_t>(1, width)),
+                              [&](int64_t first, int64_t last) {
+                                const auto at = [&](int64_t position) {
+                                  return std::lower_bound(groups.begin.begin(), groups.begin.end() - 1,
+                                                          position) -
+                                         groups.begin.begin();
+                                };
+                                const int64_t end = at(last);
+                                for (int64_t u = at(first); u < end; ++u) {
+                                  A* row = out + (to_table ? groups.rows[u] : u) * width;
+                                  const int64_t begin = groups.begin[u], stop = groups.begin[u + 1];
+                                  const A* grad = grads + groups.positions[begin] * width;
+                                  std::copy(grad, grad + width, row);
+                                  for (int64_t p = begin + 1; p < stop; ++p) {
+                                    if (p + kRowsAhead < total)
+                                      __builtin_prefetch(grads + groups.positions[p + kRowsAhead] * width);
+                                    grad = grads + groups.positions[p] * width;
+                                    for (int64_t k = 0; k < width; ++k) row[k] += grad[k];
+                                  }
+                                }
+                              });
 }
 
 // Calls update(row, gradient's row, steps missed) for all rows, and prefetch(row) some rows before that.
@@ -100,6 +102,13 @@ void for_rows(const RowGradient<A>& gradient, const WeightDecay& decay, Prefetch
 
 }  // namespace
 
+std::string out_of_range(const int64_t* ids, int64_t count, int64_t num_rows) {
+  if (num_rows < 0) return "num_rows: expected at least 0, got " + std::to_string(num_rows);
+  const int64_t* wrong = std::find_if(ids, ids + count, [&](int64_t id) { return id < 0 || id >= num_rows; });
+  return "ids: expected values in 0.." + std::to_string(num_rows - 1) + ", got " +
+         std::to_string(wrong == ids + count ? 0 : *wrong);
+}
+
 RowGroups group_rows(const int64_t* ids, int64_t count, int64_t num_rows) {
   // A key is an id above its position, so that a stable sort of the ids leaves positions ascending.
   const int position_bits = bit_count(count > 0 ? count - 1 : 0);
@@ -111,17 +120,12 @@ RowGroups group_rows(const int64_t* ids, int64_t count, int64_t num_rows) {
   static thread_local std::vector<uint64_t> keys, other;
   keys.resize(count);
   other.resize(count);
-  bool valid = true;
+  bool valid = num_rows >= 0;
   for (int64_t p = 0; p < count; ++p) {
     valid &= static_cast<uint64_t>(ids[p]) < static_cast<uint64_t>(num_rows);
     keys[p] = (static_cast<uint64_t>(ids[p]) << position_bits) | static_cast<uint64_t>(p);
   }
-  if (!valid) {
-    const int64_t* wrong =
-        std::find_if(ids, ids + count, [&](int64_t id) { return id < 0 || id >= num_rows; });
-    throw std::runtime_error("ids: expected values in 0.." + std::to_string(num_rows - 1) + ", got " +
-                             std::to_string(*wrong));
-  }
+  if (!valid) throw std::runtime_error(out_of_range(ids, count, num_rows));
   radix_sort(keys, other, position_bits, id_bits);
 
   RowGroups groups;

@@ -2,6 +2,7 @@
 // gradients, and optimizer updates in place. Nothing here takes time or memory in proportion to a table.
 #pragma once
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace l0sign {
@@ -16,7 +17,10 @@ struct RowGroups {
   int64_t count() const { return static_cast<int64_t>(rows.size()); }
 };
 
-// Throws std::runtime_error for an id outside 0 .. num_rows - 1.
+// Says which id is outside 0 .. num_rows - 1.
+std::string out_of_range(const int64_t* ids, int64_t count, int64_t num_rows);
+
+// Throws std::runtime_error with that for such an id.
 RowGroups group_rows(const int64_t* ids, int64_t count, int64_t num_rows);
 
 // Adds up the gradients [N, width] of each row's positions, in the order of the positions: no sum depends on

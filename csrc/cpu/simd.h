@@ -91,10 +91,10 @@ ALWAYS_INLINE F64::V relu(F64::V x) { return x < 0.0 ? F64::V{} : x; }
 #if defined(__AVX512F__)
 template <class A>
 using Bits = uint16_t;
-ALWAYS_INLINE uint16_t not_below_zero(F32::V x) {  // a NaN is on
+ALWAYS_INLINE uint16_t above_zero(F32::V x) {  // a NaN is on
   return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_NLE_UQ);
 }
-ALWAYS_INLINE uint16_t not_below_zero(F64::V x) {
+ALWAYS_INLINE uint16_t above_zero(F64::V x) {
   return _mm512_cmp_pd_mask((__m512d)x, _mm512_setzero_pd(), _CMP_NLE_UQ);
 }
 // x where the bit is set, else zero.
@@ -119,7 +119,7 @@ ALWAYS_INLINE F64::V fma_where(uint16_t bits, F64::V sum, F64::V x, F64::V y) {
 template <class A>
 using Bits = typename Simd<A>::I;
 template <class V>
-ALWAYS_INLINE auto not_below_zero(V x) {
+ALWAYS_INLINE auto above_zero(V x) {
   return ~(x <= 0);
 }
 template <class I, class V>
