@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 SOURCES := $(shell find csrc cmake build_backend -type f -not -name '*.pyc')
 CXX_SOURCES := $(filter %.h %.inc %.cpp %.cu,$(SOURCES))
 
-.PHONY: setup build demo test test-fast test-cpp bench bench-quick lint format clean
+.PHONY: setup build demo test test-fast test-cpp test-simt bench bench-quick lint format clean
 .DEFAULT_GOAL := build
 
 setup: $(VENV)/.setup  ## the environment, with everything that development needs
@@ -51,6 +51,13 @@ test-cpp: build
 	for set in $(INSTRUCTION_SETS:avx512dq=avx512); do \
 	  L0SIGN_CPU_CAPABILITY=$$set $$build/cpu_kernels_test; \
 	done
+
+# The CUDA kernels on the host, without nvcc or a GPU.
+test-simt: build
+	set -e; tag=$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'); \
+	build=$$(ls -d build/cmake-$$tag-* | head -n 1); \
+	$(BIN)/cmake --build $$build --target simt_test; \
+	$$build/simt_test
 
 lint: setup
 	$(BIN)/ruff check .

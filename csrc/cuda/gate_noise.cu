@@ -65,15 +65,14 @@ cudaError_t gate_noise(const Graphs& graphs, const int64_t* seed, int64_t* pair_
                        float* out, cudaStream_t stream) {
   if (num_pairs == 0) return cudaSuccess;
   if (graphs.offsets) {
-    scan_pairs<<<1, kThreads, 0, stream>>>(graphs.offsets, graphs.count, pair_offsets);
-    const cudaError_t error = cudaGetLastError();
+    const cudaError_t error =
+        launch(scan_pairs, 1, kThreads, 0, stream, graphs.offsets, graphs.count, pair_offsets);
     if (error != cudaSuccess) return error;
   }
   const int64_t wanted = (num_pairs + kThreads - 1) / kThreads;
-  const auto blocks = static_cast<unsigned>(wanted < kMaxBlocks ? wanted : kMaxBlocks);
-  draw<<<blocks, kThreads, 0, stream>>>(graphs.offsets ? pair_offsets : nullptr, graphs.count,
-                                        pair_count(graphs.graph_size), seed, num_pairs, out);
-  return cudaGetLastError();
+  return launch(draw, wanted < kMaxBlocks ? wanted : kMaxBlocks, kThreads, 0, stream,
+                graphs.offsets ? pair_offsets : nullptr, graphs.count, pair_count(graphs.graph_size), seed,
+                num_pairs, out);
 }
 
 }  // namespace l0sign::cuda

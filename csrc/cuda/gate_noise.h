@@ -1,7 +1,6 @@
 // Launcher of the gate noise. No torch in here.
 #pragma once
-#include <cuda_runtime_api.h>
-
+#include "cuda/device.h"
 #include "problem.h"
 
 namespace l0sign::cuda {
