@@ -56,8 +56,9 @@ test-cpp: build
 test-simt: build
 	set -e; tag=$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'); \
 	build=$$(ls -d build/cmake-$$tag-* | head -n 1); \
-	$(BIN)/cmake --build $$build --target simt_test; \
-	$$build/simt_test
+	$(BIN)/cmake --build $$build --target simt_test cuda_kernels_test; \
+	$$build/simt_test; \
+	$$build/cuda_kernels_test
 
 lint: setup
 	$(BIN)/ruff check .

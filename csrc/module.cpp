@@ -8,7 +8,7 @@
 
 #include "cpu/dispatch.h"
 #ifdef L0SIGN_HAVE_CUDA
-#include "cuda/ops_cuda.h"
+#include "cuda/run.h"
 #endif
 
 namespace py = pybind11;

@@ -14,6 +14,9 @@ namespace l0sign::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
+#define L0SIGN_TRY(call) \
+  if (const cudaError_t error = call; error != cudaSuccess) return error
+
 // Starts `blocks` blocks of `threads` threads with `shared_bytes` of dynamic shared memory.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,

@@ -57,7 +57,8 @@ namespace l0sign {
 namespace simt {
 namespace {
 
-constexpr size_t kStackBytes = 256 << 10;
+constexpr size_t kStackBytes = 128 << 10;
+constexpr size_t kEntryBytes = 4 << 10;  // more than thread_main takes of it
 
 enum class State { ready, at_barrier, at_warp, done };
 
@@ -165,10 +166,13 @@ std::string Executor::stuck() const {
 }
 
 void Executor::run_block() {
-  for (Thread& thread : all) {
+  for (unsigned t = 0; t < threads.x; ++t) {
+    Thread& thread = all[t];
     if (!thread.stack) thread.stack.reset(new unsigned char[kStackBytes]);
-    // What an abandoned thread left there.
-    __asan_unpoison_memory_region(thread.stack.get(), kStackBytes);
+    // Red zones of thread_main, which never returns; and whatever a thread left there that an error
+    // abandoned.
+    const size_t dirty = thread.state == State::done ? kEntryBytes : kStackBytes;
+    __asan_unpoison_memory_region(thread.stack.get() + kStackBytes - dirty, dirty);
     thread.fake_stack = nullptr;
     thread.state = State::ready;
     thread.operations = 0;
@@ -217,8 +221,8 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
   executor.body = &thread;
   executor.blocks = {blocks, 1, 1};
   executor.threads = {threads, 1, 1};
-  if (executor.all.size() != threads) executor.all = std::vector<Thread>(threads);
-  executor.warps.resize(threads / kWarp);
+  while (executor.all.size() < threads) executor.all.emplace_back();
+  if (executor.warps.size() < threads / kWarp) executor.warps.resize(threads / kWarp);
   for (unsigned b = 0; b < blocks; ++b) {
     executor.block = {b, 0, 0};
     const std::unique_ptr<unsigned char[]> shared(new unsigned char[shared_bytes]);
