@@ -69,6 +69,7 @@ struct CompleteGraph {
   PerceptronGrad<A> grad_message, grad_edge;
 
   int64_t num_pairs;  // P, where gates or logits are wanted on CUDA; pair_offsets are made there
+  bool tf32;          // CUDA may round factors to tf32
 };
 
 // The pairs of a given list: the message of edge e goes from source[e] to target[e], times weight[e].

@@ -1,8 +1,11 @@
 // The general path over all pairs of each graph: any size, float32 and float64. See row.h for how it works.
 #include "cuda/complete_graph.h"
 
+#include <type_traits>
+
 #include "cuda/gate_noise.h"
 #include "cuda/row.h"
+#include "cuda/tiles_launch.h"
 
 namespace l0sign::cuda {
 namespace {
@@ -315,16 +318,22 @@ cudaError_t prepare(const Launch<A>& l, cudaStream_t stream) {
 
 template <class A>
 int64_t forward_workspace(const CompleteGraph<A>& problem) {
+  if constexpr (std::is_same_v<A, float>)
+    if (tiles_take(problem, false)) return tiles_workspace(problem, false);
   return plan(problem, false, nullptr).bytes;
 }
 
 template <class A>
 int64_t backward_workspace(const CompleteGraph<A>& problem) {
+  if constexpr (std::is_same_v<A, float>)
+    if (tiles_take(problem, true)) return tiles_workspace(problem, true);
   return plan(problem, true, nullptr).bytes;
 }
 
 template <class A>
 cudaError_t forward(const CompleteGraph<A>& problem, void* workspace, cudaStream_t stream) {
+  if constexpr (std::is_same_v<A, float>)
+    if (tiles_take(problem, false)) return tiles_forward(problem, workspace, stream);
   const Launch<A> l = plan(problem, false, workspace);
   L0SIGN_TRY(prepare(l, stream));
   if (problem.graphs.num_nodes) L0SIGN_TRY(launch(forward_rows<A>, l.blocks, kRowThreads, 0, stream, l));
@@ -336,6 +345,8 @@ cudaError_t forward(const CompleteGraph<A>& problem, void* workspace, cudaStream
 
 template <class A>
 cudaError_t backward(const CompleteGraph<A>& problem, void* workspace, cudaStream_t stream) {
+  if constexpr (std::is_same_v<A, float>)
+    if (tiles_take(problem, true)) return tiles_backward(problem, workspace, stream);
   const Launch<A> l = plan(problem, true, workspace);
   const int64_t N = problem.graphs.num_nodes;
   L0SIGN_TRY(prepare(l, stream));

@@ -15,7 +15,7 @@
 
 namespace l0sign::cuda {
 
-struct FragmentA {
+struct alignas(16) FragmentA {
   float x[4];
 };
 struct FragmentB {

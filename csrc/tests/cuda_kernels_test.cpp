@@ -307,14 +307,23 @@ Case make(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b, in
   return c;
 }
 
-void check_case(const Case& c, bool dense) {
-  Case pairs = c;
-  if (!c.gated) pairs.grad_l0.clear();
+Case as_operators_pass(Case c) {
+  if (!c.gated) c.grad_l0.clear();
   // Every neighbour is open: the operator has turned it into mean.
-  if (!c.gated && c.aggregation == Aggregation::neighbor_mean) pairs.aggregation = Aggregation::mean;
-  const plain::Results expected = plain::complete_graph(pairs);
-  check_complete_graph<float>(pairs, expected, dense);
-  check_complete_graph<double>(pairs, expected, dense);
+  if (!c.gated && c.aggregation == Aggregation::neighbor_mean) c.aggregation = Aggregation::mean;
+  return c;
+}
+
+void check_case(const Case& given, bool dense) {
+  const Case c = as_operators_pass(given);
+  const plain::Results expected = plain::complete_graph(c);
+  check_complete_graph<float>(c, expected, dense);
+  check_complete_graph<double>(c, expected, dense);
+}
+
+void check_float(const Case& given, bool dense) {
+  const Case c = as_operators_pass(given);
+  check_complete_graph<float>(c, plain::complete_graph(c), dense);
 }
 
 // Half of all ordered pairs of each graph, in no order, some of them twice, with and without weights.
@@ -336,6 +345,21 @@ void check_edge_case(Case c) {
     check_edges<float>(c, expected);
     check_edges<double>(c, expected);
   }
+}
+
+// The sizes of the kernels on the matrix units, at and beside their limits: up to 16 nodes a graph is small,
+// a row of a larger one is taken in parts of 256, and a warp takes 8 rows at a time.
+void check_tiles() {
+  const int64_t shapes[][4] = {{8, 32, 8, 32},  {4, 16, 4, 16},  {5, 20, 3, 9},
+                               {16, 32, 8, 32}, {16, 64, 8, 32}, {13, 50, 7, 17}};
+  for (const auto& s : shapes)
+    for (const int options : {0, 1, 3, 11, 16})
+      check_float(make({10, 1, 16, 0, 17, 3, 3, 8, 9, 33}, s[0], s[1], s[2], s[3], options), false);
+  for (const int options : {1, 3, 11}) {
+    check_float(make({10, 10, 10, 10, 10}, 8, 32, 8, 32, options), true);
+    check_float(make({20, 20}, 8, 32, 8, 32, options), true);
+  }
+  check_float(make({2, 300}, 8, 32, 8, 32, 11), false);
 }
 
 // Only one gradient comes in, or none for the messages at all.
@@ -391,6 +415,7 @@ int main() {
       for (const int options : {0, 1, 3, 4, 7, 8, 9, 11, 15, 16, 20, 23})
         check_case(make(sizes, s[0], s[1], s[2], s[3], options), false);
   for (const int options : {4, 7, 15}) check_case(make({6, 6, 6}, 4, 16, 4, 16, options), true);
+  check_tiles();
   for (const int options : {1, 3}) {
     check_gates<float>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
     check_gates<double>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
