@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 SOURCES := $(shell find csrc cmake build_backend -type f -not -name '*.pyc')
 CXX_SOURCES := $(filter %.h %.inc %.cpp %.cu,$(SOURCES))
 
-.PHONY: setup build demo test test-fast test-cpp test-simt bench bench-quick lint format clean
+.PHONY: setup build demo test test-fast test-cpp test-simt gpu-check gpu-bench bench bench-quick lint format clean
 .DEFAULT_GOAL := build
 
 setup: $(VENV)/.setup  ## the environment, with everything that development needs
@@ -59,6 +59,26 @@ test-simt: build
 	$(BIN)/cmake --build $$build --target simt_test cuda_kernels_test; \
 	$$build/simt_test; \
 	$$build/cuda_kernels_test
+
+# On a machine with a GPU, in the environment that is there: PYTHON needs torch, cmake, ninja, pybind11 and pytest.
+# Builds for that GPU alone. GPU_TESTS are the files whose tests take the fixture `device` or `gpu`.
+GPU_TESTS = $(shell grep -l -E '^def test.*[(, ](device|gpu)[,)]' python_tests/test_*.py)
+GPU_BUILD = TORCH_CUDA_ARCH_LIST=$$($(PYTHON) -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') \
+  L0SIGN_CUDA=1 $(PYTHON) setup.py --quiet build_ext --inplace
+SANITIZER ?= compute-sanitizer
+
+gpu-check:  ## builds, tests with the GPU, looks for races and bad accesses, and measures: within 10 minutes
+	$(GPU_BUILD)
+	REQUIRE_CUDA=1 $(PYTHON) -m pytest -q $(GPU_TESTS) -k 'cuda'
+	if command -v $(SANITIZER) > /dev/null; then \
+	  $(SANITIZER) --tool memcheck --error-exitcode 1 $(PYTHON) python_tests/gpu_small.py && \
+	  $(SANITIZER) --tool racecheck --error-exitcode 1 $(PYTHON) python_tests/gpu_small.py; \
+	else echo "$(SANITIZER) is not here: memcheck and racecheck were NOT run"; exit 1; fi
+	$(MAKE) gpu-bench
+
+gpu-bench:  ## the contestants on the GPU, into benchmarks/results
+	$(GPU_BUILD)
+	$(PYTHON) -m benchmarks.gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -27,6 +27,12 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   simt::run(static_cast<unsigned>(blocks), threads, shared_bytes, [&] { kernel(arguments...); });
   return cudaSuccess;
 #else
+  constexpr size_t kUsual = 48 << 10;  // more shared memory has to be asked for
+  if (shared_bytes > kUsual) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(threads);

@@ -59,12 +59,11 @@ struct LanePlace {
   __device__ __forceinline__ int c_column(int part) const { return in_group * 2 + part % 2; }
 };
 
-// A weight matrix [hidden, in] (or, transposed, [in, hidden]) as left operands, padded with zeros; few of
-// them stay in registers, more wait in the block's shared memory.
-template <int Units, int Inner, bool Precise>
+// A weight matrix [hidden, in] (or, transposed, [in, hidden]) as left operands, padded with zeros: kept in
+// registers, or in the block's shared memory.
+template <int Units, int Inner, bool Precise, bool kInRegisters>
 class WeightFragments {
  public:
-  static constexpr bool kInRegisters = Units * Inner <= 2;
   static constexpr int kParts = Precise ? 8 : 4;
   static constexpr int kSharedFloats = kInRegisters ? 0 : Units * Inner * kWarp * kParts;
 
@@ -109,24 +108,49 @@ class WeightFragments {
   float* shared_;
 };
 
-// A vector over hidden units, as the rows of C see it: parts 0 and 1 share one value, parts 2 and 3 the
-// other.
+// A lane's sum for each hidden unit, as the rows of C see it: parts 0 and 1 share one value, parts 2 and 3
+// the other.
 template <int Units>
-struct UnitVector {
+struct UnitSums {
   float x[Units][2];
-  __device__ __forceinline__ UnitVector() {
+  __device__ __forceinline__ UnitSums() { clear(); }
+  __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int m = 0; m < Units; ++m) x[m][0] = x[m][1] = 0;
   }
-  __device__ __forceinline__ UnitVector(const float* from, int size, const LanePlace& place) {
+};
+
+// A weight for each hidden unit, likewise; in registers or in the block's shared memory.
+template <int Units, bool kInRegisters>
+class UnitWeights {
+ public:
+  static constexpr int kSharedFloats = kInRegisters ? 0 : Units * kUnits;
+
+  // All threads of the block together; a barrier has to follow.
+  __device__ __forceinline__ UnitWeights(const float* weight, int hidden, float* shared, int lane, int warp)
+      : shared_(shared + lane / 4) {
+    if (kInRegisters) {
 #pragma unroll
-    for (int m = 0; m < Units; ++m)
+      for (int m = 0; m < kCount; ++m)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int h = m * kUnits + place.group + half * 8;
-        x[m][half] = h < size ? from[h] : 0.0f;
-      }
+        for (int half = 0; half < 2; ++half) {
+          const int h = m * kUnits + lane / 4 + half * 8;
+          x_[m][half] = h < hidden ? weight[h] : 0.0f;
+        }
+    } else {
+      for (int h = warp * kWarp + lane; h < Units * kUnits; h += kTileThreads)
+        shared[h] = h < hidden ? weight[h] : 0.0f;
+    }
   }
+
+  __device__ __forceinline__ float operator()(int m, int half) const {
+    return kInRegisters ? x_[kInRegisters ? m : 0][half] : shared_[m * kUnits + half * 8];
+  }
+
+ private:
+  static constexpr int kCount = kInRegisters ? Units : 1;
+  float x_[kCount][2];
+  const float* shared_;
 };
 
 // The sum over the lanes that hold the same rows of C, or the same columns.

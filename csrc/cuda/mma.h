@@ -58,14 +58,13 @@ __device__ __forceinline__ void mma_tf32(FragmentC& c, const FragmentA& a, const
   const Operands own = {a, b};
   const auto slots = simt::warp_exchange(&own, sizeof(own), here);
   const int lane = static_cast<int>(threadIdx.x % kWarp);
+  const auto held = [&](int by) { return reinterpret_cast<const Operands*>(slots[by]); };
   for (int part = 0; part < 4; ++part) {
     const int row = lane / 4 + part / 2 * 8, column = lane % 4 * 2 + part % 2;
     double sum = 0;  // the hardware's own sum is wider than float32, too
-    for (int k = 0; k < 8; ++k) {
-      const auto of_a = simt::from_lane<Operands>(slots, row % 8 * 4 + k % 4);
-      const auto of_b = simt::from_lane<Operands>(slots, column * 4 + k % 4);
-      sum += static_cast<double>(of_a.a.x[row / 8 + k / 4 * 2]) * of_b.b.x[k / 4];
-    }
+    for (int k = 0; k < 8; ++k)
+      sum += static_cast<double>(held(row % 8 * 4 + k % 4)->a.x[row / 8 + k / 4 * 2]) *
+             held(column * 4 + k % 4)->b.x[k / 4];
     c.x[part] = static_cast<float>(c.x[part] + sum);
   }
 #else

@@ -18,14 +18,22 @@ constexpr int kSmallGraph = 16;  // nodes: up to here a warp takes the graph, an
 constexpr int kTileGates =
     256;  // gates that a warp holds: kSmallGraph^2, or one row of a larger graph in parts
 
+constexpr int kPassUnits = 2;  // fragments of units whose sums a backward pass keeps in registers
+
 static_assert(kTileGates <= 256 && kTileGates >= kSmallGraph * kSmallGraph, "columns are kept as bytes");
 
-// A kernel for up to Inner * 8 components and Units * 16 hidden units of either network; smaller sizes are
-// padded with zeros.
-template <int MessageInner, int MessageUnits, int EdgeInner, int EdgeUnits>
+// Whether weights of so many fragments stay in registers: a backward has other uses for them.
+constexpr bool weights_in_registers(int fragments, bool backward) { return !backward && fragments <= 2; }
+
+// Kernels for up to Inner * 8 components and Units * 16 hidden units of either network; smaller sizes are
+// padded with zeros. A multiprocessor has to hold so many blocks of the forward and of the backward: their
+// launch bounds.
+template <int MessageInner, int MessageUnits, int EdgeInner, int EdgeUnits, int ForwardBlocks,
+          int BackwardBlocks>
 struct TileShape {
   static constexpr int kMessageInner = MessageInner, kMessageUnits = MessageUnits;
   static constexpr int kEdgeInner = EdgeInner, kEdgeUnits = EdgeUnits;
+  static constexpr int kForwardBlocks = ForwardBlocks, kBackwardBlocks = BackwardBlocks;
 
   template <class A>
   static bool fits(const CompleteGraph<A>& p) {
@@ -35,18 +43,8 @@ struct TileShape {
 };
 
 // From the smallest: the first that fits is taken. Each is compiled by the tiles_*.cu of its name.
-using TileShape8x32 = TileShape<1, 2, 1, 2>;
-using TileShape16x32 = TileShape<2, 2, 1, 2>;
-using TileShape16x64 = TileShape<2, 4, 1, 2>;
-
-// Blocks that must fit on a multiprocessor at a time: the launch bounds of the kernels.
-template <class Shape>
-constexpr int forward_blocks() {
-  return Shape::kMessageUnits > 2 ? 2 : 4;
-}
-template <class Shape>
-constexpr int backward_blocks() {
-  return 2;
-}
+using TileShape8x32 = TileShape<1, 2, 1, 2, 4, 3>;
+using TileShape16x32 = TileShape<2, 2, 1, 2, 3, 2>;
+using TileShape16x64 = TileShape<2, 4, 1, 2, 2, 2>;
 
 }  // namespace l0sign::cuda

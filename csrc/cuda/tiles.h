@@ -62,13 +62,31 @@ struct TileGradients {
 };
 
 // Eight pairs of one row through a first layer.
-template <class Shape, bool Precise>
+template <class Shape, bool Precise, bool Backward>
 class Tiles {
  public:
   static constexpr int kMI = Shape::kMessageInner, kMU = Shape::kMessageUnits;
   static constexpr int kEI = Shape::kEdgeInner, kEU = Shape::kEdgeUnits;
-  using MessageWeights = WeightFragments<kMU, kMI, Precise>;
-  using EdgeWeights = WeightFragments<kEU, kEI, Precise>;
+  static constexpr bool kMessageInRegisters = weights_in_registers(kMU * kMI, Backward);
+  static constexpr bool kEdgeInRegisters = weights_in_registers(kEU * kEI, Backward);
+  using MessageWeights = WeightFragments<kMU, kMI, Precise, kMessageInRegisters>;
+  using MessageBias = UnitWeights<kMU, !Backward>;
+
+  // The edge network but for its last bias: what gates are made of.
+  struct Edge {
+    using Weights = WeightFragments<kEU, kEI, Precise, kEdgeInRegisters>;
+    using PerUnit = UnitWeights<kEU, !Backward>;
+    static constexpr int kSharedFloats = Weights::kSharedFloats + 2 * PerUnit::kSharedFloats;
+    Weights hidden;
+    PerUnit bias, out;
+
+    __device__ __forceinline__ Edge(const Perceptron<float>& m, float* shared, int lane, int warp)
+        : hidden(m.hidden_weight, static_cast<int>(m.hidden), static_cast<int>(m.in), false, shared, lane,
+                 warp),
+          bias(m.hidden_bias, static_cast<int>(m.hidden), shared + Weights::kSharedFloats, lane, warp),
+          out(m.out_weight, static_cast<int>(m.hidden),
+              shared + Weights::kSharedFloats + PerUnit::kSharedFloats, lane, warp) {}
+  };
 
   // The right operand x_i o x_j for the pair in this lane's column: `partner` a row, or -1 for none.
   template <int Inner>
@@ -87,7 +105,7 @@ class Tiles {
   template <class Weights, int Inner, class Bias>
   static __device__ __forceinline__ FragmentC hidden(const Weights& weights, const Bias& bias, int m,
                                                      const SplitB<Precise> (&b)[Inner]) {
-    FragmentC c = {{bias.x[m][0], bias.x[m][0], bias.x[m][1], bias.x[m][1]}};
+    FragmentC c = {{bias(m, 0), bias(m, 0), bias(m, 1), bias(m, 1)}};
 #pragma unroll
     for (int k = 0; k < Inner; ++k) multiply_add(c, weights.get(m, k), b[k]);
     return c;
@@ -99,12 +117,10 @@ class Tiles {
 // once).
 template <class Shape, bool Precise, bool Backward>
 __device__ __forceinline__ void piece_gates(const TileLaunch& l,
-                                            const typename Tiles<Shape, Precise>::EdgeWeights& weights,
-                                            const UnitVector<Shape::kEdgeUnits>& bias,
-                                            const UnitVector<Shape::kEdgeUnits>& out, const Piece& piece,
-                                            TileMemory& memory, TileGradients* gradients, int lane, float& l0,
-                                            int& edges) {
-  using T = Tiles<Shape, Precise>;
+                                            const typename Tiles<Shape, Precise, Backward>::Edge& edge,
+                                            const Piece& piece, TileMemory& memory, TileGradients* gradients,
+                                            int lane, float& l0, int& edges) {
+  using T = Tiles<Shape, Precise, Backward>;
   const CompleteGraph<float>& p = l.problem;
   const LanePlace place(lane);
   const int64_t n = piece.graph.end - piece.graph.begin;
@@ -127,10 +143,10 @@ __device__ __forceinline__ void piece_gates(const TileLaunch& l,
       float logit[2] = {0, 0};
 #pragma unroll
       for (int m = 0; m < Shape::kEdgeUnits; ++m) {
-        const FragmentC c = T::hidden(weights, bias, m, b);
+        const FragmentC c = T::hidden(edge.hidden, edge.bias, m, b);
 #pragma unroll
         for (int part = 0; part < 4; ++part)
-          logit[part % 2] = fmaf(out.x[m][part / 2], relu(c.x[part]), logit[part % 2]);
+          logit[part % 2] = fmaf(edge.out(m, part / 2), relu(c.x[part]), logit[part % 2]);
       }
       logit[0] = sum_over_groups(logit[0]), logit[1] = sum_over_groups(logit[1]);
       if (place.group < 2 && c0 + place.c_column(place.group) < piece.columns)
@@ -195,21 +211,24 @@ template <class Run>
 __device__ __forceinline__ void for_pieces(const Graphs& graphs, int64_t warp, int64_t warps, Run run) {
   for (int64_t begin = warp * kTileRows; begin < graphs.num_nodes; begin += warps * kTileRows) {
     const int64_t end = begin + kTileRows < graphs.num_nodes ? begin + kTileRows : graphs.num_nodes;
+#pragma unroll 1
     for (int64_t row = begin; row < end;) {
       const GraphOfRow graph = graph_of_row(graphs, row);
       const int64_t n = graph.end - graph.begin;
-      if (is_small(n)) {
-        const auto nodes = static_cast<int>(n);
-        if (row == graph.begin) run(Piece{graph, nodes, 0, 0, nodes, nodes}, true, true);
+      const int nodes_small = is_small(n) ? static_cast<int>(n) : 0;
+      if (nodes_small && row != graph.begin) {  // another warp's, or this one's already
         row = graph.end;
         continue;
       }
+      const int64_t first_row = row - graph.begin;
+#pragma unroll 1
       for (int64_t column = 0; column < n; column += kTileGates) {
         const int64_t rest = n - column;
         const int columns = static_cast<int>(rest < kTileGates ? rest : kTileGates);
-        run(Piece{graph, 0, row - graph.begin, column, 1, columns}, column == 0, rest <= kTileGates);
+        run(Piece{graph, nodes_small, first_row, column, nodes_small ? nodes_small : 1, columns}, column == 0,
+            rest <= kTileGates);
       }
-      ++row;
+      row = nodes_small ? graph.end : row + 1;
     }
   }
 }

@@ -8,40 +8,39 @@ namespace l0sign::cuda {
 
 template <class Shape, bool Precise>
 struct ForwardShared {
-  using T = Tiles<Shape, Precise>;
-  static constexpr int kFloats = T::MessageWeights::kSharedFloats + T::EdgeWeights::kSharedFloats;
+  using T = Tiles<Shape, Precise, false>;
+  static constexpr int kFloats =
+      T::MessageWeights::kSharedFloats + T::MessageBias::kSharedFloats + T::Edge::kSharedFloats;
   static constexpr size_t kBytes = kFloats * sizeof(float) + kTileWarps * sizeof(TileMemory);
 };
 
 template <class Shape, bool Precise>
-__global__ void __launch_bounds__(kTileThreads, forward_blocks<Shape>()) tile_forward(TileLaunch l) {
-  using T = Tiles<Shape, Precise>;
+__global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks) tile_forward(TileLaunch l) {
+  using T = Tiles<Shape, Precise, false>;
   const CompleteGraph<float>& p = l.problem;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const LanePlace place(lane);
   const auto d = static_cast<int>(p.message.in), H = static_cast<int>(p.message.hidden);
   float* const shared = dynamic_shared<float>();
   const typename T::MessageWeights message(p.message.hidden_weight, H, d, false, shared, lane, warp);
-  const typename T::EdgeWeights edge(p.edge.hidden_weight, static_cast<int>(p.edge.hidden),
-                                     static_cast<int>(p.edge.in), false,
-                                     shared + T::MessageWeights::kSharedFloats, lane, warp);
+  float* const after_weights = shared + T::MessageWeights::kSharedFloats;
+  const typename T::MessageBias bias(p.message.hidden_bias, H, after_weights, lane, warp);
+  const typename T::Edge edge(p.edge, after_weights + T::MessageBias::kSharedFloats, lane, warp);
   TileMemory& memory = reinterpret_cast<TileMemory*>(shared + ForwardShared<Shape, Precise>::kFloats)[warp];
-  const UnitVector<T::kMU> bias(p.message.hidden_bias, H, place);
-  const UnitVector<T::kEU> edge_bias(p.edge.hidden_bias, static_cast<int>(p.edge.hidden), place);
-  const UnitVector<T::kEU> edge_out(p.edge.out_weight, static_cast<int>(p.edge.hidden), place);
   __syncthreads();
 
-  UnitVector<T::kMU> sum;
+  UnitSums<T::kMU> sum;
   float gate_sum = 0, l0 = 0;
   int degree = 0, edges = 0;
   const auto run = [&](const Piece& piece, bool first, bool last) {
     const int64_t n = piece.graph.end - piece.graph.begin;
     if (first) l0 = 0, edges = 0;
-    piece_gates<Shape, Precise, false>(l, edge, edge_bias, edge_out, piece, memory, nullptr, lane, l0, edges);
+    piece_gates<Shape, Precise, false>(l, edge, piece, memory, nullptr, lane, l0, edges);
+#pragma unroll 1
     for (int r = 0; r < piece.rows; ++r) {
       const int64_t row = piece.graph.begin + piece.row + r;
       if (first) {
-        sum = UnitVector<T::kMU>();
+        sum.clear();
         gate_sum = 0, degree = 0;
       }
       const float* gates = memory.gate + (piece.nodes_small ? r * kSmallGraph : 0);
@@ -50,6 +49,7 @@ __global__ void __launch_bounds__(kTileThreads, forward_blocks<Shape>()) tile_fo
         degree += gates[c] > 0;
         return gates[c];
       });
+#pragma unroll 1
       for (int at = 0; at < open; at += kPairs) {
         SplitB<Precise> b[T::kMI] = {};
         T::template product<T::kMI>(p.nodes, d, row, memory.listed(piece, at + place.group, open), place, b);

@@ -72,7 +72,7 @@ struct Thread {
 };
 
 struct Warp {
-  unsigned char slots[2][kWarp][kSlotBytes];
+  alignas(kSlotBytes) unsigned char slots[2][kWarp][kSlotBytes];
 };
 
 // The block that runs, and who runs it.
