@@ -66,6 +66,15 @@ class TestBuildInfo:
         for name in _extension.cuda_operators():
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"l0sign_cuda::{name}", "CUDA")
 
+    def test_the_precision_of_products_is_torchs(self):
+        before = torch.get_float32_matmul_precision()
+        try:
+            for precision in ("highest", "high", "medium"):
+                torch.set_float32_matmul_precision(precision)
+                assert _extension.load().tf32_allowed() == (precision != "highest")
+        finally:
+            torch.set_float32_matmul_precision(before)
+
     @pytest.mark.parametrize("capability", _extension.build_info()["cpu_instruction_sets"])
     def test_instruction_set_can_be_chosen(self, capability, tmp_path):
         code = "from l0sign_cuda import _extension as e; print(e.cpu_capability())"

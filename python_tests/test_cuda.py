@@ -86,6 +86,22 @@ def test_results_are_reproducible_to_the_bit(widths, gpu):
             assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.parametrize("widths", ["8x32", "16x32", "16x64"])
+def test_tf32_is_used_only_where_torch_allows_it(widths, gpu):
+    case = cases.make(RAGGED, **WIDTHS[widths])
+    exact = layer(case.to(torch.float64, "cpu"), l2_penalty=False).nodes
+    before = torch.get_float32_matmul_precision()
+    error = {}
+    try:
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            found = layer(case.to(torch.float32, gpu), l2_penalty=False).nodes
+            error[precision] = float((found.cpu().double() - exact).abs().max() / exact.abs().max())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert error["highest"] < 3e-6 < error["high"] < 3e-3
+
+
 def test_nobody_waits_for_the_gpu(gpu):
     case = cases.make(RAGGED, **WIDTHS["8x32"]).to(torch.float32, gpu)
     case = replace(case, seed=torch.tensor([5], device=gpu))

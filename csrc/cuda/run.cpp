@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
+#include <atomic>
 #include <optional>
 #include <stdexcept>
 
@@ -17,6 +18,15 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+std::atomic<bool (*)()> tf32_source{nullptr};
+
+template <class A>
+CompleteGraph<A> with_precision(CompleteGraph<A> problem) {
+  bool (*const allowed)() = tf32_source;
+  problem.tf32 = allowed && allowed();
+  return problem;
+}
 
 // The device, its current stream, and memory from torch's allocator. That memory may be given back before the
 // work is done: the allocator hands it out again in the stream's order.
@@ -63,15 +73,19 @@ Sorted sorted(const Tensor& edge_index, int64_t end) {
 
 }  // namespace
 
+void set_tf32_source(bool (*allowed)()) { tf32_source = allowed; }
+
 template <class A>
-void forward(const CompleteGraph<A>& problem, const Tensor& like) {
+void forward(const CompleteGraph<A>& given, const Tensor& like) {
+  const CompleteGraph<A> problem = with_precision(given);
   const Place place(like);
   place(forward_workspace(problem),
         [&](void* workspace, cudaStream_t stream) { return forward(problem, workspace, stream); });
 }
 
 template <class A>
-void backward(const CompleteGraph<A>& problem, const Tensor& like) {
+void backward(const CompleteGraph<A>& given, const Tensor& like) {
+  const CompleteGraph<A> problem = with_precision(given);
   const Place place(like);
   place(backward_workspace(problem),
         [&](void* workspace, cudaStream_t stream) { return backward(problem, workspace, stream); });

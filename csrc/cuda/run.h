@@ -26,6 +26,9 @@ void backward(const EdgeList<A>& problem, const torch::stable::Tensor& edge_inde
 void gate_noise(const Graphs& graphs, const int64_t* seed, int64_t num_pairs, float* noise,
                 const torch::stable::Tensor& like);
 
+// Whether float32 products may be rounded to tf32. Asked anew for each launch; without a source they may not.
+void set_tf32_source(bool (*allowed)());
+
 // Names of the operators that have a CUDA kernel in this build; defined beside their registration.
 std::vector<std::string> operators();
 

@@ -1,6 +1,7 @@
 // The CUDA kernels on the host executor, under AddressSanitizer and UndefinedBehaviorSanitizer: every array
 // has its exact size and is filled with NaNs, results and all gradients are compared with plain double loops,
 // and threads run in several orders, which must not change a bit.
+#include <array>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -144,9 +145,10 @@ Graphs graphs_of(Run<A>& run, const Case& c, bool dense) {
 
 // l0_sign or, ungated, sign: forward and backward.
 template <class A>
-Run<A> run_complete_graph(const Case& c, bool dense) {
+Run<A> run_complete_graph(const Case& c, bool dense, bool tf32 = false) {
   Run<A> run;
   CompleteGraph<A> p = {};
+  p.tf32 = tf32;
   p.graphs = graphs_of(run, c, dense);
   p.aggregation = c.aggregation;
   p.message = run.perceptron(c.leaves.message, c.d, c.H, c.d);
@@ -362,6 +364,35 @@ void check_tiles() {
   check_float(make({2, 260}, 8, 32, 8, 32, 11), false);
 }
 
+// Numbers with all their bits: 3xTF32 errs like float32, plain TF32 a thousand times as much.
+void check_precision() {
+  for (const auto& s : {std::array<int64_t, 4>{8, 32, 8, 32}, {16, 32, 8, 32}, {16, 64, 8, 32}}) {
+    Case c = make({10, 20}, s[0], s[1], s[2], s[3], 3);
+    std::mt19937 random(5);
+    std::normal_distribution<double> normal;
+    const auto refill = [&](Values& values, double deviation) {
+      for (double& x : values) x = static_cast<float>(deviation * normal(random));
+    };
+    refill(c.leaves.nodes, 1), refill(c.leaves.edge_nodes, 1);
+    for (int k = 0; k < 4; ++k) refill(c.leaves.message[k], 0.4), refill(c.leaves.edge[k], 0.4);
+    const Values expected = plain::complete_graph(c).out;
+    const auto error = [&](bool tf32) {
+      const Run<float> run = run_complete_graph<float>(c, false, tf32);
+      double worst = 0, size = 0;
+      for (size_t k = 0; k < expected.size(); ++k) {
+        const float found = run.results[1].get()[k];
+        worst = std::max(worst, std::isnan(found) ? 1 : std::abs(found - expected[k]));
+        size = std::max(size, std::abs(expected[k]));
+      }
+      return worst / size;
+    };
+    const double precise = error(false), rounded = error(true);
+    expect(precise < 2e-6, c.name + " 3xTF32: error " + std::to_string(precise * 1e6) + "e-6");
+    expect(rounded > 1e-5 && rounded < 2e-3,
+           c.name + " TF32: error " + std::to_string(rounded * 1e6) + "e-6");
+  }
+}
+
 // Only one gradient comes in, or none for the messages at all.
 void check_missing_gradients() {
   for (int missing = 1; missing < 8; ++missing) {
@@ -416,6 +447,7 @@ int main() {
         check_case(make(sizes, s[0], s[1], s[2], s[3], options), false);
   for (const int options : {4, 7, 15}) check_case(make({6, 6, 6}, 4, 16, 4, 16, options), true);
   check_tiles();
+  check_precision();
   for (const int options : {1, 3}) {
     check_gates<float>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
     check_gates<double>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
