@@ -51,16 +51,15 @@ __global__ void __launch_bounds__(kThreads) sum_large_graphs(TileLaunch l) {
     if (p.graphs.offsets) begin = p.graphs.offsets[graph], end = p.graphs.offsets[graph + 1];
     begin = begin < 0 ? 0 : begin, end = end > p.graphs.num_nodes ? p.graphs.num_nodes : end;
     if (end > begin && is_small(end - begin)) continue;
-    float l0 = 0;
-    int64_t edges = 0;
-    for (int64_t row = begin + lane; row < end; row += kWarp) {
-      l0 += l.l0[row];
-      edges += l.edges[row];
-    }
-    l0 = warp_sum(l0), edges = warp_sum(edges);
-    if (lane != 0) continue;
-    p.l0[graph] = l0;
-    p.num_edges[graph] = edges;
+    const auto store = [&](auto* of_graphs, const auto* of_rows, auto sum) {
+      if (!of_graphs) return;
+      for (int64_t row = begin + lane; row < end; row += kWarp) sum += of_rows[row];
+      sum = warp_sum(sum);
+      if (lane == 0) of_graphs[graph] = sum;
+    };
+    store(p.l0, l.l0, 0.0f);
+    store(p.l2, l.l2, 0.0f);
+    store(p.num_edges, l.edges, int64_t{0});
   }
 }
 
@@ -68,15 +67,15 @@ bool may_have_large_graphs(const Graphs& graphs) { return graphs.offsets || !is_
 
 TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
   Arena arena(memory);
-  TileLaunch l = {p, GateFunction<float>(p.gate), nullptr, nullptr, {}, {}, nullptr, nullptr, 0, 0};
+  TileLaunch l = {p, GateFunction<float>(p.gate), nullptr, nullptr, nullptr, {}, {}, nullptr, nullptr, 0, 0};
   const int64_t N = p.graphs.num_nodes;
   const int64_t units = (N + kTileRows * kTileWarps - 1) / (kTileRows * kTileWarps);
   if (!backward) {
     l.blocks = blocks_for(units, 0);
-    if (p.l0 && may_have_large_graphs(p.graphs)) {
-      l.l0 = arena.take<float>(N);
-      l.edges = arena.take<int32_t>(N);
-    }
+    const int64_t rows = may_have_large_graphs(p.graphs) ? N : 0;
+    l.l0 = arena.take<float>(p.l0 ? rows : 0);
+    l.l2 = arena.take<float>(p.l2 ? rows : 0);
+    l.edges = arena.take<int32_t>(p.num_edges ? rows : 0);
   } else {
     l.message_gradients = gradient_layout(0, p.message);
     l.edge_gradients = gradient_layout(l.message_gradients.end, p.edge);
@@ -92,7 +91,7 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
 }  // namespace
 
 bool tiles_take(const CompleteGraph<float>& p, bool backward) {
-  if (!p.nodes || p.gates || p.l2) return false;
+  if (!p.nodes || p.gates) return false;
   if (backward && (!p.grad_out || p.grad_l2 || p.grad_gates || p.grad_logits)) return false;
   return with_shape(p, [](auto) {});
 }
@@ -106,7 +105,8 @@ cudaError_t tiles_forward(const CompleteGraph<float>& problem, void* workspace, 
   cudaError_t error = cudaSuccess;
   if (problem.graphs.num_nodes)
     with_shape(problem, [&](auto shape) { error = start_tile_forward<decltype(shape)>(l, stream); });
-  if (error != cudaSuccess || !problem.l0 || !problem.graphs.count || !may_have_large_graphs(problem.graphs))
+  const bool sums = problem.l0 || problem.l2 || problem.num_edges;
+  if (error != cudaSuccess || !sums || !problem.graphs.count || !may_have_large_graphs(problem.graphs))
     return error;
   const int64_t warps = kThreads / kWarp;
   return launch(sum_large_graphs, blocks_for((problem.graphs.count + warps - 1) / warps, 0), kThreads, 0,

@@ -18,7 +18,7 @@ struct TileLaunch {
   CompleteGraph<float> problem;
   GateFunction<float> gate;
   // What the rows of large graphs add to their graph's sums (forward).
-  float* l0;       // [N]
+  float *l0, *l2;  // [N]
   int32_t* edges;  // [N]
   // Sums of a warp over its rows (backward).
   GradientLayout message_gradients, edge_gradients;

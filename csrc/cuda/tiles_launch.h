@@ -5,8 +5,8 @@
 
 namespace l0sign::cuda {
 
-// Messages between all pairs in float32, gated or not, of a size of tile_config.h, without the messages'
-// norms: those need the second layer of each pair, and go the general way.
+// Messages between all pairs in float32, gated or not, of a size of tile_config.h. A backward with a gradient
+// for the messages' norms goes the general way.
 bool tiles_take(const CompleteGraph<float>& problem, bool backward);
 
 int64_t tiles_workspace(const CompleteGraph<float>& problem, bool backward);
