@@ -14,6 +14,14 @@ namespace l0sign::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
+// Blocks beyond these take several turns. Free ones leave nothing behind that grows with their number. On the
+// host few, so that tests see many turns.
+#ifdef L0SIGN_SIMT
+constexpr int64_t kMaxBlocks = 2, kMaxFreeBlocks = 2;
+#else
+constexpr int64_t kMaxBlocks = 1024, kMaxFreeBlocks = 1 << 16;
+#endif
+
 #define L0SIGN_TRY(call) \
   if (const cudaError_t error = call; error != cudaSuccess) return error
 

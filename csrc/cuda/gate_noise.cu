@@ -7,7 +7,6 @@ namespace l0sign::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 16;  // beyond it every thread takes several pairs
 
 // pair_offsets[g]: the first pair of graph g; the last entry: all pairs. Runs in one block, tile after tile.
 __global__ void __launch_bounds__(kThreads) scan_pairs(Graphs graphs, int64_t* __restrict__ pair_offsets) {
@@ -72,7 +71,7 @@ cudaError_t gate_noise(const Graphs& graphs, const int64_t* seed, int64_t* pair_
   if (num_pairs == 0) return cudaSuccess;
   if (graphs.offsets) L0SIGN_TRY(first_pairs(graphs, pair_offsets, stream));
   const int64_t wanted = (num_pairs + kThreads - 1) / kThreads;
-  return launch(draw, wanted < kMaxBlocks ? wanted : kMaxBlocks, kThreads, 0, stream,
+  return launch(draw, wanted < kMaxFreeBlocks ? wanted : kMaxFreeBlocks, kThreads, 0, stream,
                 graphs.offsets ? pair_offsets : nullptr, graphs.count, pair_count(graphs.graph_size), seed,
                 num_pairs, out);
 }

@@ -15,10 +15,8 @@ constexpr int kTileWarps = 4;
 constexpr int kTileThreads = 32 * kTileWarps;
 constexpr int kTileRows = 8;     // consecutive rows that a warp takes at a time
 constexpr int kSmallGraph = 16;  // nodes: up to here a warp takes the graph, and evaluates each gate once
-constexpr int kTileGates =
-    256;  // gates that a warp holds: kSmallGraph^2, or one row of a larger graph in parts
-
-constexpr int kPassUnits = 2;  // fragments of units whose sums a backward pass keeps in registers
+constexpr int kTileGates = 256;  // of a warp: those of a small graph, or one row of a larger one, in parts
+constexpr int kPassUnits = 2;    // fragments of units whose sums a backward pass keeps in registers
 
 static_assert(kTileGates <= 256 && kTileGates >= kSmallGraph * kSmallGraph, "columns are kept as bytes");
 

@@ -71,7 +71,7 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
   const int64_t N = p.graphs.num_nodes;
   const int64_t units = (N + kTileRows * kTileWarps - 1) / (kTileRows * kTileWarps);
   if (!backward) {
-    l.blocks = blocks_for(units, 0);
+    l.blocks = units < kMaxFreeBlocks ? units : kMaxFreeBlocks;
     const int64_t rows = may_have_large_graphs(p.graphs) ? N : 0;
     l.l0 = arena.take<float>(p.l0 ? rows : 0);
     l.l2 = arena.take<float>(p.l2 ? rows : 0);

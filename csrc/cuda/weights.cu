@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 int64_t blocks_for(int64_t units, int64_t bytes_per_block) {
-  constexpr int64_t kMaxBlocks = 1024, kMaxBytes = int64_t{64} << 20;
+  constexpr int64_t kMaxBytes = int64_t{64} << 20;
   int64_t blocks = units < kMaxBlocks ? units : kMaxBlocks;
   if (bytes_per_block * blocks > kMaxBytes) blocks = kMaxBytes / bytes_per_block;
   return blocks < 1 ? 1 : blocks;
