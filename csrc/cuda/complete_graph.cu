@@ -46,16 +46,9 @@ bool wants_pairs(const CompleteGraph<A>& p) {
 template <class A>
 Launch<A> plan(const CompleteGraph<A>& p, bool backward, void* memory) {
   Arena arena(memory);
-  Launch<A> l = {p,       GateFunction<A>(p.gate),
-                 {},      {},
-                 nullptr, nullptr,
-                 nullptr, nullptr,
-                 nullptr, nullptr,
-                 nullptr, {},
-                 {},      nullptr,
-                 nullptr, nullptr,
-                 0,       0,
-                 0};
+  Launch<A> l = {};
+  l.problem = p;
+  l.gate = GateFunction<A>(p.gate);
   const int64_t N = p.graphs.num_nodes;
   const bool message = has_message(p, backward);
   if (message) l.message = network(p.message, arena);
@@ -87,12 +80,6 @@ Launch<A> plan(const CompleteGraph<A>& p, bool backward, void* memory) {
   l.scratch = arena.take<A>(l.warps() * l.scratch_size);
   l.bytes = arena.used();
   return l;
-}
-
-template <class A>
-__device__ __forceinline__ A row_scale(Aggregation aggregation, int64_t n, int64_t degree) {
-  const int64_t divisor = aggregation == Aggregation::sum ? 1 : aggregation == Aggregation::mean ? n : degree;
-  return divisor > 0 ? A(1) / static_cast<A>(divisor) : A(0);
 }
 
 // ---- Forward ----
@@ -160,7 +147,7 @@ __global__ void __launch_bounds__(kRowThreads) forward_rows(Launch<A> l) {
     }
     degree = warp_sum(degree);
     if (message)
-      write_out(l.message, hidden_sum, warp_sum(gate_sum), row_scale<A>(p.aggregation, n, degree),
+      write_out(l.message, hidden_sum, warp_sum(gate_sum), aggregation_scale<A>(p.aggregation, n, degree),
                 p.out + row * d, lane);
     l0 = warp_sum(l0), l2 = warp_sum(l2), edges = warp_sum(edges);
     if (lane != 0) continue;
@@ -205,7 +192,7 @@ __global__ void __launch_bounds__(kRowThreads) scale_rows(Launch<A> l) {
        row += static_cast<int64_t>(gridDim.x) * kRowThreads) {
     const GraphOfRow graph = graph_of_row(p.graphs, row);
     const bool counted = p.aggregation == Aggregation::neighbor_mean;
-    l.scale[row] = row_scale<A>(p.aggregation, graph.end - graph.begin, counted ? p.degree[row] : 0);
+    l.scale[row] = aggregation_scale<A>(p.aggregation, graph.end - graph.begin, counted ? p.degree[row] : 0);
   }
 }
 

@@ -27,9 +27,9 @@ struct Launch {
 template <class A>
 Launch<A> plan(const EdgeList<A>& p, bool backward, void* memory) {
   Arena arena(memory);
-  Launch<A> l = {
-      p, {}, {}, network(p.message, arena), nullptr, nullptr, nullptr, {}, nullptr, nullptr, nullptr,
-      0, 0,  0};
+  Launch<A> l = {};
+  l.problem = p;
+  l.message = network(p.message, arena);
   const int64_t N = p.graphs.num_nodes;
   const int64_t units = (N + kRowWarps - 1) / kRowWarps;
   if (!backward) {
@@ -92,12 +92,6 @@ __device__ __forceinline__ void for_edges(const EdgeList<A>& p, const EdgeOrder&
 }
 
 template <class A>
-__device__ __forceinline__ A edge_scale(Aggregation aggregation, int64_t n, int64_t degree) {
-  const int64_t divisor = aggregation == Aggregation::sum ? 1 : aggregation == Aggregation::mean ? n : degree;
-  return divisor > 0 ? A(1) / static_cast<A>(divisor) : A(0);
-}
-
-template <class A>
 __global__ void __launch_bounds__(kRowThreads) forward_edges(Launch<A> l) {
   const EdgeList<A>& p = l.problem;
   const int lane = threadIdx.x % kWarp, H = l.message.hidden_size;
@@ -124,7 +118,7 @@ __global__ void __launch_bounds__(kRowThreads) forward_edges(Launch<A> l) {
         }
       }
     });
-    const A scale = edge_scale<A>(p.aggregation, graph.end - graph.begin, warp_sum(degree));
+    const A scale = aggregation_scale<A>(p.aggregation, graph.end - graph.begin, warp_sum(degree));
     write_out(l.message, hidden_sum, warp_sum(weight_sum), scale, p.out + row * l.message.out_size, lane);
   }
 }
@@ -141,7 +135,7 @@ __global__ void __launch_bounds__(kRowThreads) scale_edges(Launch<A> l) {
       for_edges(p, l.by_target, p.source, row, graph, lane,
                 [&](const Edge<A>& edge) { degree += edge.weight > 0; });
     degree = warp_sum(degree);
-    if (lane == 0) l.scale[row] = edge_scale<A>(p.aggregation, graph.end - graph.begin, degree);
+    if (lane == 0) l.scale[row] = aggregation_scale<A>(p.aggregation, graph.end - graph.begin, degree);
   }
 }
 

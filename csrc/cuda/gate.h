@@ -21,6 +21,7 @@ struct GateFunction {
   A span, low, steepness, shift;
   const int64_t* seed;
 
+  GateFunction() = default;
   explicit GateFunction(const HardConcrete& gate)
       : span(static_cast<A>(gate.zeta - gate.gamma)),
         low(static_cast<A>(gate.gamma)),
@@ -78,6 +79,13 @@ __device__ __forceinline__ GraphOfRow graph_of_row(const Graphs& graphs, int64_t
 // Canonical index of an unordered pair of nodes of a graph of n.
 __device__ __forceinline__ int64_t unordered_pair(int64_t i, int64_t j, int64_t n) {
   return i < j ? pair_index(i, j, n) : pair_index(j, i, n);
+}
+
+// What the sum over a node's partners is multiplied by: n nodes in its graph, `degree` open partners.
+template <class A>
+__device__ __forceinline__ A aggregation_scale(Aggregation aggregation, int64_t n, int64_t degree) {
+  const int64_t divisor = aggregation == Aggregation::sum ? 1 : aggregation == Aggregation::mean ? n : degree;
+  return divisor > 0 ? A(1) / static_cast<A>(divisor) : A(0);
 }
 
 // As torch.relu: a NaN stays one.

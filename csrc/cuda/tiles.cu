@@ -67,7 +67,9 @@ bool may_have_large_graphs(const Graphs& graphs) { return graphs.offsets || !is_
 
 TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
   Arena arena(memory);
-  TileLaunch l = {p, GateFunction<float>(p.gate), nullptr, nullptr, nullptr, {}, {}, nullptr, nullptr, 0, 0};
+  TileLaunch l = {};
+  l.problem = p;
+  l.gate = GateFunction<float>(p.gate);
   const int64_t N = p.graphs.num_nodes;
   const int64_t units = (N + kTileRows * kTileWarps - 1) / (kTileRows * kTileWarps);
   if (!backward) {

@@ -233,11 +233,6 @@ __device__ __forceinline__ void for_pieces(const Graphs& graphs, int64_t warp, i
   }
 }
 
-__device__ __forceinline__ float scale_of(Aggregation aggregation, int64_t n, int64_t degree) {
-  const int64_t divisor = aggregation == Aggregation::sum ? 1 : aggregation == Aggregation::mean ? n : degree;
-  return divisor > 0 ? 1.0f / static_cast<float>(divisor) : 0.0f;
-}
-
 #endif
 
 }  // namespace l0sign::cuda

@@ -201,7 +201,8 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_bac
   __syncthreads();
 
   const auto scale_of_row = [&](int64_t row, int64_t n) {
-    return scale_of(p.aggregation, n, p.aggregation == Aggregation::neighbor_mean ? p.degree[row] : 0);
+    return aggregation_scale<float>(p.aggregation, n,
+                                    p.aggregation == Aggregation::neighbor_mean ? p.degree[row] : 0);
   };
 
   // The listed pairs through the units from `first` on.

@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks - L2) tile
       // v'_i = scale (W2 S + b2 sum_j g_ij): the four lanes of a group share the components.
       const float all_gates = warp_sum(gate_sum);
       degree = warp_sum(degree);
-      const float scale = scale_of(p.aggregation, n, degree);
+      const float scale = aggregation_scale<float>(p.aggregation, n, degree);
 #pragma unroll
       for (int m = 0; m < T::kMU; ++m)
 #pragma unroll
