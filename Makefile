@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 SOURCES := $(shell find csrc cmake build_backend -type f -not -name '*.pyc')
 CXX_SOURCES := $(filter %.h %.inc %.cpp %.cu,$(SOURCES))
 
-.PHONY: setup build demo test test-fast test-cpp bench bench-quick lint format clean
+.PHONY: setup build demo test test-fast test-cpp test-simt gpu-check gpu-bench bench bench-quick lint format clean
 .DEFAULT_GOAL := build
 
 setup: $(VENV)/.setup  ## the environment, with everything that development needs
@@ -41,6 +41,7 @@ bench-quick: build  ## whether the benchmarks work; their figures mean nothing
 	$(BIN)/python -m benchmarks.step --quick --contestants fused "fused, row-wise" official eager --out build/benchmarks
 	$(BIN)/python -m benchmarks.layer --quick --out build/benchmarks
 	$(BIN)/python -m benchmarks.model --quick --shapes A --out build/benchmarks
+	$(BIN)/python -m benchmarks.gpu --device cpu --quick --shapes A --contestants official eager --out build/benchmarks
 
 test-fast: build
 	$(BIN)/python -m pytest -m "not slow"
@@ -55,6 +56,31 @@ test-cpp: build
 	for set in $(INSTRUCTION_SETS:avx512dq=avx512); do \
 	  L0SIGN_CPU_CAPABILITY=$$set $$build/cpu_kernels_test; \
 	done
+
+# The CUDA kernels on the host, without nvcc or a GPU.
+test-simt: build
+	set -e; tag=$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'); \
+	build=$$(ls -d build/cmake-$$tag-* | head -n 1); \
+	$(BIN)/cmake --build $$build --target simt_test cuda_kernels_test; \
+	$$build/simt_test; \
+	$$build/cuda_kernels_test
+
+# On a machine with a GPU, in the environment that is there: PYTHON needs torch, cmake, ninja, pybind11 and pytest.
+# Builds for that GPU alone. GPU_TESTS are the files whose tests take the fixture `device` or `gpu`.
+GPU_TESTS = $(shell grep -l -E '^def test.*[(, ](device|gpu)[,)]' python_tests/test_*.py)
+GPU_BUILD = TORCH_CUDA_ARCH_LIST=$$($(PYTHON) -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') \
+  L0SIGN_CUDA=1 $(PYTHON) setup.py --quiet build_ext --inplace
+SANITIZER ?= compute-sanitizer
+
+gpu-check:  ## builds, tests with the GPU, and looks for races and bad accesses: within 10 minutes
+	$(GPU_BUILD)
+	REQUIRE_CUDA=1 $(PYTHON) -m pytest -q $(GPU_TESTS) -k 'cuda'
+	PYTHONPATH=. $(SANITIZER) --tool memcheck --error-exitcode 1 $(PYTHON) python_tests/gpu_small.py
+	PYTHONPATH=. $(SANITIZER) --tool racecheck --error-exitcode 1 $(PYTHON) python_tests/gpu_small.py
+
+gpu-bench:  ## the contestants on the GPU, into benchmarks/results: within 10 minutes
+	$(GPU_BUILD)
+	$(PYTHON) -m benchmarks.gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@
 
 #include "cpu/dispatch.h"
 #ifdef L0SIGN_HAVE_CUDA
-#include "cuda/ops_cuda.h"
+#include "cuda/run.h"
 #endif
 
 namespace py = pybind11;
@@ -63,6 +63,14 @@ py::dict build_info() {
   return info;
 }
 
+// What torch.set_float32_matmul_precision has set; the stable ABI does not tell.
+bool tf32_allowed() {
+  if (!Py_IsInitialized()) return false;
+  const py::gil_scoped_acquire gil;
+  const py::object precision = py::module_::import("torch").attr("get_float32_matmul_precision")();
+  return precision.cast<std::string>() != "highest";
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -71,4 +79,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_capability", [] { return std::string(l0sign::cpu::capability()); },
       "The CPU kernels in use here: avx512, avx2 or portable.");
+  m.def("tf32_allowed", &tf32_allowed, "Whether CUDA kernels may round float32 products to tf32.");
+#ifdef L0SIGN_HAVE_CUDA
+  l0sign::cuda::set_tf32_source(&tf32_allowed);
+#endif
 }

@@ -1,5 +1,5 @@
-// The operators: schemas, and their CPU entry points. Everything here goes through the LibTorch stable ABI,
-// so that one binary serves every torch from 2.10 on. Arguments have been validated in Python
+// The operators: schemas, and their entry points on CPU and CUDA. Everything here goes through the LibTorch
+// stable ABI, so that one binary serves every torch from 2.10 on. Arguments have been validated in Python
 // (l0sign_cuda/_checks.py); what is checked again here is what memory safety rests on, since compiled graphs
 // call the operators directly.
 #include <torch/csrc/stable/library.h>
@@ -18,6 +18,9 @@
 #include "cpu/rows.h"
 #include "cpu/run.h"
 #include "problem.h"
+#ifdef L0SIGN_HAVE_CUDA
+#include "cuda/run.h"
+#endif
 
 namespace l0sign {
 namespace {
@@ -82,6 +85,7 @@ class Inputs {
              "offsets: expected shape [B + 1], got " + shape_of(*offsets));
       graphs.offsets = index(*offsets, "offsets");
       graphs.count = offsets->sizes()[0] - 1;
+      if (!offsets->is_cpu()) return graphs;  // nobody waits for a GPU: kernels stay in bounds by themselves
       bool valid = graphs.offsets[0] == 0 && graphs.offsets[graphs.count] == graphs.num_nodes;
       for (int64_t g = 0; g < graphs.count; ++g) valid = valid && graphs.offsets[g] <= graphs.offsets[g + 1];
       expect(valid, "offsets: expected non-decreasing values from 0 to the number of rows, " +
@@ -95,8 +99,13 @@ class Inputs {
     return graphs;
   }
 
-  // Index of the first pair of each graph; `pairs` receives the number of all pairs.
-  const int64_t* first_pairs(const Graphs& graphs, int64_t& pairs) {
+  // Index of the first pair of each graph; `pairs` receives the number of all pairs. On CUDA kernels find the
+  // indices, and a number that depends on the offsets stays as it is given.
+  const int64_t* first_pairs(const Graphs& graphs, bool on_cpu, int64_t& pairs) {
+    if (!on_cpu) {
+      if (!graphs.offsets) pairs = graphs.count * pair_count(graphs.graph_size);
+      return nullptr;
+    }
     first_pairs_.resize(graphs.count);
     pairs = 0;
     for (int64_t g = 0; g < graphs.count; ++g) {
@@ -184,6 +193,25 @@ auto by_type(const Tensor& t, Run run) {
   }
 }
 
+// Runs a problem where its tensors are.
+template <class Problem>
+void forward(const Problem& problem, const Tensor& like) {
+#ifdef L0SIGN_HAVE_CUDA
+  if (like.is_cuda()) return cuda::forward(problem, like);
+#endif
+  expect(like.is_cpu(), "expected tensors on the CPU or a CUDA device");
+  cpu::forward(problem);
+}
+
+template <class Problem>
+void backward(const Problem& problem, const Tensor& like) {
+#ifdef L0SIGN_HAVE_CUDA
+  if (like.is_cuda()) return cuda::backward(problem, like);
+#endif
+  expect(like.is_cpu(), "expected tensors on the CPU or a CUDA device");
+  cpu::backward(problem);
+}
+
 // ---- l0_sign: all pairs, gated ----
 
 using Results5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -234,7 +262,7 @@ Results5 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw
     p.l2 = l2 ? data<A>(l2_sum) : nullptr;
     p.num_edges = data<int64_t>(num_edges);
     p.degree = keeps_degree ? data<int32_t>(degree) : nullptr;
-    cpu::forward(p);
+    forward(p, nodes);
     return {as(out, nodes), l0, l2_sum, num_edges, degree};
   });
 }
@@ -273,7 +301,7 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
     p.grad_edge_nodes = data<A>(grad_edge_nodes);
     p.grad_message = message.pointers();
     p.grad_edge = edge.pointers();
-    cpu::backward(p);
+    backward(p, nodes);
     return {as(grad_nodes, nodes),          as(grad_edge_nodes, nodes),    as(message.hidden_weight, nodes),
             as(message.hidden_bias, nodes), as(message.out_weight, nodes), as(message.out_bias, nodes),
             as(edge.hidden_weight, nodes),  as(edge.hidden_bias, nodes),   as(edge.out_weight, nodes),
@@ -511,7 +539,7 @@ std::tuple<Tensor, Tensor> sign(const Tensor& nodes, const Tensor& w1, const Ten
     const Tensor l2_sum = empty<A>(nodes, {l2 ? p.graphs.count : 0});
     p.out = data<A>(out);
     p.l2 = l2 ? data<A>(l2_sum) : nullptr;
-    cpu::forward(p);
+    forward(p, nodes);
     return {as(out, nodes), l2_sum};
   });
 }
@@ -533,7 +561,7 @@ Results5 sign_backward(const OptionalTensor& grad_out, const OptionalTensor& gra
     const PerceptronGradTensors<A> message(nodes, p.message);
     p.grad_nodes = data<A>(grad_nodes);
     p.grad_message = message.pointers();
-    cpu::backward(p);
+    backward(p, nodes);
     return {as(grad_nodes, nodes), as(message.hidden_weight, nodes), as(message.hidden_bias, nodes),
             as(message.out_weight, nodes), as(message.out_bias, nodes)};
   });
@@ -573,7 +601,7 @@ Tensor sign_edges(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const
         edges_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, edge_index, edge_weight, aggr);
     const Tensor out = empty<A>(nodes, {p.graphs.num_nodes, p.message.in});
     p.out = data<A>(out);
-    cpu::forward(p);
+    forward(p, edge_index);
     return as(out, nodes);
   });
 }
@@ -595,7 +623,7 @@ Results6 sign_edges_backward(const Tensor& grad_out, const Tensor& nodes, const 
     p.grad_nodes = data<A>(grad_nodes);
     p.grad_weight = edge_weight ? data<A>(grad_weight) : nullptr;
     p.grad_message = message.pointers();
-    cpu::backward(p);
+    backward(p, edge_index);
     return {as(grad_nodes, nodes),         as(message.hidden_weight, nodes), as(message.hidden_bias, nodes),
             as(message.out_weight, nodes), as(message.out_bias, nodes),      as(grad_weight, nodes)};
   });
@@ -614,7 +642,8 @@ CompleteGraph<A> gates_problem(Inputs<A>& in, const Tensor& edge_nodes, const Te
   p.gate = in.gate(seed, temperature, gamma, zeta);
   p.edge = in.perceptron("edge", w1, b1, w2, b2, edge_nodes.sizes()[1], 1);
   p.edge_nodes = in(edge_nodes);
-  p.pair_offsets = in.first_pairs(p.graphs, pairs);
+  p.pair_offsets = in.first_pairs(p.graphs, edge_nodes.is_cpu(), pairs);
+  p.num_pairs = pairs;
   return p;
 }
 
@@ -630,14 +659,14 @@ std::tuple<Tensor, Tensor> edge_gates(const Tensor& edge_nodes, const Tensor& w1
   return by_type(edge_nodes, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using A = decltype(type);
     Inputs<A> in;
-    int64_t pairs;
+    int64_t pairs = num_pairs;
     CompleteGraph<A> p = gates_problem(in, edge_nodes, w1, b1, w2, b2, offsets, graph_size, seed, temperature,
                                        gamma, zeta, pairs);
     expect_pairs(num_pairs, pairs);
     const Tensor gates = empty<A>(edge_nodes, {pairs}), logits = empty<A>(edge_nodes, {pairs});
     p.gates = data<A>(gates);
     p.logits = data<A>(logits);
-    cpu::forward(p);
+    forward(p, edge_nodes);
     return {as(gates, edge_nodes), as(logits, edge_nodes)};
   });
 }
@@ -649,7 +678,7 @@ Results5 edge_gates_backward(const OptionalTensor& grad_gates, const OptionalTen
   return by_type(edge_nodes, [&](auto type) -> Results5 {
     using A = decltype(type);
     Inputs<A> in;
-    int64_t pairs;
+    int64_t pairs = grad_gates ? grad_gates->numel() : grad_logits ? grad_logits->numel() : 0;
     CompleteGraph<A> p = gates_problem(in, edge_nodes, w1, b1, w2, b2, offsets, graph_size, seed, temperature,
                                        gamma, zeta, pairs);
     if (grad_gates) expect_shape(*grad_gates, "grad_gates", {pairs});
@@ -660,7 +689,7 @@ Results5 edge_gates_backward(const OptionalTensor& grad_gates, const OptionalTen
     const PerceptronGradTensors<A> edge(edge_nodes, p.edge);
     p.grad_edge_nodes = data<A>(grad_edge_nodes);
     p.grad_edge = edge.pointers();
-    cpu::backward(p);
+    backward(p, edge_nodes);
     return {as(grad_edge_nodes, edge_nodes), as(edge.hidden_weight, edge_nodes),
             as(edge.hidden_bias, edge_nodes), as(edge.out_weight, edge_nodes), as(edge.out_bias, edge_nodes)};
   });
@@ -677,13 +706,19 @@ Tensor gate_noise(const Tensor& seed, const OptionalTensor& offsets, int64_t gra
     expect(offsets->dim() == 1 && offsets->sizes()[0] == num_graphs + 1,
            "offsets: expected shape [" + std::to_string(num_graphs + 1) + "], got " + shape_of(*offsets));
     graphs.offsets = in.index(*offsets, "offsets");
-    for (int64_t g = 0; g < num_graphs; ++g)
+    for (int64_t g = 0; g < num_graphs && seed.is_cpu(); ++g)
       expect(graphs.offsets[g] <= graphs.offsets[g + 1], "offsets: expected non-decreasing values");
   }
-  int64_t pairs;
-  const int64_t* first_pair = in.first_pairs(graphs, pairs);
+  int64_t pairs = num_pairs;
+  const int64_t* first_pair = in.first_pairs(graphs, seed.is_cpu(), pairs);
   expect_pairs(num_pairs, pairs);
   const Tensor noise = empty<float>(seed, {pairs});
+#ifdef L0SIGN_HAVE_CUDA
+  if (seed.is_cuda()) {
+    cuda::gate_noise(graphs, key, pairs, data<float>(noise), seed);
+    return noise;
+  }
+#endif
   cpu::gate_noise(graphs, *key, first_pair, data<float>(noise));
   return noise;
 }
@@ -752,3 +787,36 @@ STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {
   m.impl("edge_gates_backward", TORCH_BOX(&l0sign::edge_gates_backward));
   m.impl("gate_noise", TORCH_BOX(&l0sign::gate_noise));
 }
+
+#ifdef L0SIGN_HAVE_CUDA
+namespace {
+
+struct Operator {
+  const char* name;
+  void (*boxed)(StableIValue*, uint64_t, uint64_t);
+};
+
+const Operator kOnCuda[] = {
+    {"l0_sign", TORCH_BOX(&l0sign::l0_sign)},
+    {"l0_sign_backward", TORCH_BOX(&l0sign::l0_sign_backward)},
+    {"sign", TORCH_BOX(&l0sign::sign)},
+    {"sign_backward", TORCH_BOX(&l0sign::sign_backward)},
+    {"sign_edges", TORCH_BOX(&l0sign::sign_edges)},
+    {"sign_edges_backward", TORCH_BOX(&l0sign::sign_edges_backward)},
+    {"edge_gates", TORCH_BOX(&l0sign::edge_gates)},
+    {"edge_gates_backward", TORCH_BOX(&l0sign::edge_gates_backward)},
+    {"gate_noise", TORCH_BOX(&l0sign::gate_noise)},
+};
+
+}  // namespace
+
+std::vector<std::string> l0sign::cuda::operators() {
+  std::vector<std::string> names;
+  for (const Operator& op : kOnCuda) names.emplace_back(op.name);
+  return names;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CUDA, m) {
+  for (const Operator& op : kOnCuda) m.impl(op.name, op.boxed);
+}
+#endif

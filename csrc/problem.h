@@ -76,6 +76,9 @@ struct CompleteGraph {
   A* grad_nodes;         // [N, d] of node k, with ids too
   A* grad_edge_nodes;    // [N, b]
   PerceptronGrad<A> grad_message, grad_edge;
+
+  int64_t num_pairs;  // P, where gates or logits are wanted on CUDA; pair_offsets are made there
+  bool tf32;          // CUDA may round factors to tf32
 };
 
 // The pairs of a given list: the message of edge e goes from source[e] to target[e], times weight[e].

@@ -26,6 +26,7 @@ def load_file(path):
 
 backend = load_file(ROOT / "build_backend" / "l0sign_build.py")
 check_binary = load_file(ROOT / ".ci" / "check_binary.py")
+cuda_resources = load_file(ROOT / ".ci" / "cuda_resources.py")
 
 
 def run_python(code, cwd, **environ):
@@ -64,6 +65,15 @@ class TestBuildInfo:
     def test_cuda_operators_are_registered(self):
         for name in _extension.cuda_operators():
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"l0sign_cuda::{name}", "CUDA")
+
+    def test_the_precision_of_products_is_torchs(self):
+        before = torch.get_float32_matmul_precision()
+        try:
+            for precision in ("highest", "high", "medium"):
+                torch.set_float32_matmul_precision(precision)
+                assert _extension.load().tf32_allowed() == (precision != "highest")
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     @pytest.mark.parametrize("capability", _extension.build_info()["cpu_instruction_sets"])
     def test_instruction_set_can_be_chosen(self, capability, tmp_path):
@@ -370,3 +380,48 @@ class TestCuda:
     def test_choice_that_is_not_understood(self):
         with pytest.raises(backend.BuildError, match="L0SIGN_CUDA=yes is not understood"):
             backend.find_nvcc({"L0SIGN_CUDA": "yes"})
+
+
+class TestCudaResources:
+    NAME = "tile_backward<TileShape<1, 2, 1, 2, 4, 3>, true>"
+    REPORT = """
+ptxas info    : Compiling entry function '_Zone' for 'sm_90'
+ptxas info    : Function properties for _Zone
+    {stack} bytes stack frame, {spill} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used {registers} registers, used 1 barriers
+ptxas info    : Compiling entry function '_Ztwo' for 'sm_90'
+    24 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 255 registers
+"""
+
+    def kernels(self, registers=168, stack=0, spill=0):
+        report = self.REPORT.format(registers=registers, stack=stack, spill=spill)
+        return cuda_resources.parse(report, {"_Zone": self.NAME, "_Ztwo": "general"})
+
+    def test_report_is_read(self):
+        one, two = self.kernels(registers=100, stack=16, spill=4)
+        assert one == cuda_resources.Kernel(self.NAME, "90", 100, 16, 4)
+        assert two == cuda_resources.Kernel("general", "90", 255, 24, 16)
+        page = cuda_resources.table([one, two], "nvcc 13.0.88", 128)
+        assert f"| `{self.NAME}` | 168 |  | 100+16 |  |  |" in page
+        assert "| `general` |  |  | 255+24 |  |  |" in page
+        assert cuda_resources.compiler_of(page) == "nvcc 13.0.88"
+
+    def test_limits(self):
+        assert cuda_resources.faults_of(self.kernels(), 128) == []
+        for wrong in ({"stack": 8}, {"spill": 4}, {"registers": 176}):
+            assert len(cuda_resources.faults_of(self.kernels(**wrong), 128)) == 1, wrong
+        assert cuda_resources.faults_of(self.kernels()[1:], 128)  # nothing was looked at
+
+    def test_names(self):
+        long = (
+            "void l0sign::cuda::f<l0sign::cuda::T<(int)1, 2>, (bool)1>"
+            "(l0sign::cuda::(anonymous namespace)::L<float>)"
+        )
+        assert cuda_resources.short_name(long) == "f<T<1, 2>, true>"
+
+    def test_block_size_is_that_of_the_sources(self):
+        config = (ROOT / "csrc" / "cuda" / "tile_config.h").read_text()
+        assert cuda_resources.tile_threads(config) == 128
+        with pytest.raises(ValueError, match="kTileWarps"):
+            cuda_resources.tile_threads("")

@@ -55,7 +55,9 @@ L0SIGN_HD float gate_uniform(int64_t seed, int64_t graph, int64_t pair) {
                                       static_cast<uint32_t>(graph), static_cast<uint32_t>(graph >> 32)}};
   const Philox4<uint32_t> words = philox4x32<ScalarPhilox>(
       counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32));
-  return uniform_from_word(words.x[pair & 3]);
+  // Not words.x[pair & 3]: a register has no address.
+  const uint32_t low = pair & 1 ? words.x[1] : words.x[0], high = pair & 1 ? words.x[3] : words.x[2];
+  return uniform_from_word(pair & 2 ? high : low);
 }
 
 }  // namespace l0sign

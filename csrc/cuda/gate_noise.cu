@@ -7,17 +7,18 @@ namespace l0sign::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 16;  // beyond it every thread takes several pairs
 
 // pair_offsets[g]: the first pair of graph g; the last entry: all pairs. Runs in one block, tile after tile.
-__global__ void __launch_bounds__(kThreads)
-    scan_pairs(const int64_t* __restrict__ offsets, int64_t num_graphs, int64_t* __restrict__ pair_offsets) {
+__global__ void __launch_bounds__(kThreads) scan_pairs(Graphs graphs, int64_t* __restrict__ pair_offsets) {
   __shared__ int64_t sums[kThreads];
   const int lane = threadIdx.x;
   int64_t before = 0;  // pairs of all the tiles so far
-  for (int64_t tile = 0; tile < num_graphs; tile += kThreads) {
+  for (int64_t tile = 0; tile < graphs.count; tile += kThreads) {
     const int64_t graph = tile + lane;
-    const int64_t own = graph < num_graphs ? pair_count(offsets[graph + 1] - offsets[graph]) : 0;
+    int64_t own = 0;
+    if (graph < graphs.count)
+      own =
+          pair_count(graphs.offsets ? graphs.offsets[graph + 1] - graphs.offsets[graph] : graphs.graph_size);
     sums[lane] = own;
     __syncthreads();
     for (int step = 1; step < kThreads; step *= 2) {
@@ -26,11 +27,11 @@ __global__ void __launch_bounds__(kThreads)
       sums[lane] += left;
       __syncthreads();
     }
-    if (graph < num_graphs) pair_offsets[graph] = before + sums[lane] - own;
+    if (graph < graphs.count) pair_offsets[graph] = before + sums[lane] - own;
     before += sums[kThreads - 1];
     __syncthreads();  // the next tile overwrites sums
   }
-  if (lane == 0) pair_offsets[num_graphs] = before;
+  if (lane == 0) pair_offsets[graphs.count] = before;
 }
 
 // The graph that holds pair p: the last one that begins at or before it. (An empty graph begins where the
@@ -61,19 +62,18 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+cudaError_t first_pairs(const Graphs& graphs, int64_t* pair_offsets, cudaStream_t stream) {
+  return launch(scan_pairs, 1, kThreads, 0, stream, graphs, pair_offsets);
+}
+
 cudaError_t gate_noise(const Graphs& graphs, const int64_t* seed, int64_t* pair_offsets, int64_t num_pairs,
                        float* out, cudaStream_t stream) {
   if (num_pairs == 0) return cudaSuccess;
-  if (graphs.offsets) {
-    scan_pairs<<<1, kThreads, 0, stream>>>(graphs.offsets, graphs.count, pair_offsets);
-    const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) return error;
-  }
+  if (graphs.offsets) L0SIGN_TRY(first_pairs(graphs, pair_offsets, stream));
   const int64_t wanted = (num_pairs + kThreads - 1) / kThreads;
-  const auto blocks = static_cast<unsigned>(wanted < kMaxBlocks ? wanted : kMaxBlocks);
-  draw<<<blocks, kThreads, 0, stream>>>(graphs.offsets ? pair_offsets : nullptr, graphs.count,
-                                        pair_count(graphs.graph_size), seed, num_pairs, out);
-  return cudaGetLastError();
+  return launch(draw, wanted < kMaxFreeBlocks ? wanted : kMaxFreeBlocks, kThreads, 0, stream,
+                graphs.offsets ? pair_offsets : nullptr, graphs.count, pair_count(graphs.graph_size), seed,
+                num_pairs, out);
 }
 
 }  // namespace l0sign::cuda

@@ -1,10 +1,12 @@
 // Launcher of the gate noise. No torch in here.
 #pragma once
-#include <cuda_runtime_api.h>
-
+#include "cuda/device.h"
 #include "problem.h"
 
 namespace l0sign::cuda {
+
+// Writes the index of the first pair of each graph, and at the end that of all pairs: [G + 1].
+cudaError_t first_pairs(const Graphs& graphs, int64_t* pair_offsets, cudaStream_t stream);
 
 // Writes U of every unordered pair, in canonical order.
 //   seed: one element, on the device.

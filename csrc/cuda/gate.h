@@ -1,0 +1,99 @@
+// The hard concrete gate of one pair, and the graph of one row: device functions that every kernel shares.
+#pragma once
+#include <cmath>
+
+#include "core/pair.h"
+#include "core/philox.h"
+#include "cuda/device.h"
+#include "problem.h"
+
+namespace l0sign::cuda {
+
+// A gate, the probability that it is open, and their derivatives by the logit.
+template <class A>
+struct Gate {
+  A value, slope, open, open_slope;
+};
+
+// Constants of HardConcrete in the type of computation; made on the host.
+template <class A>
+struct GateFunction {
+  A span, low, steepness, shift;
+  const int64_t* seed;
+
+  GateFunction() = default;
+  explicit GateFunction(const HardConcrete& gate)
+      : span(static_cast<A>(gate.zeta - gate.gamma)),
+        low(static_cast<A>(gate.gamma)),
+        steepness(static_cast<A>(gate.seed ? 1 / gate.temperature : 1)),
+        shift(static_cast<A>(gate.temperature * std::log(-gate.gamma / gate.zeta))),
+        seed(gate.seed) {}
+
+#if defined(__CUDACC__) || defined(L0SIGN_SIMT)
+  static __device__ __forceinline__ A sigmoid(A x) { return 1 / (1 + std::exp(-x)); }
+
+  // pair: the canonical index in the graph.
+  __device__ __forceinline__ Gate<A> operator()(A logit, int64_t graph, int64_t pair) const {
+    A x = logit;
+    if (seed) {
+      const A u = gate_uniform(*seed, graph, pair);
+      x = (std::log(u) - std::log(1 - u) + logit) * steepness;
+    }
+    const A s = sigmoid(x), open = sigmoid(logit - shift);
+    const A stretched = s * span + low;
+    Gate<A> gate;
+    gate.value = stretched > 1 ? A(1) : stretched < 0 ? A(0) : stretched;  // a NaN stays one
+    gate.slope = stretched > 0 && stretched < 1 ? span * steepness * s * (1 - s) : A(0);
+    gate.open = open;
+    gate.open_slope = open * (1 - open);
+    return gate;
+  }
+#endif
+};
+
+#if defined(__CUDACC__) || defined(L0SIGN_SIMT)
+
+struct GraphOfRow {
+  int64_t graph, begin, end;  // the rows [begin, end)
+};
+
+// Stays in bounds whatever the offsets hold: they are on the device, and nobody has read them.
+__device__ __forceinline__ GraphOfRow graph_of_row(const Graphs& graphs, int64_t row) {
+  if (!graphs.offsets) {
+    const int64_t graph = row / graphs.graph_size;
+    return {graph, graph * graphs.graph_size, (graph + 1) * graphs.graph_size};
+  }
+  int64_t low = 0, high = graphs.count;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    if (graphs.offsets[middle] <= row) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  const int64_t begin = graphs.offsets[low], end = graphs.offsets[low + 1];
+  return {low, begin < 0 || begin > row ? row : begin, end <= row || end > graphs.num_nodes ? row + 1 : end};
+}
+
+// Canonical index of an unordered pair of nodes of a graph of n.
+__device__ __forceinline__ int64_t unordered_pair(int64_t i, int64_t j, int64_t n) {
+  return i < j ? pair_index(i, j, n) : pair_index(j, i, n);
+}
+
+// What the sum over a node's partners is multiplied by: n nodes in its graph, `degree` open partners.
+template <class A>
+__device__ __forceinline__ A aggregation_scale(Aggregation aggregation, int64_t n, int64_t degree) {
+  const int64_t divisor = aggregation == Aggregation::sum ? 1 : aggregation == Aggregation::mean ? n : degree;
+  return divisor > 0 ? A(1) / static_cast<A>(divisor) : A(0);
+}
+
+// As torch.relu: a NaN stays one.
+template <class A>
+__device__ __forceinline__ A relu(A x) {
+  return x < 0 ? A(0) : x;
+}
+
+#endif
+
+}  // namespace l0sign::cuda

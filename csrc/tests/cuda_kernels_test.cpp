@@ -1,0 +1,474 @@
+// The CUDA kernels on the host executor, under AddressSanitizer and UndefinedBehaviorSanitizer: every array
+// has its exact size and is filled with NaNs, results and all gradients are compared with plain double loops,
+// and threads run in several orders, which must not change a bit.
+#include <array>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+
+#include "cuda/complete_graph.h"
+#include "cuda/edge_list.h"
+#include "cuda/gate_noise.h"
+#include "expect.h"
+#include "plain.h"
+
+namespace {
+
+using namespace l0sign;
+using plain::Case;
+using plain::Values;
+
+// ---- Arrays as a kernel gets them ----
+
+template <class T>
+struct Array {
+  std::unique_ptr<T[]> values;
+  int64_t size = 0;
+  T* get() const { return values.get(); }
+};
+
+template <class T>
+Array<T> poisoned(int64_t size) {
+  Array<T> a = {std::unique_ptr<T[]>(new T[size]), size};
+  std::memset(static_cast<void*>(a.get()), 0xFF, size * sizeof(T));
+  return a;
+}
+
+template <class T, class From>
+Array<T> copy(const std::vector<From>& from) {
+  Array<T> a = poisoned<T>(static_cast<int64_t>(from.size()));
+  std::transform(from.begin(), from.end(), a.get(), [](From x) { return static_cast<T>(x); });
+  return a;
+}
+
+// Null where there is nothing.
+template <class A>
+const A* or_null(const Array<A>& a) {
+  return a.size ? a.get() : nullptr;
+}
+
+// Inputs, results and gradients of one run. What they are called is in `names`, in the order of `results`.
+template <class A>
+struct Run {
+  std::vector<Array<A>> inputs;
+  std::vector<Array<int64_t>> indices;
+  std::vector<std::string> names;
+  std::vector<Array<A>> results;
+  Array<int64_t> num_edges;
+  Array<int32_t> degree;
+
+  const A* input(const Values& values) {
+    inputs.push_back(copy<A>(values));
+    return inputs.back().get();
+  }
+  const int64_t* index(const std::vector<int64_t>& values) {
+    indices.push_back(copy<int64_t>(values));
+    return indices.back().get();
+  }
+  A* result(const std::string& name, size_t size) {
+    names.push_back(name);
+    results.push_back(poisoned<A>(static_cast<int64_t>(size)));
+    return results.back().get();
+  }
+  Perceptron<A> perceptron(const Values (&m)[4], int64_t in, int64_t hidden, int64_t out) {
+    return {input(m[0]), input(m[1]), input(m[2]), input(m[3]), in, hidden, out};
+  }
+  PerceptronGrad<A> gradients(const std::string& name, const Values (&m)[4]) {
+    return {result(name + " W1", m[0].size()), result(name + " b1", m[1].size()),
+            result(name + " W2", m[2].size()), result(name + " b2", m[3].size())};
+  }
+};
+
+template <class Launch>
+void in_workspace(int64_t bytes, Launch launch) {
+  const Array<unsigned char> workspace = poisoned<unsigned char>(bytes);
+  expect(launch(workspace.get(), cudaStream_t{}) == cudaSuccess, "a launch");
+}
+
+// ---- Comparison ----
+
+// Of the whole array's size, so that single sums that cancel do not count as errors.
+template <class A>
+void expect_close(const Run<A>& run, const std::string& name, const Values& expected, double tolerance,
+                  const std::string& what) {
+  const auto at = std::find(run.names.begin(), run.names.end(), name) - run.names.begin();
+  const Array<A>& found = run.results.at(at);
+  double size = 1, worst = 0;
+  for (double x : expected) size = std::max(size, std::abs(x));
+  bool ok = found.size == static_cast<int64_t>(expected.size());
+  for (int64_t k = 0; ok && k < found.size; ++k) {
+    const double error = std::abs(found.get()[k] - expected[k]) / size;
+    worst = std::max(worst, error);
+    ok = error <= tolerance;  // also for NaN
+    if (!ok) worst = error;
+  }
+  expect(ok, what + ": " + name + ", error " + std::to_string(worst / tolerance) + " of the tolerance");
+}
+
+template <class T>
+bool same_bits(const Array<T>& x, const Array<T>& y) {
+  return x.size == y.size && (x.size == 0 || std::memcmp(x.get(), y.get(), x.size * sizeof(T)) == 0);
+}
+
+template <class A>
+bool same_bits(const Run<A>& x, const Run<A>& y) {
+  bool same = same_bits(x.num_edges, y.num_edges) && same_bits(x.degree, y.degree);
+  for (size_t k = 0; k < x.results.size(); ++k) same = same && same_bits(x.results[k], y.results[k]);
+  return same;
+}
+
+// Runs in every order, expects the same bits, and returns one of the runs.
+template <class A, class MakeRun>
+Run<A> in_all_orders(const std::string& what, MakeRun make_run) {
+  simt::set_order(simt::Order::ascending);
+  Run<A> first = make_run();
+  for (const simt::Order order : {simt::Order::descending, simt::Order::shuffled}) {
+    simt::set_order(order);
+    expect(same_bits(first, make_run()), what + ": the order of threads changed a result");
+  }
+  return first;
+}
+
+template <class A>
+double tolerance() {
+  return sizeof(A) == 8 ? 1e-12 : 1e-5;
+}
+
+// Each factor is off by up to 2^-12 of itself, and a gradient is a product of several.
+constexpr double kTf32Tolerance = 1e-3;
+
+// ---- The operators ----
+
+template <class A>
+Graphs graphs_of(Run<A>& run, const Case& c, bool dense) {
+  if (dense) return {nullptr, c.offsets[1] - c.offsets[0], c.graphs(), c.num_nodes()};
+  return {run.index(c.offsets), 0, c.graphs(), c.num_nodes()};
+}
+
+// l0_sign or, ungated, sign: forward and backward.
+template <class A>
+Run<A> run_complete_graph(const Case& c, bool dense, bool tf32 = false) {
+  Run<A> run;
+  CompleteGraph<A> p = {};
+  p.tf32 = tf32;
+  p.graphs = graphs_of(run, c, dense);
+  p.aggregation = c.aggregation;
+  p.message = run.perceptron(c.leaves.message, c.d, c.H, c.d);
+  p.nodes = run.input(c.leaves.nodes);
+  if (c.gated) {
+    p.gate = {plain::kTemperature, plain::kGamma, plain::kZeta, c.noisy ? run.index({c.seed}) : nullptr};
+    p.edge = run.perceptron(c.leaves.edge, c.b, c.He, 1);
+    p.edge_nodes = run.input(c.leaves.edge_nodes);
+    p.l0 = run.result("l0", c.graphs());
+    run.num_edges = poisoned<int64_t>(c.graphs());
+    p.num_edges = run.num_edges.get();
+    if (c.aggregation == Aggregation::neighbor_mean) run.degree = poisoned<int32_t>(c.num_nodes());
+    p.degree = run.degree.get();
+  }
+  p.out = run.result("out", c.num_nodes() * c.d);
+  if (c.l2) p.l2 = run.result("l2", c.graphs());
+  in_workspace(cuda::forward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::forward(p, w, s); });
+
+  p.grad_out = c.grad_out.empty() ? nullptr : run.input(c.grad_out);
+  p.grad_l0 = c.gated && !c.grad_l0.empty() ? run.input(c.grad_l0) : nullptr;
+  p.grad_l2 = c.grad_l2.empty() ? nullptr : run.input(c.grad_l2);
+  if (p.grad_out || p.grad_l2) p.grad_nodes = run.result("nodes", c.leaves.nodes.size());
+  p.grad_message = run.gradients("message", c.leaves.message);
+  if (c.gated) {
+    p.grad_edge_nodes = run.result("edge_nodes", c.leaves.edge_nodes.size());
+    p.grad_edge = run.gradients("edge", c.leaves.edge);
+  }
+  in_workspace(cuda::backward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::backward(p, w, s); });
+  return run;
+}
+
+template <class A>
+void expect_gradients(const Run<A>& run, const std::string& name, const Values (&expected)[4],
+                      const std::string& what, double allowed = tolerance<A>()) {
+  const char* parts[] = {" W1", " b1", " W2", " b2"};
+  for (int k = 0; k < 4; ++k) expect_close(run, name + parts[k], expected[k], allowed, what);
+}
+
+template <class A>
+void check_complete_graph(const Case& c, const plain::Results& expected, bool dense, bool tf32 = false) {
+  const double allowed = tf32 ? kTf32Tolerance : tolerance<A>();
+  const std::string what =
+      c.name + (sizeof(A) == 8 ? " float64" : " float32") + (dense ? " dense" : "") + (tf32 ? " tf32" : "");
+  const Run<A> run = in_all_orders<A>(what, [&] { return run_complete_graph<A>(c, dense, tf32); });
+  expect_close(run, "out", expected.out, allowed, what);
+  if (c.l2) expect_close(run, "l2", expected.l2, allowed, what);
+  if (!c.grad_out.empty() || !c.grad_l2.empty())
+    expect_close(run, "nodes", expected.grad.nodes, allowed, what);
+  expect_gradients(run, "message", expected.grad.message, what, allowed);
+  if (!c.gated) return;
+  expect_close(run, "l0", expected.l0, allowed, what);
+  expect(std::equal(expected.num_edges.begin(), expected.num_edges.end(), run.num_edges.get()),
+         what + ": num_edges");
+  if (run.degree.size)
+    expect(std::equal(expected.degree.begin(), expected.degree.end(), run.degree.get()), what + ": degree");
+  expect_close(run, "edge_nodes", expected.grad.edge_nodes, allowed, what);
+  expect_gradients(run, "edge", expected.grad.edge, what, allowed);
+}
+
+// edge_gates: forward and backward.
+template <class A>
+Run<A> run_gates(const Case& c, bool dense) {
+  Run<A> run;
+  CompleteGraph<A> p = {};
+  p.graphs = graphs_of(run, c, dense);
+  p.gate = {plain::kTemperature, plain::kGamma, plain::kZeta, c.noisy ? run.index({c.seed}) : nullptr};
+  p.edge = run.perceptron(c.leaves.edge, c.b, c.He, 1);
+  p.edge_nodes = run.input(c.leaves.edge_nodes);
+  p.num_pairs = c.num_pairs();
+  p.gates = run.result("gates", p.num_pairs);
+  p.logits = run.result("logits", p.num_pairs);
+  in_workspace(cuda::forward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::forward(p, w, s); });
+  p.gates = p.logits = nullptr;
+  p.grad_gates = run.input(c.grad_gates);
+  p.grad_logits = run.input(c.grad_logits);
+  p.grad_edge_nodes = run.result("edge_nodes", c.leaves.edge_nodes.size());
+  p.grad_edge = run.gradients("edge", c.leaves.edge);
+  in_workspace(cuda::backward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::backward(p, w, s); });
+  return run;
+}
+
+template <class A>
+void check_gates(Case c, bool dense) {
+  const std::string what =
+      c.name + " gates" + (sizeof(A) == 8 ? " float64" : " float32") + (dense ? " dense" : "");
+  c.grad_out.clear(), c.grad_l0.clear(), c.grad_l2.clear();
+  for (int64_t p = 0; p < c.num_pairs(); ++p) {
+    c.grad_gates.push_back(static_cast<double>(p % 7 - 3) / 4);
+    c.grad_logits.push_back(static_cast<double>(p % 5 - 2) / 8);
+  }
+  const plain::Results expected = plain::complete_graph(c, false);
+  const Run<A> run = in_all_orders<A>(what, [&] { return run_gates<A>(c, dense); });
+  expect_close(run, "gates", expected.gates, tolerance<A>(), what);
+  expect_close(run, "logits", expected.logits, tolerance<A>(), what);
+  expect_close(run, "edge_nodes", expected.grad.edge_nodes, tolerance<A>(), what);
+  expect_gradients(run, "edge", expected.grad.edge, what);
+}
+
+// The edges by one end, as the operators sort them.
+struct Sorted {
+  std::vector<int64_t> row, order;
+  explicit Sorted(const std::vector<int64_t>& ends) : row(ends), order(ends.size()) {
+    std::iota(order.begin(), order.end(), int64_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return ends[a] < ends[b]; });
+    for (size_t k = 0; k < order.size(); ++k) row[k] = ends[order[k]];
+  }
+};
+
+template <class A>
+Run<A> run_edges(const Case& c) {
+  Run<A> run;
+  EdgeList<A> p = {};
+  p.graphs = graphs_of(run, c, false);
+  p.aggregation = c.aggregation;
+  p.message = run.perceptron(c.leaves.message, c.d, c.H, c.d);
+  p.nodes = run.input(c.leaves.nodes);
+  p.source = run.index(c.source), p.target = run.index(c.target);
+  p.weight = c.leaves.weight.empty() ? nullptr : run.input(c.leaves.weight);
+  p.num_edges = static_cast<int64_t>(c.source.size());
+  p.out = run.result("out", c.num_nodes() * c.d);
+  const Sorted target(c.target), source(c.source);
+  const cuda::EdgeOrder by_target = {run.index(target.row), run.index(target.order)};
+  const cuda::EdgeOrder by_source = {run.index(source.row), run.index(source.order)};
+  in_workspace(cuda::forward_workspace(p),
+               [&](void* w, cudaStream_t s) { return cuda::forward(p, by_target, w, s); });
+  p.grad_out = run.input(c.grad_out);
+  p.grad_nodes = run.result("nodes", c.leaves.nodes.size());
+  if (p.weight) p.grad_weight = run.result("weight", c.leaves.weight.size());
+  p.grad_message = run.gradients("message", c.leaves.message);
+  in_workspace(cuda::backward_workspace(p),
+               [&](void* w, cudaStream_t s) { return cuda::backward(p, by_target, by_source, w, s); });
+  return run;
+}
+
+template <class A>
+void check_edges(const Case& c, const plain::Results& expected) {
+  const std::string what = c.name + " edges" + (sizeof(A) == 8 ? " float64" : " float32");
+  const Run<A> run = in_all_orders<A>(what, [&] { return run_edges<A>(c); });
+  expect_close(run, "out", expected.out, tolerance<A>(), what);
+  expect_close(run, "nodes", expected.grad.nodes, tolerance<A>(), what);
+  if (!c.leaves.weight.empty()) expect_close(run, "weight", expected.grad.weight, tolerance<A>(), what);
+  expect_gradients(run, "message", expected.grad.message, what);
+}
+
+// ---- The cases ----
+
+Case make(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b, int64_t He, int options) {
+  Case c;
+  c.d = d, c.H = H, c.b = b, c.He = He;
+  c.gated = options & 1, c.noisy = options & 2, c.l2 = options & 4;
+  c.aggregation = static_cast<Aggregation>(options / 8 % 3);
+  c.offsets = {0};
+  c.name = "d=" + std::to_string(d) + " H=" + std::to_string(H) + " b=" + std::to_string(b) +
+           " He=" + std::to_string(He) + " options=" + std::to_string(options) + " n=";
+  for (int64_t n : sizes) {
+    c.offsets.push_back(c.offsets.back() + n);
+    if (c.offsets.size() < 8) c.name += std::to_string(n) + ",";
+  }
+  plain::fill(c, static_cast<unsigned>(d * 7 + H * 3 + options));
+  return c;
+}
+
+Case as_operators_pass(Case c) {
+  if (!c.gated) c.grad_l0.clear();
+  // Every neighbour is open: the operator has turned it into mean.
+  if (!c.gated && c.aggregation == Aggregation::neighbor_mean) c.aggregation = Aggregation::mean;
+  return c;
+}
+
+void check_case(const Case& given, bool dense) {
+  const Case c = as_operators_pass(given);
+  const plain::Results expected = plain::complete_graph(c);
+  check_complete_graph<float>(c, expected, dense);
+  check_complete_graph<double>(c, expected, dense);
+}
+
+void check_float(const Case& given, bool dense) {
+  const Case c = as_operators_pass(given);
+  check_complete_graph<float>(c, plain::complete_graph(c), dense);
+}
+
+// Half of all ordered pairs of each graph, in no order, some of them twice, with and without weights.
+void check_edge_case(Case c) {
+  std::mt19937 random(3);
+  for (int64_t g = 0; g < c.graphs(); ++g)
+    for (int64_t i = c.offsets[g]; i < c.offsets[g + 1]; ++i)
+      for (int64_t j = c.offsets[g]; j < c.offsets[g + 1]; ++j)
+        for (unsigned times = random() % 4; times > 1; --times) c.source.push_back(i), c.target.push_back(j);
+  for (size_t k = c.source.size(); k > 1; --k) {
+    const size_t other = random() % k;
+    std::swap(c.source[k - 1], c.source[other]), std::swap(c.target[k - 1], c.target[other]);
+  }
+  for (const bool weighted : {false, true}) {
+    if (weighted)
+      for (size_t e = 0; e < c.source.size(); ++e)
+        c.leaves.weight.push_back(static_cast<double>(static_cast<int>(random() % 9) - 2) / 4);
+    const plain::Results expected = plain::edge_list(c);
+    check_edges<float>(c, expected);
+    check_edges<double>(c, expected);
+  }
+}
+
+// The sizes of the kernels on the matrix units, at and beside their limits: up to 16 nodes a graph is small,
+// a row of a larger one is taken in parts of 256, and a warp takes 8 rows at a time.
+void check_tiles() {
+  const int64_t shapes[][4] = {{8, 32, 8, 32},  {4, 16, 4, 16},  {5, 20, 3, 9},
+                               {16, 32, 8, 32}, {16, 64, 8, 32}, {13, 50, 7, 17}};
+  for (const auto& s : shapes)
+    for (const int options : {0, 5, 7, 11, 19, 20})
+      check_float(make({10, 1, 16, 0, 17, 3, 8}, s[0], s[1], s[2], s[3], options), false);
+  for (const int options : {1, 3, 11}) {
+    check_float(make({9, 9, 9}, 8, 32, 8, 32, options), true);
+    check_float(make({18, 18}, 8, 32, 8, 32, options), true);
+  }
+  check_float(make({2, 260}, 8, 32, 8, 32, 15), false);
+  for (const auto& s : {std::array<int64_t, 4>{8, 32, 8, 32}, {16, 32, 8, 32}, {16, 64, 8, 32}})
+    for (const int options : {3, 7}) {
+      const Case c = make({10, 18, 1}, s[0], s[1], s[2], s[3], options);
+      check_complete_graph<float>(c, plain::complete_graph(c), false, true);
+    }
+}
+
+// Numbers with all their bits: 3xTF32 errs like float32, plain TF32 a thousand times as much.
+void check_precision() {
+  for (const auto& s : {std::array<int64_t, 4>{8, 32, 8, 32}, {16, 32, 8, 32}, {16, 64, 8, 32}}) {
+    Case c = make({10, 20}, s[0], s[1], s[2], s[3], 3);
+    std::mt19937 random(5);
+    std::normal_distribution<double> normal;
+    const auto refill = [&](Values& values, double deviation) {
+      for (double& x : values) x = static_cast<float>(deviation * normal(random));
+    };
+    refill(c.leaves.nodes, 1), refill(c.leaves.edge_nodes, 1);
+    for (int k = 0; k < 4; ++k) refill(c.leaves.message[k], 0.4), refill(c.leaves.edge[k], 0.4);
+    const Values expected = plain::complete_graph(c).out;
+    const auto error = [&](bool tf32) {
+      const Run<float> run = run_complete_graph<float>(c, false, tf32);
+      double worst = 0, size = 0;
+      for (size_t k = 0; k < expected.size(); ++k) {
+        const float found = run.results[1].get()[k];
+        worst = std::max(worst, std::isnan(found) ? 1 : std::abs(found - expected[k]));
+        size = std::max(size, std::abs(expected[k]));
+      }
+      return worst / size;
+    };
+    const double precise = error(false), rounded = error(true);
+    expect(precise < 2e-6, c.name + " 3xTF32: error " + std::to_string(precise * 1e6) + "e-6");
+    expect(rounded > 1e-5 && rounded < 2e-3,
+           c.name + " TF32: error " + std::to_string(rounded * 1e6) + "e-6");
+  }
+}
+
+// Only one gradient comes in, or none for the messages at all.
+void check_missing_gradients() {
+  for (int missing = 1; missing < 8; ++missing) {
+    Case c = make({5, 3}, 3, 4, 2, 5, 7);
+    if (missing & 1) c.grad_out.clear();
+    if (missing & 2) c.grad_l0.clear();
+    if (missing & 4) c.grad_l2.clear();
+    c.name += " missing=" + std::to_string(missing);
+    const plain::Results expected = plain::complete_graph(c);
+    check_complete_graph<double>(c, expected, false);
+  }
+}
+
+// An edge that leaves its graph, or the batch, reads nothing out of bounds, and shows.
+void check_wrong_edges() {
+  Case c = make({2, 2}, 3, 4, 2, 3, 0);
+  c.source = {0, 1, 3, 4, -1, 2};
+  c.target = {1, 0, 1, 0, 3, 2};
+  const Run<float> run = run_edges<float>(c);
+  const float* out = run.results[0].get();
+  expect(std::isnan(out[0]) && std::isnan(out[3]) && !std::isnan(out[6]) && std::isnan(out[9]),
+         "edges out of range give NaNs where they arrive");
+}
+
+void check_noise() {
+  const std::vector<int64_t> sizes = {0, 3, 1, 70, 0, 2};
+  std::vector<int64_t> offsets = {0};
+  std::vector<float> expected;
+  for (size_t g = 0; g < sizes.size(); ++g) {
+    offsets.push_back(offsets.back() + sizes[g]);
+    for (int64_t p = 0; p < pair_count(sizes[g]); ++p) expected.push_back(gate_uniform(-5, g, p));
+  }
+  const Array<int64_t> device_offsets = copy<int64_t>(offsets),
+                       seed = copy<int64_t>(std::vector<int64_t>{-5});
+  const Array<int64_t> first = poisoned<int64_t>(static_cast<int64_t>(sizes.size()) + 1);
+  const auto pairs = static_cast<int64_t>(expected.size());
+  const Array<float> noise = poisoned<float>(pairs);
+  const Graphs graphs = {device_offsets.get(), 0, static_cast<int64_t>(sizes.size()), offsets.back()};
+  cuda::gate_noise(graphs, seed.get(), first.get(), pairs, noise.get(), nullptr);
+  expect(std::equal(expected.begin(), expected.end(), noise.get()), "the noise, bit for bit");
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<std::vector<int64_t>> batches = {{},        {0},        {1},
+                                                     {2, 0, 3}, {9, 1, 33}, {5, 17, 2, 0, 1, 12}};
+  // The last is too large for the matrix units: in float32, too, it goes the general way.
+  const int64_t shapes[][4] = {{8, 32, 8, 32}, {1, 1, 1, 1}, {9, 37, 3, 35}};
+  for (const auto& sizes : batches)
+    for (const auto& s : shapes)
+      for (const int options : {0, 1, 3, 4, 7, 8, 9, 11, 15, 16, 20, 23})
+        check_case(make(sizes, s[0], s[1], s[2], s[3], options), false);
+  for (const int options : {4, 7, 15}) check_case(make({6, 6, 6}, 4, 16, 4, 16, options), true);
+  check_tiles();
+  check_precision();
+  for (const int options : {1, 3}) {
+    check_gates<float>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
+    check_gates<double>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
+    check_gates<double>(make({4, 4}, 1, 1, 8, 32, options), true);
+  }
+  for (const int options : {0, 8, 16})
+    for (const auto& sizes : {std::vector<int64_t>{}, {2, 0, 3}, {9, 1, 20}})
+      check_edge_case(make(sizes, 5, 37, 1, 1, options));
+  check_missing_gradients();
+  check_wrong_edges();
+  check_noise();
+  return summary();
+}
