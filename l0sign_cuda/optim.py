@@ -97,14 +97,14 @@ class _RowOptimizer(torch.optim.Optimizer):
     def _step_dense(self, group: dict[str, Any], params: list[Tensor], on_cpu: bool) -> None:
         grads = [cast(Tensor, param.grad) for param in params]
         states = [self.state[param] for param in params]
-        # What torch's kernels count in, and count up. Off the CPU, fused ones want it there, which rows do not.
+        # What torch's kernels count in, and count up; off the CPU fused ones want it there, rows do not.
         steps = [state["step"].float() for state in states]
         self._update_dense(group, params, grads, [*map(self._of_table, states)], steps, fused=on_cpu or None)
         for state in states:
             state["step"] += 1
             if "row_step" in state:
                 row_step = state["row_step"]
-                # Every row has had its decay; without any, those that never began have nothing to make up for.
+                # Every row has had its decay; rows that never had any have none to make up for.
                 has_decayed = torch.ones_like(row_step) if group["weight_decay"] else row_step
                 row_step.masked_fill_(has_decayed > 0, int(state["step"]))
             elif group["weight_decay"]:  # one number for all rows, until one is touched alone

@@ -213,10 +213,9 @@ def _embedding_rows(
     rows, lengths = torch.unique_consecutive(ids[order], return_counts=True)
 
     def total(grad: Tensor) -> Tensor:
+        wide = _accumulated(grad)
         # One gradient after another within a segment, without atomics. (Unsafe leaves out checks of lengths.)
-        return torch.segment_reduce(_accumulated(grad)[order], "sum", lengths=lengths, unsafe=True).to(
-            grad.dtype
-        )
+        return torch.segment_reduce(wide[order], "sum", lengths=lengths, unsafe=True).to(grad.dtype)
 
     return rows, total(grad_node), grad_node.new_empty(0) if grad_edge is None else total(grad_edge)
 
