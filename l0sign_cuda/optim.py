@@ -102,13 +102,14 @@ class _RowOptimizer(torch.optim.Optimizer):
         self._update_dense(group, params, grads, [*map(self._of_table, states)], steps, fused=on_cpu or None)
         for state in states:
             state["step"] += 1
-            if "row_step" in state:
-                row_step = state["row_step"]
-                # Every row has had its decay; rows that never had any have none to make up for.
-                has_decayed = torch.ones_like(row_step) if group["weight_decay"] else row_step
-                row_step.masked_fill_(has_decayed > 0, int(state["step"]))
-            elif group["weight_decay"]:  # one number for all rows, until one is touched alone
-                state["row_step"] = state["step"].to(torch.int32, copy=True)
+            row_step = state.get("row_step")
+            if row_step is None:
+                if group["weight_decay"]:  # one number for all rows, until some are touched alone
+                    state["row_step"] = state["step"].to(torch.int32, copy=True)
+            elif group["weight_decay"]:  # every row has had its decay
+                row_step.fill_(int(state["step"]))
+            else:  # a row that never had any still has none to make up for
+                row_step.masked_fill_(row_step > 0, int(state["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
@@ -266,7 +267,7 @@ class RowAdam(_RowOptimizer):
         _check_not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         try:
             fit = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
-        except (TypeError, RuntimeError):  # no sequence, or not of numbers
+        except (TypeError, ValueError, RuntimeError):  # no sequence, or not of numbers
             fit = False
         if not fit:
             raise ValueError(f"betas: expected two numbers of at least 0 and below 1, got {betas!r}")
@@ -357,7 +358,7 @@ def _check_not_negative(**options: float) -> None:
     for name, value in options.items():
         try:
             fits = bool(value >= 0)
-        except (TypeError, RuntimeError):  # no number
+        except (TypeError, ValueError, RuntimeError):  # no number
             fits = False
         if not fits:
             raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
