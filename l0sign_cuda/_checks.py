@@ -46,11 +46,13 @@ def not_negative(**sizes: int) -> tuple[int, ...]:
 
 
 def _integer(name: str, size: Any, least: int) -> int:
-    try:
-        number = None if isinstance(size, bool) else operator.index(size)
-    except TypeError:
-        number = None
-    if number is None or number < least:
+    number: Any = size  # what is one stays as it is: it may be a compiler's symbol
+    if not isinstance(size, int):
+        try:
+            number = operator.index(size)
+        except TypeError:
+            number = None
+    if isinstance(size, bool) or number is None or number < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {size!r}")
     return number
 

@@ -295,3 +295,15 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_a_compiler_need_not_know_the_number_of_graphs() -> None:
+    conv, edges = SIGNConv(5, 3), torch.zeros(2, 1, dtype=torch.int64)
+    compiled = torch.compile(conv, backend="eager", dynamic=True, fullgraph=True)
+    torch._dynamo.utils.counters.clear()
+    for n in (2, 3, 4, 5):
+        x, batch = torch.randn(n, 5), torch.arange(n)
+        torch.testing.assert_close(
+            compiled(x, edges, batch=batch, batch_size=n), conv(x, edges, batch=batch, batch_size=n)
+        )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
