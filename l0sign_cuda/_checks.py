@@ -37,16 +37,23 @@ class Graphs(NamedTuple):
 
 def positive(**sizes: int) -> tuple[int, ...]:
     """The sizes as Python's integers (numpy's are taken too); ValueError for one that is none >= 1."""
-    return tuple(_positive(name, size) for name, size in sizes.items())
+    return tuple(_integer(name, size, 1) for name, size in sizes.items())
 
 
-def _positive(name: str, size: Any) -> int:
-    try:
-        number = 0 if isinstance(size, bool) else operator.index(size)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {size!r}")
+def not_negative(**sizes: int) -> tuple[int, ...]:
+    """The sizes as Python's integers; ValueError for one that is none >= 0."""
+    return tuple(_integer(name, size, 0) for name, size in sizes.items())
+
+
+def _integer(name: str, size: Any, least: int) -> int:
+    number: Any = size  # what is one stays as it is: it may be a compiler's symbol
+    if not isinstance(size, int):
+        try:
+            number = operator.index(size)
+        except TypeError:
+            number = None
+    if isinstance(size, bool) or number is None or number < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {size!r}")
     return number
 
 

@@ -245,7 +245,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         names = ", ".join(data.PROTOCOLS)
         raise ValueError(f"expected FILE, or a protocol ({names}) and FILE; got {' '.join(arguments.source)}")
     prepared.save(arguments.out)
-    print(f"{arguments.out}: {prepared}")
+    print(f"{report.printable(str(arguments.out))}: {prepared}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -292,7 +292,7 @@ def _train(arguments: argparse.Namespace) -> None:
     peaks = {"host": "", "device": " of the GPU"}
     for kind, size in peak_memory().items():
         print(f"peak memory{peaks[kind]}: {size / 2**20:,.0f} MiB")
-    print(f"{out}: the model, metrics.json and metrics.csv")
+    print(f"{report.printable(str(out))}: the model, metrics.json and metrics.csv")
 
 
 def _settings(arguments: argparse.Namespace, out: Path) -> TrainConfig:
@@ -548,7 +548,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         html_report.write_html(content, arguments.html)
     print(content.text(top))
     if arguments.html is not None:
-        print(f"\n{arguments.html}: the report; it opens in any browser")
+        print(f"\n{report.printable(arguments.html)}: the report; it opens in any browser")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -89,7 +89,7 @@ def run(out: str | Path, progress: Callable[[str, Progress], None] | None = None
             f"({len(truth)} of {len(pairs)} were planted):",
             report.table(open_pairs, ["first", "second", "open_share", "mean_gate", "planted"]) or "none",
             "",
-            f"written: {out / 'metrics.json'}, {out / 'epochs.png'}",
+            report.printable(f"written: {out / 'metrics.json'}, {out / 'epochs.png'}"),
         ]
     )
 

@@ -157,16 +157,13 @@ def explain(
         ValueError, TypeError: anything else that does not fit, by name.
     """
     check_model(model, output)
-    num_features = model.node_embedding.num_embeddings
-    if vocabulary is not None and len(vocabulary) < num_features:
-        raise ValueError(
-            f"vocabulary: expected the model's {num_features} features, got one of {len(vocabulary)}"
-        )
+    if vocabulary is not None:
+        check_vocabulary(model, vocabulary)
     with evaluating(model), torch.no_grad():
         logits = model(ids, offsets, values).logits.double().cpu()  # checks the arguments, too
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for index, gates, contributions in pair_terms(model, ids, offsets, values, output=output):
-        is_open = gates > 0
+        is_open = gates != 0  # a NaN shows
         found.append((index[:, is_open].cpu(), gates[is_open].double().cpu(), contributions[is_open].cpu()))
     index, gates, contributions = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
     bounds = _checks.graphs("ids", ids.shape, offsets, ids.device).bounds(ids.device)
@@ -248,7 +245,7 @@ def _terms(model: L0SIGN, ids: Tensor, offsets: Tensor, values: Tensor | None, o
     if layer.aggr == "mean":
         share = share / size
     elif layer.aggr == "neighbor_mean":
-        is_open = (gates > 0).double()
+        is_open = (gates != 0).double()
         degree = torch.zeros_like(size).index_add(0, second, is_open).index_add(0, first, is_open * apart)
         share = share / degree.clamp(min=1)
     contributions = gates.double() * (share[first] + share[second] * apart)
@@ -277,3 +274,14 @@ def check_model(model: Any, output: int) -> None:
         raise TypeError(f"output: expected an integer, got {type(output).__name__}")
     if not 0 <= output < outputs:
         raise IndexError(f"output: expected 0..{outputs - 1}, got {output}")
+
+
+def check_vocabulary(model: L0SIGN, vocabulary: Any) -> None:
+    """Check that it is a vocabulary, of as many features as the model has."""
+    if not isinstance(vocabulary, Vocabulary):
+        raise TypeError(f"vocabulary: expected a Vocabulary, got {type(vocabulary).__name__}")
+    num_features = model.node_embedding.num_embeddings
+    if len(vocabulary) != num_features:
+        raise ValueError(
+            f"vocabulary: expected the model's {num_features} features, got one of {len(vocabulary)}"
+        )

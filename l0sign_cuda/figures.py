@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .explanation import Explanation, OpenPair
-from .report import cell, title
+from .report import cell, printable, title
 
 #: The graph of a prediction shows this many pairs, and names are cut to this many characters.
 GRAPH_PAIRS = 30
@@ -22,10 +22,14 @@ _FIELD_NAME = 14
 
 
 def element(tag: str, *children: Element | str | None, **attributes: Any) -> Element:
-    """An element. In the names of attributes "_" is "-", and one at the end is dropped (class_)."""
+    """An element with printable texts.
+
+    In the names of attributes "_" is "-", and one at the end is dropped (class_).
+    """
     node = Element(tag, {name.rstrip("_").replace("_", "-"): _text(v) for name, v in attributes.items()})
     for child in children:
         if isinstance(child, str):
+            child = printable(child)
             if len(node):
                 node[-1].tail = (node[-1].tail or "") + child
             else:
@@ -205,7 +209,7 @@ def interaction_graph(entry: Explanation, label: str) -> Element:
         group = element("g", element("title", entry.nodes[node]))
         if node in own:
             pair = own[node]
-            group[0].text = _told(pair)
+            group[0].text = printable(_told(pair))
             group.append(
                 element(
                     "circle",
@@ -239,7 +243,7 @@ def _label(x: float, y: float, angle: float, *, turned: bool) -> dict[str, Any]:
 
 def bar(value: float, largest: float) -> Element:
     """A small bar from the middle to the left (below 0) or to the right; the number stands beside it."""
-    length = 48 * abs(value) / largest if largest else 0.0
+    length = 48 * abs(value) / largest if largest and math.isfinite(value / largest) else 0.0
     return element(
         "svg",
         element("line", x1=50, x2=50, y1=0, y2=14, class_="grid"),
@@ -288,7 +292,7 @@ def _number(value: Any) -> float | None:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else printable(str(value))
 
 
 def _ticks(low: float, high: float) -> list[float]:

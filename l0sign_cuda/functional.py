@@ -22,6 +22,7 @@ for. Each names the argument, what was expected and what came.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -229,16 +230,11 @@ def l0_sign_bag(
     graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
     sparse = sparse and rows.gives_sparse(node_table, edge_table)
     if _use_reference(backend) or not _fuses(ops.l0_sign_bag, node_table, values, sparse):
-
-        def interact(nodes: Tensor) -> LayerOutput:
-            return l0_sign(
-                nodes, edge_nodes, message, edge, offsets,
-                seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
-                backend=backend,
-            )  # fmt: skip
-
-        nodes, edge_nodes = rows.lookup(ids, node_table, edge_table, sparse=sparse)
-        return reference.bag(interact, nodes, values, graphs)
+        return reference.l0_sign_bag(
+            ids, node_table, edge_table, message, edge, offsets, values,
+            seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
+            sparse=sparse, layer=partial(l0_sign, backend=backend),
+        )  # fmt: skip
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     _checks.network("edge", edge, edge_table.shape[-1], 1, node_table)
     pooled, l0, l2, num_edges, _ = ops.l0_sign_bag(
@@ -270,12 +266,10 @@ def sign_bag(
     graphs = _checks.bag(ids, offsets, values, node_table)
     sparse = sparse and rows.gives_sparse(node_table)
     if _use_reference(backend) or not _fuses(ops.sign_bag, node_table, values, sparse):
-
-        def interact(nodes: Tensor) -> LayerOutput:
-            return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty, backend=backend)
-
-        (nodes,) = rows.lookup(ids, node_table, sparse=sparse)
-        return reference.bag(interact, nodes, values, graphs)
+        return reference.sign_bag(
+            ids, node_table, message, offsets, values,
+            aggr=aggr, l2_penalty=l2_penalty, sparse=sparse, layer=partial(complete_sign, backend=backend),
+        )  # fmt: skip
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     pooled, l2 = ops.sign_bag(
         *_looked_up(ids, values, node_table, *message),

@@ -115,6 +115,8 @@ def page(content: RunReport) -> str:
         element("li", element("a", section[0].text, href=f"#{section.get('id')}")) for section in sections
     ]
     name = f"Interactions of {content.name}"
+    style = Element("style")
+    style.text = _STYLE  # as it is, in lines
     html = element(
         "html",
         element(
@@ -123,7 +125,7 @@ def page(content: RunReport) -> str:
             element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("title", name),
-            element("style", _STYLE),
+            style,
         ),
         element(
             "body",
@@ -223,7 +225,7 @@ def _fields(content: RunReport) -> Element | None:
         }
         maps.append(_figure(heat_map(names, shares, label), label))
     section.append(maps)
-    if len(names) == _MAP_FIELDS:
+    if len(names) < len({name for pair in pairs for name in (pair.first, pair.second)}):
         section.append(element("p", f"The maps show the {_MAP_FIELDS} fields of the strongest pairs."))
     ranked = sorted(pairs, key=lambda pair: -pair.mean_strength)[:_TABLE_FIELDS]
     table = _interactions("Pairs of fields, strongest first", ranked, FIELD_COLUMNS)

@@ -12,7 +12,7 @@ from . import _checks
 from .config import TrainConfig
 from .data import Vocabulary
 from .evaluation import Part, Samples
-from .explanation import check_model, pair_terms
+from .explanation import check_model, check_vocabulary, pair_terms
 from .model import L0SIGN
 
 _PENDING = 1 << 20  # rows that wait to be added to sums by key
@@ -54,11 +54,7 @@ class Survey:
 
     def __init__(self, model: L0SIGN, vocabulary: Vocabulary, *, output: int = 0) -> None:
         check_model(model, output)
-        known = model.node_embedding.num_embeddings
-        if len(vocabulary) > known:
-            raise ValueError(
-                f"vocabulary: expected at most the model's {known} features, got {len(vocabulary)}"
-            )
+        check_vocabulary(model, vocabulary)
         self._model, self._vocabulary, self._output = model, vocabulary, output
         self._fields, self._features = _SumsByKey(), _SumsByKey()
         self.samples = 0
@@ -82,7 +78,7 @@ class Survey:
                 apart = index[0] != index[1]
                 index, gates = index[:, apart], terms.gates.double().cpu().numpy()[apart]
                 contributions = terms.contributions.cpu().numpy()[apart]
-                is_open = gates > 0
+                is_open = gates != 0  # a NaN shows
                 numbers = [np.ones_like(gates), is_open, gates, contributions, np.abs(contributions)]
                 columns = np.stack(numbers, 1)
                 self._fields.add(_keys(field[index], fields), sample[index[0]], columns)
@@ -104,7 +100,7 @@ class Survey:
         """The open pairs of features that add most to the logit, and those that subtract most.
 
         Args:
-            count: how many of each, at most; they are ordered by mean contribution.
+            count: how many of each, at most; they are ordered by mean contribution, and NaN comes first.
             min_support: leave out pairs that are open in fewer samples.
         """
         count, min_support = _checks.positive(count=count, min_support=min_support)
@@ -118,7 +114,7 @@ class Survey:
             return _named(keys[chosen], totals[chosen], len(self._vocabulary), self._vocabulary.name)
 
         negative, positive = order[:count], order[::-1][:count]
-        return named(positive[mean[positive] > 0]), named(negative[mean[negative] < 0])
+        return named(positive[~(mean[positive] <= 0)]), named(negative[mean[negative] < 0])
 
 
 def field_interactions(

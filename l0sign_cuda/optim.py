@@ -50,43 +50,66 @@ class _RowOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: computes the loss, with its gradients; called first, and its result is returned.
+
+        Raises:
+            ValueError: a gradient does not fit its parameter; nothing was changed then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        groups = [
+            (group, [param for param in group["params"] if param.grad is not None])
+            for group in self.param_groups
+        ]
+        for _, params in groups:
+            for param in params:
+                _check_gradient(param, param.grad)
+        for group, params in groups:
             dense: dict[bool, list[Tensor]] = {}
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                state = self.state[param]
-                if not state:
-                    # On the CPU, where reading it costs nothing; float32 as torch's optimizers keep it.
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-                    state.update(self._new_state(param, group))
-                if not param.grad.is_sparse:
+            for param in params:
+                if not self.state[param]:
+                    # On the CPU, where reading it costs nothing; float32 would not count beyond 2^24.
+                    count = torch.zeros((), dtype=torch.int64)
+                    self.state[param] = {"step": count, **self._new_state(param, group)}
+                if param.grad.is_sparse:
+                    self._step_rows(group, param, self.state[param])
+                else:
                     dense.setdefault(param.is_cpu, []).append(param)
-                    continue
-                rows, grad = _rows_of(param.grad)
-                state["step"] += 1
-                if group["weight_decay"] and "row_step" not in state:
-                    state["row_step"] = torch.zeros(len(param), dtype=torch.int32, device=param.device)
-                # A table of one column may be a vector.
-                tables = [_as_matrix(tensor) for tensor in (param, *self._of_table(state))]
-                self._update_rows(group, int(state["step"]), tables, state.get("row_step"), rows, grad)
-            for on_cpu, params in dense.items():
-                grads = [cast(Tensor, param.grad) for param in params]
-                states = [self.state[param] for param in params]
-                steps = [state["step"] for state in states]
-                # Off the CPU, fused kernels want the step counts there too, which rows do not.
-                self._update_dense(
-                    group, params, grads, [*map(self._of_table, states)], steps, fused=on_cpu or None
-                )
-                for state in states:  # every row has had its decay
-                    if "row_step" in state:
-                        state["row_step"].fill_(int(state["step"]))
+            for on_cpu, on_device in dense.items():
+                self._step_dense(group, on_device, on_cpu)
         return loss
+
+    def _step_rows(self, group: dict[str, Any], param: Tensor, state: dict[str, Tensor]) -> None:
+        rows, grad = _rows_of(cast(Tensor, param.grad))
+        step = int(state["step"]) + 1
+        row_step = state.get("row_step")
+        if group["weight_decay"] and (row_step is None or row_step.dim() == 0):
+            last = 0 if row_step is None else int(row_step)
+            row_step = torch.full((len(param),), last, dtype=torch.int32, device=param.device)
+            state["row_step"] = row_step
+        counted = row_step is not None and row_step.dim() == 1
+        # A table of one column may be a vector.
+        tables = [_as_matrix(tensor) for tensor in (param, *self._of_table(state))]
+        self._update_rows(group, step, tables, row_step if counted else None, rows, grad)
+        state["step"] += 1
+
+    def _step_dense(self, group: dict[str, Any], params: list[Tensor], on_cpu: bool) -> None:
+        grads = [cast(Tensor, param.grad) for param in params]
+        states = [self.state[param] for param in params]
+        # What torch's kernels count in, and count up; off the CPU fused ones want it there, rows do not.
+        steps = [state["step"].float() for state in states]
+        self._update_dense(group, params, grads, [*map(self._of_table, states)], steps, fused=on_cpu or None)
+        for state in states:
+            state["step"] += 1
+            row_step = state.get("row_step")
+            if row_step is None:
+                if group["weight_decay"]:  # one number for all rows, until some are touched alone
+                    state["row_step"] = state["step"].to(torch.int32, copy=True)
+            elif group["weight_decay"]:  # every row has had its decay
+                row_step.fill_(int(state["step"]))
+            else:  # a row that never had any still has none to make up for
+                row_step.masked_fill_(row_step > 0, int(state["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
@@ -95,9 +118,13 @@ class _RowOptimizer(torch.optim.Optimizer):
         numbers = (number for group in state_dict["param_groups"] for number in group["params"])
         params = (param for group in self.param_groups for param in group["params"])
         for number, param in zip(numbers, params, strict=True):
-            stored = state_dict["state"].get(number, {}).get("row_step")
-            if stored is not None:
-                self.state[param]["row_step"] = stored.to(param.device, copy=True)
+            stored = state_dict["state"].get(number, {})
+            if "step" in stored:  # a float in what torch's optimizers and earlier versions stored
+                self.state[param]["step"] = torch.as_tensor(stored["step"]).to("cpu", torch.int64, copy=True)
+            if "row_step" in stored:
+                row_step = stored["row_step"]
+                device = param.device if row_step.dim() else "cpu"
+                self.state[param]["row_step"] = row_step.to(device, copy=True)
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -238,7 +265,11 @@ class RowAdam(_RowOptimizer):
         weight_decay: float = 0.0,
     ) -> None:
         _check_not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        try:
+            fit = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+        except (TypeError, ValueError, RuntimeError):  # no sequence, or not of numbers
+            fit = False
+        if not fit:
             raise ValueError(f"betas: expected two numbers of at least 0 and below 1, got {betas!r}")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
@@ -297,13 +328,21 @@ class RowAdam(_RowOptimizer):
         )
 
 
-def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of a sparse gradient, ascending and each once, and their gradients [U, w]."""
-    if grad.sparse_dim() != 1:
+def _check_gradient(param: Tensor, grad: Tensor) -> None:
+    if (grad.dtype, grad.device, grad.shape) != (param.dtype, param.device, param.shape):
+        raise ValueError(
+            f"grad: expected {param.dtype} {list(param.shape)} on {param.device} as its parameter, got"
+            f" {grad.dtype} {list(grad.shape)} on {grad.device}"
+        )
+    if grad.is_sparse and grad.sparse_dim() != 1:
         raise ValueError(
             f"grad: expected a sparse gradient of whole rows (one sparse dimension), got {grad.sparse_dim()}"
             f" sparse dimensions of {grad.dim()}"
         )
+
+
+def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a sparse gradient, ascending and each once, and their gradients [U, w]."""
     rows, values = grad._indices()[0], _as_matrix(grad._values())
     if not grad.is_coalesced():
         rows, values, _ = embedding_rows(rows, values, None, grad.shape[0])
@@ -317,5 +356,9 @@ def _as_matrix(tensor: Tensor) -> Tensor:
 
 def _check_not_negative(**options: float) -> None:
     for name, value in options.items():
-        if not value >= 0:
+        try:
+            fits = bool(value >= 0)
+        except (TypeError, ValueError, RuntimeError):  # no number
+            fits = False
+        if not fits:
             raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")

@@ -184,11 +184,15 @@ def l0_sign_bag(
     limits: tuple[float, float] = (-0.1, 1.1),
     l2_penalty: bool = True,
     sparse: bool = False,
+    layer: Callable[..., LayerOutput] = l0_sign,
 ) -> BagOutput:
-    """:func:`l0_sign` of looked-up rows, pooled. See :func:`l0sign_cuda.functional.l0_sign_bag`."""
+    """:func:`l0_sign` of looked-up rows, pooled. See :func:`l0sign_cuda.functional.l0_sign_bag`.
+
+    Another ``layer`` of that signature goes the same way: backends take it where they have no such operator.
+    """
 
     def interact(nodes: Tensor) -> LayerOutput:
-        return l0_sign(
+        return layer(
             nodes, edge_nodes, message, edge, offsets,
             seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
         )  # fmt: skip
@@ -208,11 +212,12 @@ def sign_bag(
     aggr: str = "mean",
     l2_penalty: bool = True,
     sparse: bool = False,
+    layer: Callable[..., LayerOutput] = complete_sign,
 ) -> BagOutput:
     """:func:`complete_sign` of looked-up rows, pooled. See :func:`l0sign_cuda.functional.sign_bag`."""
 
     def interact(nodes: Tensor) -> LayerOutput:
-        return complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
+        return layer(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
 
     graphs = _checks.bag(ids, offsets, values, node_table)
     (nodes,) = lookup(ids, node_table, sparse=sparse)

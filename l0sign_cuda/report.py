@@ -31,7 +31,17 @@ def cell(name: str, value: Any) -> str:
         return "-"
     if name in _AS_PERCENT:
         return f"{100 * value:.1f} %"
-    return f"{value:.{_DIGITS.get(name, 4)}f}" if isinstance(value, float) else str(value)
+    return f"{value:.{_DIGITS.get(name, 4)}f}" if isinstance(value, float) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """The text in one line, with U+FFFD for what cannot be shown, or would be taken for a command.
+
+    That is control and format characters, and the surrogates of a path that is no UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def title(name: str) -> str:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _extension
+from . import _checks, _extension
 
 _LARGE_PAGE = 2 << 20
 _MADV_HUGEPAGE = 14  # <asm-generic/mman-common.h>
@@ -138,8 +138,10 @@ def empty_table(*shape: int, like: Tensor | None = None) -> Tensor:
     table: Linux is asked for large pages, which it gives to memory that nobody has written to.
     """
     table = torch.empty(*shape) if like is None else torch.empty_like(like)
+    if sys.platform != "linux" or not _checks.readable(table):  # a fake tensor has no memory
+        return table
     size = table.numel() * table.element_size()
-    if sys.platform == "linux" and table.is_cpu and size >= 8 * _LARGE_PAGE:
+    if size >= 8 * _LARGE_PAGE:
         begin = -(-table.data_ptr() // _LARGE_PAGE) * _LARGE_PAGE
         end = (table.data_ptr() + size) // _LARGE_PAGE * _LARGE_PAGE
         # Advice: where it is not taken, everything works as before.
@@ -167,7 +169,7 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (ids,) = ctx.saved_tensors
         needed = [k for k, needs in enumerate(ctx.needs_input_grad[1:]) if needs]
-        flat = [grads[k].flatten(0, -2) for k in needed]
+        flat = [grads[k].reshape(ids.numel(), grads[k].shape[-1]) for k in needed]  # one id is [w]
         second = flat[1] if len(flat) == 2 else None
         rows, *sums = embedding_rows(ids.flatten(), flat[0], second, ctx.num_rows)
         result: list[Tensor | None] = [None] * (1 + len(grads))
@@ -211,7 +213,7 @@ def _embedding_rows(
     rows, lengths = torch.unique_consecutive(ids[order], return_counts=True)
 
     def total(grad: Tensor) -> Tensor:
-        wide = grad if grad.dtype == torch.float64 else grad.float()
+        wide = _accumulated(grad)
         # One gradient after another within a segment, without atomics. (Unsafe leaves out checks of lengths.)
         return torch.segment_reduce(wide[order], "sum", lengths=lengths, unsafe=True).to(grad.dtype)
 
@@ -229,12 +231,13 @@ def _row_adagrad(
     weight_decay: float,
     eps: float,
 ) -> None:
-    values, total = param[rows], state_sum[rows]
-    values = values / (1 + _missed(row_step, rows, step, values) * (lr * weight_decay) / (total.sqrt() + eps))
+    values, total, grad = (_accumulated(tensor) for tensor in (param[rows], state_sum[rows], grad))
+    lost = _missed(row_step, rows, step, values) * (lr * weight_decay)
+    values = _decayed(values, lost, total.sqrt() + eps)
     grad = grad + weight_decay * values
     total = total + grad * grad
-    state_sum[rows] = total
-    param[rows] = values - lr * (grad / (total.sqrt() + eps))
+    state_sum[rows] = total.to(state_sum.dtype)
+    param[rows] = (values - lr * (grad / (total.sqrt() + eps))).to(param.dtype)
 
 
 def _row_adam(
@@ -252,14 +255,17 @@ def _row_adam(
     eps: float,
 ) -> None:
     correction = (1 - beta2**step) ** 0.5
-    values, mean, square = param[rows], exp_avg[rows], exp_avg_sq[rows]
-    spread = square.sqrt() / correction + eps
-    values = values / (1 + _missed(row_step, rows, step, values) * (lr * weight_decay) / spread)
+    tables = (param, exp_avg, exp_avg_sq)
+    values, mean, square = (_accumulated(table[rows]) for table in tables)
+    lost = _missed(row_step, rows, step, values) * (lr * weight_decay)
+    values = _decayed(values, lost, square.sqrt() / correction + eps)
+    grad = _accumulated(grad)
     grad = grad + weight_decay * values
     mean = mean + (1 - beta1) * (grad - mean)
     square = beta2 * square + (1 - beta2) * grad * grad
-    exp_avg[rows], exp_avg_sq[rows] = mean, square
-    param[rows] = values - lr / (1 - beta1**step) * (mean / (square.sqrt() / correction + eps))
+    values = values - lr / (1 - beta1**step) * (mean / (square.sqrt() / correction + eps))
+    for table, result in zip(tables, (values, mean, square), strict=True):
+        table[rows] = result.to(table.dtype)
 
 
 def _missed(row_step: Tensor | None, rows: Tensor, step: int, like: Tensor) -> Tensor:
@@ -269,6 +275,15 @@ def _missed(row_step: Tensor | None, rows: Tensor, step: int, like: Tensor) -> T
     before = row_step[rows]
     row_step[rows] = step
     return torch.where(before > 0, step - 1 - before, 0).clamp(min=0).unsqueeze(1).to(like.dtype)
+
+
+def _decayed(values: Tensor, lost: Tensor, spread: Tensor) -> Tensor:
+    """Values [U, w] after the decay ``lost`` [U, 1]; without any they stay, even where the spread is 0."""
+    return torch.where(lost > 0, values / (1 + lost / spread), values)
+
+
+def _accumulated(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 # -------------------- registration

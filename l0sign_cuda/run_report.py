@@ -126,11 +126,39 @@ def read_record(run: str | Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content.get("epochs", []), list):
-            raise ValueError("expected an object with a list of epochs")
+        _check_record(content)
     except ValueError as error:
         raise ValueError(f"{path}: damaged, or not the metrics of a run ({error})") from None
     return content
+
+
+def _check_record(content: Any) -> None:
+    if not isinstance(content, dict):
+        raise ValueError("expected an object")
+    epochs, best = content.get("epochs", []), content.get("best_epoch")
+    if not isinstance(epochs, list):
+        raise ValueError("epochs: expected a list")
+    for row in epochs:
+        _check_numbers("epochs", row)
+        if not _is_count(row.get("epoch")):
+            raise ValueError(f"epochs: expected the number of each epoch, got {row.get('epoch')!r}")
+    for part in ("valid", "test"):
+        if content.get(part) is not None:
+            _check_numbers(part, content[part])
+    if best is not None and not _is_count(best):
+        raise ValueError(f"best_epoch: expected an integer or null, got {best!r}")
+
+
+def _check_numbers(name: str, row: Any) -> None:
+    if not isinstance(row, dict) or not all(
+        value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        for value in row.values()
+    ):
+        raise ValueError(f"{name}: expected objects of numbers, got {row!r}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def told_label(label: float | None) -> str:

@@ -163,6 +163,33 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         l0sign_cuda.explain(model, ids, values=torch.ones(3))
     with pytest.raises(ValueError, match="vocabulary: expected the model's 40 features, got one of 2"):
         l0sign_cuda.explain(model, ids, vocabulary=Vocabulary([Field("a", values=["x", "y"])]))
+    with pytest.raises(TypeError, match="vocabulary: expected a Vocabulary, got list"):
+        l0sign_cuda.explain(model, ids, vocabulary=["x"] * FEATURES)
+
+
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_a_gate_that_is_nan_shows(backend: str) -> None:
+    model = make_model(backend=backend)
+    assert model.edge_embedding is not None
+    with torch.no_grad():
+        model.edge_embedding.weight[3] = torch.nan
+    ids = torch.tensor([[3, 1, 2]])
+    vocabulary = Vocabulary([Field("a", values=map(str, range(FEATURES)))])
+    (entry,) = l0sign_cuda.explain(model, ids, vocabulary=vocabulary)
+    assert np.isnan(entry.logit)
+    assert sorted((pair.i, pair.j) for pair in entry.interactions if np.isnan(pair.contribution)) == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+    ]
+    dataset = GraphDataset.from_dense(ids.numpy(), vocabulary=vocabulary)
+    (fields,) = field_interactions(model, dataset)
+    assert np.isnan(fields.mean_gate) and np.isnan(fields.mean_contribution)
+    positive, _ = feature_interactions(model, dataset)
+    assert {(pair.first, pair.second) for pair in positive if np.isnan(pair.mean_gate)} == {
+        ("a=1", "a=3"),
+        ("a=2", "a=3"),
+    }
 
 
 # -------------------- a data set
@@ -215,8 +242,9 @@ def test_a_survey_of_nothing_and_of_data_without_names() -> None:
     nameless = GraphDataset.from_dense(np.zeros((2, 2), np.int64))
     with pytest.raises(ValueError, match="no vocabulary"):
         field_interactions(make_model(), nameless)
-    with pytest.raises(ValueError, match="vocabulary: expected at most the model's 39 features, got 40"):
-        Survey(L0SIGN(39), vocabulary)
+    for size in (39, 41):
+        with pytest.raises(ValueError, match=f"vocabulary: expected the model's {size} features"):
+            Survey(L0SIGN(size), vocabulary)
     with pytest.raises(IndexError, match=r"output: expected 0\.\.0, got 1"):
         Survey(make_model(), vocabulary, output=1)
 

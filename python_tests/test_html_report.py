@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from l0sign_cuda import L0SIGN, TrainConfig, data, html_report
 from l0sign_cuda.cli import main
 from l0sign_cuda.data import Field, GraphDataset, Vocabulary
 from l0sign_cuda.figures import bar, curves, heat_map, interaction_graph
+from l0sign_cuda.interactions import Interaction
 from l0sign_cuda.run_report import RunReport, Sample, read_record
 
 HOSTILE = ["<script>window.ran = 1</script>", '"><img src=x onerror="window.ran = 2">', "&amp; </style> é 字"]
@@ -128,7 +131,17 @@ def test_refusals(folder: Path, tmp_path: Path, capsys: Any) -> None:
     bad = tmp_path / "run"
     bad.mkdir()
     assert read_record(bad) == {}
-    for text in ("{", "[]", '{"epochs": 3}'):
+    for text in (
+        "{",
+        "[]",
+        '{"epochs": 3}',
+        '{"epochs": [3]}',
+        '{"epochs": [{"epoch": null}]}',
+        '{"epochs": [{"epoch": 1, "auc": "x"}]}',
+        '{"test": [0.5]}',
+        '{"valid": {"auc": "0.5"}}',
+        '{"best_epoch": "1"}',
+    ):
         (bad / "metrics.json").write_text(text)
         with pytest.raises(ValueError, match="damaged, or not the metrics of a run"):
             read_record(bad)
@@ -252,6 +265,42 @@ def test_names_are_text_and_nothing_is_loaded() -> None:
     assert f"Interactions of {HOSTILE[0]}" in reader.text
     assert "has no record of its metrics" in reader.text and "the 30 strongest of 820 pairs" in reader.text
     assert html_report.page(hostile_report()) == text
+
+
+def test_names_that_a_terminal_or_a_page_cannot_show() -> None:
+    """Escapes, directions of writing, lines, and the surrogate of a path that is no UTF-8."""
+    name = "\x1b[2Ja\u202eb\nc\udcff\x00"
+    shown = "\ufffd[2Ja\ufffdb c\ufffd\ufffd"
+    vocabulary = Vocabulary([Field("f", values=["plain", name])])
+    explanation = l0sign_cuda.explain(L0SIGN(2, gated=False), torch.tensor([[0, 1]]), vocabulary=vocabulary)[
+        0
+    ]
+    pair = Interaction(name, name, 1.0, 1.0, 1, 1, 0.5, 0.5)
+    content = replace(
+        hostile_report(), name=name, fields=[pair], positive=[pair], explained=[Sample(explanation, None)]
+    )
+    page, text = html_report.page(content), content.text()
+    for told in (page, text):
+        assert shown in told and not any(c in told for c in "\x1b\u202e\udcff\x00")
+    assert all(line.isprintable() for line in text.splitlines())
+    reader = Reader()
+    reader.feed(page)
+    assert f"Interactions of {shown}" in reader.text
+
+
+def test_a_path_that_is_no_text(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    target = tmp_path / "r\udcff.html"
+    assert call("explain", folder / "run", "--data", folder / "data", "--limit", 1, "--html", target) == 0
+    assert target.exists() and "r\ufffd.html: the report" in capsys.readouterr().out
+
+
+def test_maps_tell_how_many_fields_they_show_where_there_are_more() -> None:
+    content = hostile_report()
+    names = tuple(f"f{k}" for k in range(31))
+    for count in (30, 31):
+        fields = [Interaction(*pair, 1.0, 1.0, 1, 1, 0.5, 0.5) for pair in pairwise(names[:count])]
+        page = html_report.page(replace(content, field_names=names[:count], fields=fields))
+        assert ("The maps show the 30 fields" in page) == (count == 31)
 
 
 def test_figures_show_their_numbers() -> None:

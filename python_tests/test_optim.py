@@ -183,6 +183,70 @@ def test_rows_are_counted_only_for_weight_decay(kind):
     assert (again.state[param]["row_step"] == STEPS + 1).all()
 
 
+def one_row(row):
+    return torch.sparse_coo_tensor([[row]], torch.ones(1, 1), (2, 1), check_invariants=True)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_rows_make_up_for_decay_that_they_missed_since_a_dense_step(resumed):
+    """Whether the first step was dense or touched all rows by a sparse gradient is one."""
+    results = []
+    for first in (torch.ones(2, 1), by_rows(torch.ones(2, 1))):
+        param = torch.nn.Parameter(torch.ones(2, 1))
+        optimizer = RowAdagrad([param], lr=0.1, weight_decay=0.1)
+        train(lambda params, o=optimizer: o, [first], param=param)
+        if resumed:
+            stored, optimizer = optimizer.state_dict(), RowAdagrad([param])
+            optimizer.load_state_dict(stored)
+        train(lambda params, o=optimizer: o, [*[one_row(0)] * 50, one_row(1)], param=param)
+        results.append(param.detach())
+    torch.testing.assert_close(*results)
+    assert results[0][1] < 0.6  # 0.83 without
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_steps_without_decay_leave_rows_that_never_began(kind):
+    param = torch.nn.Parameter(torch.ones(2, 1))
+    optimizer = kind([param], lr=0.1, weight_decay=0.0)
+    only_first = torch.tensor([[1.0], [0.0]])
+    for weight_decay, grad in ((0.0, only_first), (0.1, one_row(0)), (0.0, only_first), (0.1, one_row(0))):
+        optimizer.param_groups[0]["weight_decay"] = weight_decay
+        param.grad = grad
+        optimizer.step()
+    assert optimizer.state[param]["row_step"].tolist() == [4, 0] and param[1] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_are_counted_beyond_float32(kind):
+    param = make_table(dtype=torch.float32)
+    optimizer = kind([param], lr=0.1)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.state[param]["step"].fill_(2**24)
+    again = kind([param])
+    again.load_state_dict(optimizer.state_dict())
+    for grad in (next(gradients(dtype=torch.float32)), torch.ones_like(param)):
+        param.grad = grad
+        again.step()
+    assert again.state[param]["step"].item() == 2**24 + 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_of_torchs_optimizers_go_on(kind):
+    """Their count of steps is a float."""
+    torchs = {RowAdagrad: torch.optim.Adagrad, RowAdam: torch.optim.Adam}[kind]
+    param, dense = make_table(), [torch.randn(ROWS, WIDTH, dtype=torch.float64) for _ in range(4)]
+    optimizer = torchs([param], lr=0.1)
+    train(lambda params: optimizer, dense, param=param)
+    other = torch.nn.Parameter(param.detach().clone())
+    again = kind([other], lr=0.1)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert again.state[other]["step"].dtype == torch.int64 and again.state[other]["step"] == 4
+    train(lambda params: optimizer, dense, param=param)
+    train(lambda params: again, dense, by_rows, param=other)
+    assert_equal_within_rounding(other.detach(), param.detach())
+
+
 def touch(num_rows):
     """Milliseconds of this thread in a training step with 64 graphs of 4 features: the fastest of many."""
     torch.manual_seed(0)
@@ -366,3 +430,27 @@ def test_gradients_that_are_no_rows(kind):
     ):
         optimizer.step()
     assert torch.equal(param, make_table())
+
+
+def test_nothing_is_changed_where_any_gradient_does_not_fit():
+    first, second = make_table(), make_table()
+    optimizer = RowAdam([{"params": [first]}, {"params": [second]}], lr=0.1)
+    first.grad = next(gradients())
+    second.grad = torch.ones_like(second).to_sparse()
+    with pytest.raises(ValueError, match="got 2 sparse dimensions"):
+        optimizer.step()
+    assert torch.equal(first, make_table()) and not optimizer.state
+    # torch refuses to hold a gradient of another type or shape, unless it is told not to look.
+    second.grad = None
+    second.grad_dtype = torch.float32
+    second.grad = next(gradients(dtype=torch.float32))
+    with pytest.raises(ValueError, match=r"grad: expected torch.float64 .* got torch.float32"):
+        optimizer.step()
+    assert torch.equal(first, make_table()) and not optimizer.state
+
+
+def test_options_that_are_no_numbers():
+    for options in ({"betas": None}, {"betas": ("a", "b")}, {"lr": "0.1"}, {"eps": None}):
+        (name,) = options
+        with pytest.raises(ValueError, match=f"{name}: expected .* got"):
+            RowAdam([make_table()], **options)

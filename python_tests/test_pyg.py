@@ -282,6 +282,10 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         (ValueError, r"batch: expected int64 \[3\]", lambda: conv(x, edges, batch=batch[:2])),
         (IndexError, "batch_size = 1", lambda: conv(x, edges, batch=batch, batch_size=1)),
         (ValueError, "batch_size: expected None or 1 without batch", lambda: conv(x, edges, batch_size=2)),
+        (ValueError, "batch_size: expected an integer", lambda: conv(x, edges, batch=batch, batch_size=2.0)),
+        (ValueError, "batch_size: expected an integer", lambda: conv(x, edges, batch_size=True)),
+        (ValueError, "batch_size: expected .* got -1", lambda: conv(x, edges, batch=batch, batch_size=-1)),
+        (TypeError, "seed: expected", lambda: by_row.eval()(x[:, :4], seed="x")),
         (ValueError, "x: expected int64 ids", lambda: by_id(x)),
         (IndexError, r"x: expected values in 0\.\.19", lambda: by_id(batch + 19)),
         (ValueError, r"x: expected shape \[N, 4\]", lambda: by_row(x)),
@@ -291,3 +295,15 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_a_compiler_need_not_know_the_number_of_graphs() -> None:
+    conv, edges = SIGNConv(5, 3), torch.zeros(2, 1, dtype=torch.int64)
+    compiled = torch.compile(conv, backend="eager", dynamic=True, fullgraph=True)
+    torch._dynamo.utils.counters.clear()
+    for n in (2, 3, 4, 5):
+        x, batch = torch.randn(n, 5), torch.arange(n)
+        torch.testing.assert_close(
+            compiled(x, edges, batch=batch, batch_size=n), conv(x, edges, batch=batch, batch_size=n)
+        )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2

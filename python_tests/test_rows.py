@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
 from l0sign_cuda import _extension, rows
@@ -259,3 +260,54 @@ def test_lookup_has_no_second_derivative():
     (gradient,) = torch.autograd.grad(found.square().sum(), table, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.to_dense().sum().backward()
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-10])
+@pytest.mark.parametrize(("update", "number", "options"), UPDATES)
+def test_rows_without_state_and_eps(update, number, options, eps, monkeypatch):
+    """Nothing was missed, so nothing is divided by the root of sums that are 0; the first row begins here."""
+    options = options | {"eps": eps}
+    touched, grad = torch.tensor([0, 1, 2]), torch.randn(3, 4)
+    param, row_step = torch.rand(8, 4), ROW_STEP[:8].clone()
+    results = []
+    for _ in range(2):
+        tables = [param.clone(), *(torch.zeros(8, 4) for _ in range(number - 1))]
+        tables[-1][2] = 0.5  # has missed steps
+        update(*tables, row_step.clone(), touched, grad, **options)
+        results.append(tables)
+        without_binary(monkeypatch)
+    for table, other in zip(*results, strict=True):
+        assert table.isfinite().all()
+        torch.testing.assert_close(table, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("update", "number", "options"), UPDATES)
+def test_a_float16_table_is_updated_in_float32(update, number, options):
+    """There an eps of 1e-10 is 0, and a gradient of 1e-3 has a square that is nearly none."""
+    touched, grad = torch.tensor([0, 2, 5]), torch.randn(3, 4).half()
+    low = [torch.rand(8, 4).half(), *(torch.zeros(8, 4).half() for _ in range(number - 1))]
+    low[-1][2] = 0.5
+    grad[0] = 1e-3
+    full = [table.float() for table in low]
+    update(*low, ROW_STEP[:8].clone(), touched, grad, **options)
+    update(*full, ROW_STEP[:8].clone(), touched, grad.float(), **options)
+    for table, wanted in zip(low, full, strict=True):
+        assert table.dtype == torch.float16
+        torch.testing.assert_close(table.float(), wanted, rtol=1e-3, atol=1e-7)
+
+
+def test_lookup_of_a_single_id():
+    table, other = (torch.randn(8, width, dtype=torch.float64, requires_grad=True) for width in (4, 3))
+    found = rows.lookup(torch.tensor(5), table, other, sparse=True)
+    assert [rows.shape for rows in found] == [(4,), (3,)]
+    (found[0].sum() + 2 * found[1].sum()).backward()
+    for grad, value in ((table.grad, 1.0), (other.grad, 2.0)):
+        expected = torch.zeros(8, grad.shape[1], dtype=torch.float64)
+        expected[5] = value
+        assert grad.is_sparse and torch.equal(grad.to_dense(), expected)
+
+
+def test_a_large_fake_table():
+    with FakeTensorMode():
+        assert rows.empty_table(1 << 22, 8).shape == (1 << 22, 8)
+        assert rows.empty_table(like=torch.empty(1 << 22, 8)).shape == (1 << 22, 8)

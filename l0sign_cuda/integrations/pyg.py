@@ -228,6 +228,7 @@ class L0EdgePredictor(nn.Module):
         """
         e = self._edge_nodes(x)
         offsets = _offsets(batch, x, batch_size)
+        seed = _checks.seed(seed, e.device)
         if not self.training:
             seed = None
         elif seed is None:
@@ -284,6 +285,8 @@ class L0EdgePredictor(nn.Module):
 def _offsets(batch: Tensor | None, x: Tensor, batch_size: int | None) -> Tensor:
     """Offsets int64 [B+1] of the graphs that ``batch`` [N] puts the rows of ``x`` [N, ...] into."""
     rows = x.shape[0]
+    if batch_size is not None:
+        (batch_size,) = _checks.not_negative(batch_size=batch_size)
     if batch is None:
         if batch_size not in (None, 1):
             raise ValueError(f"batch_size: expected None or 1 without batch, got {batch_size}")
