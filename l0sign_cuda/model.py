@@ -200,5 +200,7 @@ class L0SIGN(nn.Module):
 
 
 def _embedding(num_embeddings: int, dim: int) -> nn.Embedding:
-    """An embedding that `reset_parameters` is to initialise."""
-    return nn.Embedding(num_embeddings, dim, _weight=empty_table(num_embeddings, dim))
+    """`torch.nn.Embedding` in memory that suits a large table."""
+    embedding = nn.Embedding(num_embeddings, dim, _weight=empty_table(num_embeddings, dim))
+    embedding.reset_parameters()  # draws what it would have drawn: a seed means the same model
+    return embedding
