@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
-from .rows import lookup
+from .rows import accumulated, lookup
 
 Network = tuple[Tensor, Tensor, Tensor, Tensor]
 """hidden weight [H, in], hidden bias [H], out weight [out, H], out bias [out]"""
@@ -131,7 +131,7 @@ def sign(
     graph = node_graphs(bounds, nodes.numel() // nodes.shape[-1])
     with _full_precision(nodes):
         z = _messages(nodes, message, edge_index)
-        weight = z.new_ones(z.shape[0]) if edge_weight is None else _accumulated(edge_weight)
+        weight = z.new_ones(z.shape[0]) if edge_weight is None else accumulated(edge_weight)
         out = _aggregate(weight.unsqueeze(-1) * z, weight > 0, edge_index, bounds, graph, aggr, ordered=True)
     return out.to(nodes.dtype).view(nodes.shape)
 
@@ -239,7 +239,7 @@ def scale_rows(rows: Tensor, values: Tensor | None) -> Tensor:
 
 def mean_rows(rows: Tensor, graphs: _checks.Graphs) -> Tensor:
     """The mean of each graph's rows, 0 of an empty graph: [B, d]. Sums in float32 at least."""
-    wide = _accumulated(rows)
+    wide = accumulated(rows)
     if rows.dim() == 3:
         mean = wide.sum(1) / max(rows.shape[1], 1)
     else:
@@ -342,19 +342,19 @@ def node_graphs(offsets: Tensor, rows: int) -> Tensor:
 
 
 def _network(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    hidden_weight, hidden_bias, out_weight, out_bias = map(_accumulated, weights)
+    hidden_weight, hidden_bias, out_weight, out_bias = map(accumulated, weights)
     return F.linear(torch.relu(F.linear(x, hidden_weight, hidden_bias)), out_weight, out_bias)
 
 
 def _messages(nodes: Tensor, message: Network, pairs: Tensor) -> Tensor:
     """z_ij = W2 relu(W1 (u_i * u_j) + b1) + b2, the message of a pair: [P, d]."""
-    u = _accumulated(nodes).flatten(0, -2)
+    u = accumulated(nodes).flatten(0, -2)
     return _network(u[pairs[0]] * u[pairs[1]], message)
 
 
 def _edge_logits(edge_nodes: Tensor, edge: Network, pairs: Tensor) -> Tensor:
     """a_ij, the logit of an edge: [P]."""
-    e = _accumulated(edge_nodes).flatten(0, -2)
+    e = accumulated(edge_nodes).flatten(0, -2)
     return _network(e[pairs[0]] * e[pairs[1]], edge).squeeze(-1)
 
 
@@ -392,10 +392,6 @@ def _sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
 def _penalty(values: Tensor, index: Tensor, size: int) -> Tensor:
     """``_sum_by`` in float64: over millions of pairs a sum in float32 drifts."""
     return _sum_by(values.double(), index, size).to(values.dtype)
-
-
-def _accumulated(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

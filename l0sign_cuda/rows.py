@@ -149,6 +149,11 @@ def empty_table(*shape: int, like: Tensor | None = None) -> Tensor:
     return table
 
 
+def accumulated(tensor: Tensor) -> Tensor:
+    """The tensor in the type that sums are taken in: float64 stays, everything else is float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def sparse_gradient(rows: Tensor, values: Tensor, num_rows: int) -> Tensor:
     """The sparse gradient [J, w] with ``values`` [U, w] in ``rows`` [U], ascending."""
     shape = (num_rows, *values.shape[1:])
@@ -213,7 +218,7 @@ def _embedding_rows(
     rows, lengths = torch.unique_consecutive(ids[order], return_counts=True)
 
     def total(grad: Tensor) -> Tensor:
-        wide = _accumulated(grad)
+        wide = accumulated(grad)
         # One gradient after another within a segment, without atomics. (Unsafe leaves out checks of lengths.)
         return torch.segment_reduce(wide[order], "sum", lengths=lengths, unsafe=True).to(grad.dtype)
 
@@ -231,7 +236,7 @@ def _row_adagrad(
     weight_decay: float,
     eps: float,
 ) -> None:
-    values, total, grad = (_accumulated(tensor) for tensor in (param[rows], state_sum[rows], grad))
+    values, total, grad = (accumulated(tensor) for tensor in (param[rows], state_sum[rows], grad))
     lost = _missed(row_step, rows, step, values) * (lr * weight_decay)
     values = _decayed(values, lost, total.sqrt() + eps)
     grad = grad + weight_decay * values
@@ -256,10 +261,10 @@ def _row_adam(
 ) -> None:
     correction = (1 - beta2**step) ** 0.5
     tables = (param, exp_avg, exp_avg_sq)
-    values, mean, square = (_accumulated(table[rows]) for table in tables)
+    values, mean, square = (accumulated(table[rows]) for table in tables)
     lost = _missed(row_step, rows, step, values) * (lr * weight_decay)
     values = _decayed(values, lost, square.sqrt() / correction + eps)
-    grad = _accumulated(grad)
+    grad = accumulated(grad)
     grad = grad + weight_decay * values
     mean = mean + (1 - beta1) * (grad - mean)
     square = beta2 * square + (1 - beta2) * grad * grad
@@ -280,10 +285,6 @@ def _missed(row_step: Tensor | None, rows: Tensor, step: int, like: Tensor) -> T
 def _decayed(values: Tensor, lost: Tensor, spread: Tensor) -> Tensor:
     """Values [U, w] after the decay ``lost`` [U, 1]; without any they stay, even where the spread is 0."""
     return torch.where(lost > 0, values / (1 + lost / spread), values)
-
-
-def _accumulated(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 # -------------------- registration

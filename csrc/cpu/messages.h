@@ -7,7 +7,7 @@ class MessageNetwork {
   using S = Simd<A>;
   using V = typename S::V;
   using I = typename S::I;
-  static constexpr int W = S::W, kChunk = S::kChunk, kPanel = S::kPanel;
+  static constexpr int kChunk = S::kChunk, kPanel = S::kPanel;
 
  public:
   void begin_gradients() {

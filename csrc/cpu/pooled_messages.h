@@ -9,8 +9,7 @@ template <class A>
 class PooledMessages : public MessageNetwork<A> {
   using Base = MessageNetwork<A>;
   using Base::block_, Base::d_, Base::gates_, Base::grad_hidden_, Base::grad_message_, Base::grad_nodes_,
-      Base::h_, Base::kPanel, Base::nodes_, Base::present_, Base::problem_, Base::product_, Base::W,
-      Base::weights_;
+      Base::h_, Base::kPanel, Base::nodes_, Base::present_, Base::problem_, Base::product_, Base::weights_;
   using typename Base::V;
 
  public:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .. import _checks, functional
 from ..layers import PairNetwork
 from ..reference import Network, node_graphs
+from ..rows import accumulated
 
 __all__ = ["L0EdgePredictor", "PredictedEdges", "SIGNConv"]
 
@@ -246,7 +247,7 @@ class L0EdgePredictor(nn.Module):
             apart = pairs[0] != pairs[1]
             pairs, gates, logits = pairs[:, apart], gates[apart], logits[apart]
         gamma, zeta = self.limits
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        wide = accumulated(logits)
         probability = torch.sigmoid(wide - self.temperature * math.log(-gamma / zeta))  # P(gate > 0)
         graph = node_graphs(offsets, x.shape[0])[pairs[0]]
         graphs, is_open = offsets.shape[0] - 1, gates > 0
