@@ -11,9 +11,8 @@ class EdgeGates {
   static constexpr bool kWordsFillLanes = sizeof(U) == sizeof(V);  // float32
 
  public:
-  // The panel's gates; open_mask is g > 0. Without an edge network every pair is open.
+  // The panel's gates. Without an edge network every pair is open.
   V gate[kPanel];
-  I open_mask[kPanel];
   V grad_gate[kPanel];  // backward: dL/dg, from the messages
   OpenPairs<A> open;
 
@@ -45,10 +44,10 @@ class EdgeGates {
 
   void forward() {
     evaluate<false>();
-    for (int64_t c = 0; c < block_.count; ++c) open_ -= open_mask[c];
+    for (int64_t c = 0; c < block_.count; ++c) open_ -= gate[c] > 0;
     if (problem_.aggregation != Aggregation::neighbor_mean) return;
     for (int64_t c = 0; c < block_.count; ++c) {
-      const V one = open_mask[c] ? splat(A(1)) : V{};
+      const V one = gate[c] > 0 ? splat(A(1)) : V{};
       degree_[block_.left[c]] += one;
       const bool self = block_.diagonal && c == 0;
       degree_[block_.right_sum[c]] += self ? (block_.not_self ? one : V{}) : one;
@@ -187,19 +186,17 @@ class EdgeGates {
     if (gated_) block_.load_rows(problem_.edge_nodes, problem_.ids, nullptr, problem_.edge.in, nodes_, b_);
   }
 
-  // gate and open_mask of the panel's pairs, and which of them have a message; with Backward also gate_slope_
-  // = dg/da, open_slope_ = dpi/da and unit_on_.
+  // The gates of the panel's pairs, and which of them have a message; with Backward also gate_slope_ = dg/da,
+  // open_slope_ = dpi/da and unit_on_.
   template <bool Backward>
   ALWAYS_INLINE void evaluate() {
     if (gated_) {
       for_chunks<A>(block_.count, [&](auto size, int64_t first) LAMBDA_INLINE {
-        evaluate_chunk<decltype(size)::value, Backward>(first);
+        compute_logits<decltype(size)::value, Backward>(first);
       });
+      compute_gates<Backward>();
     } else {
-      for (int64_t c = 0; c < block_.count; ++c) {
-        open_mask[c] = block_.active[c];
-        gate[c] = block_.active[c] ? splat(A(1)) : V{};
-      }
+      for (int64_t c = 0; c < block_.count; ++c) gate[c] = block_.active[c] ? splat(A(1)) : V{};
     }
     open.count = 0;
     if (!problem_.nodes) return;
@@ -209,7 +206,7 @@ class EdgeGates {
   }
 
   template <int C, bool Backward>
-  ALWAYS_INLINE void evaluate_chunk(int64_t first) {
+  ALWAYS_INLINE void compute_logits(int64_t first) {
     V* product = product_ + first * b_;
     const int64_t b = b_;
     for (int c = 0; c < C; ++c) {
@@ -234,33 +231,50 @@ class EdgeGates {
             }
           }
         });
+    for (int c = 0; c < C; ++c) logit_[first + c] = logit[c];
+  }
+
+  // From the panel's logits, in short loops one after the other: each has a long chain of dependent
+  // instructions, and the processor overlaps those of several pairs only where they follow closely.
+  template <bool Backward>
+  ALWAYS_INLINE void compute_gates() {
     const HardConcrete& hard = problem_.gate;
     const A span = A(hard.zeta - hard.gamma), low = A(hard.gamma);
     const A steepness = hard.seed ? A(1 / hard.temperature) : A(1);
     const A shift = A(hard.temperature * __builtin_log(-hard.gamma / hard.zeta));
-    for (int c = 0; c < C; ++c) {
-      const int64_t p = first + c;
-      const I active = block_.active[p];
-      const V s = sigmoid<V>(hard.seed ? (noise(p) + logit[c]) * steepness : logit[c]);
+    const int64_t count = block_.count;
+    if (hard.seed) {
+      for (int64_t c = 0; c < count; ++c) gate[c] = uniform(c);
+      for (int64_t c = 0; c < count; ++c) gate[c] = (logit_of(gate[c]) + logit_[c]) * steepness;
+    } else {
+      for (int64_t c = 0; c < count; ++c) gate[c] = logit_[c];
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      const I active = block_.active[c];
+      const V s = sigmoid<V>(gate[c]);
       const V stretched = s * span + low;
-      const V g = stretched > 1 ? splat(A(1)) : relu(stretched);
-      gate[p] = active ? g : V{};
-      open_mask[p] = gate[p] > 0;
-      if (Backward || problem_.l0) {
-        const V pi = sigmoid<V>(logit[c] - shift);
-        if (Backward) {
-          const I inside = active & (stretched > 0) & (stretched < 1);
-          gate_slope_[p] = inside ? span * steepness * s * (1 - s) : V{};
-          open_slope_[p] = active ? pi * (1 - pi) : V{};
-        } else {
-          l0_.add(active ? pi : V{});
-        }
+      gate[c] = active ? at_most(splat(A(1)), relu(stretched)) : V{};
+      if (!Backward) continue;
+      const I inside = active & (stretched > 0) & (stretched < 1);
+      gate_slope_[c] = inside ? span * steepness * s * (1 - s) : V{};
+    }
+    if (Backward) {
+      for (int64_t c = 0; c < count; ++c) {
+        const V pi = sigmoid<V>(logit_[c] - shift);
+        open_slope_[c] = block_.active[c] ? pi * (1 - pi) : V{};
+      }
+      return;
+    }
+    if (problem_.l0) {
+      for (int64_t c = 0; c < count; ++c) {
+        const V pi = sigmoid<V>(logit_[c] - shift);
+        l0_.add(block_.active[c] ? pi : V{});
       }
     }
-    if (!Backward && problem_.gates) {
-      for (int c = 0; c < C; ++c) {
-        store_pairs(problem_.gates, gate[first + c], first + c);
-        store_pairs(problem_.logits, logit[c], first + c);
+    if (problem_.gates) {
+      for (int64_t c = 0; c < count; ++c) {
+        store_pairs(problem_.gates, gate[c], c);
+        store_pairs(problem_.logits, logit_[c], c);
       }
     }
   }
@@ -281,8 +295,11 @@ class EdgeGates {
 
   // ---- Noise ----
 
-  // ln U - ln(1 - U) of pair c.
-  ALWAYS_INLINE V noise(int64_t c) {
+  // ln U - ln(1 - U).
+  static ALWAYS_INLINE V logit_of(V u) { return log_lanes(u / (1 - u)); }
+
+  // U of pair c.
+  ALWAYS_INLINE V uniform(int64_t c) {
     const uint64_t seed = static_cast<uint64_t>(*problem_.gate.seed);
     U word;
     if (!block_.over_nodes && block_.uniform) {
@@ -312,8 +329,7 @@ class EdgeGates {
       word = which == 0 ? words.x[0] : which == 1 ? words.x[1] : which == 2 ? words.x[2] : words.x[3];
     }
     typedef int32_t Bits __attribute__((vector_size(sizeof(U))));
-    const V u = (__builtin_convertvector((Bits)(word >> 9), V) + A(0.5)) * A(1.0 / 8388608.0);
-    return log_lanes(u) - log_lanes(1 - u);
+    return (__builtin_convertvector((Bits)(word >> 9), V) + A(0.5)) * A(1.0 / 8388608.0);
   }
 
   static ALWAYS_INLINE Philox4<U> random_words(const Philox4<U>& counter, uint64_t seed) {
@@ -361,7 +377,7 @@ class EdgeGates {
   V *nodes_ = nullptr, *degree_ = nullptr, *grad_nodes_ = nullptr;  // a vector for each slot and component
   V* product_ = nullptr;                                            // e_i o e_j of the panel's pairs
   Bits<A>* unit_on_ = nullptr;
-  V gate_slope_[kPanel], open_slope_[kPanel];
+  V logit_[kPanel], gate_slope_[kPanel], open_slope_[kPanel];
   // Lanes over graphs: the words of the pairs 4 cached_noise_ to 4 cached_noise_ + 3. Lanes over nodes: of
   // the 4 W pairs from cached_noise_ on.
   int64_t cached_noise_ = -1;

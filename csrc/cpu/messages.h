@@ -94,7 +94,7 @@ class MessageNetwork {
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) square[c] += z[m][c] * z[m][c];
         });
-    for (int c = 0; c < C; ++c) l2_.add(gates_.open_mask[gates_.open.pair[first + c]] ? square[c] : V{});
+    for (int c = 0; c < C; ++c) l2_.add(gates_.gate[gates_.open.pair[first + c]] > 0 ? square[c] : V{});
   }
 
   // Its gradient, through the second layer; adds to grad_hidden_ = dL/d(hidden).
@@ -103,7 +103,7 @@ class MessageNetwork {
     V *relus = relu_, *grad_z = grad_z_, *grad_hidden = grad_hidden_;
     V factor[C];
     for (int c = 0; c < C; ++c)
-      factor[c] = gates_.open_mask[gates_.open.pair[first + c]] ? 2 * grad_l2_ : V{};
+      factor[c] = gates_.gate[gates_.open.pair[first + c]] > 0 ? 2 * grad_l2_ : V{};
     multiply<A, C>(
         weights_.out, weights_.out_bias, d_, problem_.message.hidden,
         [&](int64_t h, int c) LAMBDA_INLINE { return relus[h * C + c]; },

@@ -75,17 +75,32 @@ ALWAYS_INLINE T sum_lanes(V v, T zero) {
   return sum;
 }
 
-// A NaN stays one, as in torch.relu: max returns its second operand then.
-ALWAYS_INLINE F32::V relu(F32::V x) {
+// x, but no less or no more than a bound. A NaN stays one: the instructions return their second operand then.
+ALWAYS_INLINE F32::V at_least(F32::V low, F32::V x) {
 #if defined(__AVX512F__)
-  return (F32::V)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
+  return (F32::V)_mm512_max_ps((__m512)low, (__m512)x);
 #elif defined(__AVX2__)
-  return (F32::V)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
+  return (F32::V)_mm256_max_ps((__m256)low, (__m256)x);
 #else
-  return x < 0.0f ? F32::V{} : x;
+  return x < low ? low : x;
 #endif
 }
-ALWAYS_INLINE F64::V relu(F64::V x) { return x < 0.0 ? F64::V{} : x; }
+ALWAYS_INLINE F32::V at_most(F32::V high, F32::V x) {
+#if defined(__AVX512F__)
+  return (F32::V)_mm512_min_ps((__m512)high, (__m512)x);
+#elif defined(__AVX2__)
+  return (F32::V)_mm256_min_ps((__m256)high, (__m256)x);
+#else
+  return x > high ? high : x;
+#endif
+}
+ALWAYS_INLINE F64::V at_least(F64::V low, F64::V x) { return x < low ? low : x; }
+ALWAYS_INLINE F64::V at_most(F64::V high, F64::V x) { return x > high ? high : x; }
+
+template <class V>
+ALWAYS_INLINE V relu(V x) {
+  return at_least(V{}, x);
+}
 
 // One bit a lane where registers for it exist: which units of a hidden layer are on is kept as these.
 #if defined(__AVX512F__)
@@ -154,10 +169,9 @@ ALWAYS_INLINE bool any(I mask) {
 
 // e^x: 2^k e^r with |r| <= ln2/2 and a minimax polynomial, relative error below 2 ulp; clamped to the finite
 // range.
-ALWAYS_INLINE F32::V exp_lanes(F32::V unclamped) {
-  F32::V x = unclamped > 88.0f ? splat(88.0f) : unclamped;
-  x = x < -87.0f ? splat(-87.0f) : x;
-  const F32::V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+ALWAYS_INLINE F32::V exp_lanes(F32::V x) {
+  x = at_most(splat(88.0f), at_least(splat(-87.0f), x));
+  const F32::V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
   const F32::V shifted = x * 1.44269504f + magic;
   const F32::V k = shifted - magic;
   F32::V r = x - k * 0.693359375f;
@@ -167,9 +181,8 @@ ALWAYS_INLINE F32::V exp_lanes(F32::V unclamped) {
   q = q * r + 0.041668389f;
   q = q * r + 0.166665211f;
   q = q * r + 0.49999994f;
-  const F32::V e = 1.0f + (r + r * r * q);
-  const F32::I exponent = ((F32::I)shifted - 0x4B400000) << 23;
-  return unclamped == unclamped ? (F32::V)((F32::I)e + exponent) : unclamped;  // a NaN stays one
+  const F32::V power = (F32::V)(((F32::I)shifted << 23) + 0x3F800000);
+  return (1.0f + (r + r * r * q)) * power;
 }
 
 // ln x for positive normal x: m in [sqrt(1/2), sqrt(2)), a minimax polynomial of m - 1.
