@@ -102,6 +102,8 @@ class Fused(Contestant):
         super().__init__(offsets)
         size = int(self.sizes[0])
         self.uniform = size if bool((self.sizes == size).all()) else None
+        ids = torch.arange(int(offsets[-1]))
+        self.ids = ids.unflatten(0, (-1, size)) if self.uniform else ids
 
     def arrange(self, rows: Tensor) -> Tensor:
         return rows.clone().unflatten(0, (-1, self.uniform)) if self.uniform else rows.clone()
@@ -128,6 +130,17 @@ class Fused(Contestant):
         if self.uniform:
             return nodes.mean(1)
         return torch.segment_reduce(nodes, "mean", offsets=self.offsets)
+
+    def predict(
+        self, nodes: Tensor, edge_nodes: Tensor, message: Network, edge: Network, head: Tensor
+    ) -> Tensor:
+        """By the pooled operator, as the model predicts: here every row is an id of its own."""
+        tables = (nodes.flatten(0, 1), edge_nodes.flatten(0, 1)) if self.uniform else (nodes, edge_nodes)
+        offsets = None if self.uniform else self.offsets
+        out = functional.l0_sign_bag(
+            self.ids, *tables, message, edge, offsets, l2_penalty=False, backend="fused"
+        )
+        return out.pooled @ head
 
 
 class Official(Contestant):

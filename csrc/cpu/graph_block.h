@@ -61,16 +61,25 @@ struct GraphBlock {
     return node < lane_nodes[l] ? lane_begin[l] + node : -1;
   }
 
+  // The lanes of a slot that hold a node.
+  ALWAYS_INLINE I present(int64_t slot) const {
+    return (over_nodes ? lane_index<A>() + splat_index<A>(slot * W) : splat_index<A>(slot)) < lane_nodes;
+  }
+
   // The nodes' rows of `from`, scaled, as vectors of slots; zero where there is no node.
   void load_rows(const A* from, const int64_t* ids, const A* values, int64_t size, V* to,
                  int64_t stride) const {
     for (int64_t slot = 0; slot < slots; ++slot, to += stride) {
       const A* rows[W];
+      bool all = true;
       for (int l = 0; l < W; ++l) {
         const int64_t r = row(slot, l);
-        rows[l] = r < 0 ? nullptr : from + (ids ? ids[r] : r) * size;
+        all = all && r >= 0;
+        rows[l] = from + (r < 0 ? 0 : ids ? ids[r] : r) * size;  // where there is no node, any row
       }
       Transpose<A>::load(rows, size, stride, to);
+      if (!all)
+        for (int64_t k = 0; k < size; ++k) to[k] = present(slot) ? to[k] : V{};
       scale(slot, values, to, stride);
     }
     clear(to, stride);

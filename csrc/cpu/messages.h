@@ -102,8 +102,7 @@ class MessageNetwork {
   ALWAYS_INLINE void l2_backward(int64_t first) {
     V *relus = relu_, *grad_z = grad_z_, *grad_hidden = grad_hidden_;
     V factor[C];
-    for (int c = 0; c < C; ++c)
-      factor[c] = gates_.gate[gates_.open.pair[first + c]] > 0 ? 2 * grad_l2_ : V{};
+    for (int c = 0; c < C; ++c) factor[c] = gates_.gate[gates_.open.pair[first + c]] > 0 ? 2 * grad_l2_ : V{};
     multiply<A, C>(
         weights_.out, weights_.out_bias, d_, problem_.message.hidden,
         [&](int64_t h, int c) LAMBDA_INLINE { return relus[h * C + c]; },

@@ -46,19 +46,17 @@ struct Transpose {
   }
 
   // to[k] = component k of the rows that `rows` points to, one a lane, for k < size; zero for the others of
-  // the `padded_size`, and in lanes without a row.
+  // the `padded_size`.
   static ALWAYS_INLINE void load(const A* const* rows, int64_t size, int64_t padded_size, V* to) {
     for_groups(size, padded_size, [&](auto group, int64_t k, int64_t count) LAMBDA_INLINE {
       constexpr int S = decltype(group)::value;
       V v[S];
       if (count == S) {
-        const A* from[W];
-        for (int l = 0; l < W; ++l) from[l] = rows[l] ? rows[l] + k : kZeros;
-        for (int i = 0; i < S; ++i) v[i] = join<S>(from + i * (W / S));
+        for (int i = 0; i < S; ++i) v[i] = join<S>(rows + i * (W / S), k);
       } else {
         A* memory = reinterpret_cast<A*>(v);
         for (int l = 0; l < W; ++l, memory += S)
-          for (int64_t m = 0; m < S; ++m) memory[m] = rows[l] && m < count ? rows[l][k + m] : A(0);
+          for (int64_t m = 0; m < S; ++m) memory[m] = m < count ? rows[l][k + m] : A(0);
       }
       rows_to_lanes<S>(v);
       for (int m = 0; m < S; ++m) to[k + m] = v[m];
@@ -84,32 +82,30 @@ struct Transpose {
   }
 
  private:
-  static constexpr A kZeros[W] = {};
-
-  // One vector of W / S rows of S components. Not by way of memory: a load of what several stores wrote waits
-  // for all of them.
+  // One vector of S components, from k on, of W / S rows. Not by way of memory: a load of what several stores
+  // wrote waits for all of them.
   template <int S>
-  static ALWAYS_INLINE V join(const A* const* rows) {
+  static ALWAYS_INLINE V join(const A* const* rows, int64_t k) {
     V v;
 #if defined(__AVX512F__)
     if constexpr (2 * S == W) {
-      return (V)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)rows[0])),
-                                   _mm256_loadu_si256((const __m256i*)rows[1]), 1);
+      return (V)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(rows[0] + k))),
+                                   _mm256_loadu_si256((const __m256i*)(rows[1] + k)), 1);
     } else if constexpr (4 * S == W) {
-      __m512i quarters = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)rows[0]));
-      quarters = _mm512_inserti32x4(quarters, _mm_loadu_si128((const __m128i*)rows[1]), 1);
-      quarters = _mm512_inserti32x4(quarters, _mm_loadu_si128((const __m128i*)rows[2]), 2);
-      quarters = _mm512_inserti32x4(quarters, _mm_loadu_si128((const __m128i*)rows[3]), 3);
+      __m512i quarters = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(rows[0] + k)));
+      quarters = _mm512_inserti32x4(quarters, _mm_loadu_si128((const __m128i*)(rows[1] + k)), 1);
+      quarters = _mm512_inserti32x4(quarters, _mm_loadu_si128((const __m128i*)(rows[2] + k)), 2);
+      quarters = _mm512_inserti32x4(quarters, _mm_loadu_si128((const __m128i*)(rows[3] + k)), 3);
       return (V)quarters;
     }
 #elif defined(__AVX2__)
     if constexpr (2 * S == W) {
-      const __m256i low = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)rows[0]));
-      return (V)_mm256_inserti128_si256(low, _mm_loadu_si128((const __m128i*)rows[1]), 1);
+      const __m256i low = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(rows[0] + k)));
+      return (V)_mm256_inserti128_si256(low, _mm_loadu_si128((const __m128i*)(rows[1] + k)), 1);
     }
 #endif
     for (int row = 0; row < W / S; ++row)
-      __builtin_memcpy(reinterpret_cast<A*>(&v) + row * S, rows[row], S * sizeof(A));
+      __builtin_memcpy(reinterpret_cast<A*>(&v) + row * S, rows[row] + k, S * sizeof(A));
     return v;
   }
 
