@@ -67,9 +67,9 @@ ALWAYS_INLINE void accumulate_outer(typename Simd<A>::V* sum, typename Simd<A>::
       for (int k = 0; k < kColumns; ++k) sum[(m0 + m) * columns + k0 + k] = t[m][k];
     }
   };
-  // Columns in the outer loop: four of them, of all vectors, stay in the L1 cache while the rows pass.
-  for (int64_t k0 = 0; k0 < columns; k0 += kColumns)
-    for (int64_t m0 = 0; m0 < rows; m0 += kRows)
+  // Rows in the outer loop: all columns of a few vectors stay in the L1 cache while the rows pass.
+  for (int64_t m0 = 0; m0 < rows; m0 += kRows)
+    for (int64_t k0 = 0; k0 < columns; k0 += kColumns)
       if (bias && k0 == 0)
         tile(m0, k0, Int<1>{});
       else

@@ -8,6 +8,7 @@ class MessageNetwork {
   using V = typename S::V;
   using I = typename S::I;
   static constexpr int kChunk = S::kChunk, kPanel = S::kPanel;
+  static constexpr int kWaiting = 2 * kChunk;  // pairs whose dL/d(hidden) is kept until it is summed
 
  public:
   void begin_gradients() {
@@ -30,7 +31,7 @@ class MessageNetwork {
     relu_ = arena.take(kChunk * h_);
     if (!backward) return;
     grad_nodes_ = arena.take((slots + 1) * d_);
-    grad_hidden_ = arena.take(kChunk * h_);
+    grad_hidden_ = arena.take(kWaiting * h_);
     grad_z_ = arena.take(kChunk * d_);
     grad_message_.take(arena, problem.message);
   }
@@ -97,10 +98,10 @@ class MessageNetwork {
     for (int c = 0; c < C; ++c) l2_.add(gates_.gate[gates_.open.pair[first + c]] > 0 ? square[c] : V{});
   }
 
-  // Its gradient, through the second layer; adds to grad_hidden_ = dL/d(hidden).
+  // Its gradient, through the second layer; adds to grad_hidden.
   template <int C>
-  ALWAYS_INLINE void l2_backward(int64_t first) {
-    V *relus = relu_, *grad_z = grad_z_, *grad_hidden = grad_hidden_;
+  ALWAYS_INLINE void l2_backward(int64_t first, V* grad_hidden) {
+    V *relus = relu_, *grad_z = grad_z_;
     V factor[C];
     for (int c = 0; c < C; ++c) factor[c] = gates_.gate[gates_.open.pair[first + c]] > 0 ? 2 * grad_l2_ : V{};
     multiply<A, C>(
@@ -124,26 +125,31 @@ class MessageNetwork {
         [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
           for (int m = 0; m < kRows; ++m)
             for (int c = 0; c < C; ++c) {
-              const int64_t at = (h0 + m) * C + c;
-              grad_hidden[at] += relus[at] > 0 ? y[m][c] : V{};
+              const V x = relus[(h0 + m) * C + c] > 0 ? y[m][c] : V{};
+              grad_hidden[(h0 + m) * kWaiting + c] += x;
             }
         });
   }
 
-  // dL/dW1, dL/db1 and dL/du of a chunk, from grad_hidden_.
-  template <int C>
-  ALWAYS_INLINE void first_layer_backward(int64_t first) {
+  // dL/dW1 and dL/db1 of `count` pairs, from grad_hidden_.
+  ALWAYS_INLINE void add_weight_gradients(int64_t first, int64_t count) {
     const V *product = product_ + first * d_, *grad_hidden = grad_hidden_;
     const int64_t d = d_;
     accumulate_outer<A>(
-        grad_message_.hidden_weight, grad_message_.hidden_bias, h_, d, C,
-        [&](int64_t h, int64_t c) LAMBDA_INLINE { return grad_hidden[h * C + c]; },
+        grad_message_.hidden_weight, grad_message_.hidden_bias, h_, d, count,
+        [&](int64_t h, int64_t c) LAMBDA_INLINE { return grad_hidden[h * kWaiting + c]; },
         [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * d + k]; });
+  }
+
+  // dL/du of a chunk.
+  template <int C>
+  ALWAYS_INLINE void add_node_gradients(int64_t first, const V* grad_hidden) {
+    const int64_t d = d_;
     block_.template add_to_ends<C>(
         gates_.open.pair + first, nullptr, nodes_, grad_nodes_, d, [&](auto use) LAMBDA_INLINE {
           multiply<A, C>(
               weights_.hidden_transposed, nullptr, d, problem_.message.hidden,
-              [&](int64_t h, int c) LAMBDA_INLINE { return grad_hidden[h * C + c]; }, use);
+              [&](int64_t h, int c) LAMBDA_INLINE { return grad_hidden[h * kWaiting + c]; }, use);
         });
   }
 
@@ -160,7 +166,8 @@ class MessageNetwork {
 
   V *nodes_ = nullptr, *grad_nodes_ = nullptr;  // a vector for each slot and component
   V* product_ = nullptr;                        // for each open pair of the panel and component
-  V *relu_ = nullptr, *grad_hidden_ = nullptr, *grad_z_ = nullptr;  // for each component and pair of a chunk
+  V *relu_ = nullptr, *grad_z_ = nullptr;       // for each component and pair of a chunk
+  V* grad_hidden_ = nullptr;                    // dL/d(hidden): kWaiting vectors for each hidden unit
   CompensatedSum<V> l2_;
   V grad_l2_ = {};
   GradientLanes<A> grad_message_;

@@ -5,7 +5,7 @@ template <class A>
 class NodeMessages : public MessageNetwork<A> {
   using Base = MessageNetwork<A>;
   using Base::block_, Base::d_, Base::gates_, Base::grad_hidden_, Base::grad_message_, Base::grad_nodes_,
-      Base::h_, Base::nodes_, Base::present_, Base::problem_, Base::weights_;
+      Base::h_, Base::kWaiting, Base::nodes_, Base::present_, Base::problem_, Base::weights_;
   using typename Base::V;
 
  public:
@@ -89,13 +89,17 @@ class NodeMessages : public MessageNetwork<A> {
   // Fills the gates' grad_gate.
   void backward() {
     if (!present_) return;
+    int64_t waiting = 0;
     gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(size)::value;
+      if (waiting + C > kWaiting) Base::add_weight_gradients(first - waiting, waiting), waiting = 0;
       if (C > 1 && same_left<C>(first))
-        backward_chunk<C, decltype(diagonal)::value, true>(first);
+        backward_chunk<C, decltype(diagonal)::value, true>(first, grad_hidden_ + waiting);
       else
-        backward_chunk<C, decltype(diagonal)::value, false>(first);
+        backward_chunk<C, decltype(diagonal)::value, false>(first, grad_hidden_ + waiting);
+      waiting += C;
     });
+    if (waiting) Base::add_weight_gradients(gates_.open.count - waiting, waiting);
   }
 
   void end_row_backward(int64_t i) {
@@ -169,10 +173,9 @@ class NodeMessages : public MessageNetwork<A> {
   }
 
   template <int C, bool Diagonal, bool SameLeft>
-  ALWAYS_INLINE void backward_chunk(int64_t first) {
+  ALWAYS_INLINE void backward_chunk(int64_t first, V* grad_hidden) {
     Base::template multiply_ends<C>(first);
     const int64_t H = h_;
-    V* grad_hidden = grad_hidden_;
     const bool l2 = problem_.grad_l2 != nullptr;
     V gate[C], right_gate[C], grad_gate[C];
     V *left_sum[C], *right_sum[C];
@@ -205,15 +208,15 @@ class NodeMessages : public MessageNetwork<A> {
           else
             left_sum[c][h] += gate[c] * r;
           right_sum[c][h] += right_gate[c] * r;
-          grad_hidden[h * C + c] = select(above_zero(y[m][c]), gate[c] * both);
+          grad_hidden[h * kWaiting + c] = select(above_zero(y[m][c]), gate[c] * both);
         }
         if (SameLeft) left_sum[0][h] = shared_sum;
       }
       if (l2) Base::template store_relu<C>(h0, y);
     });
     for (int c = 0; c < C; ++c) gates_.grad_gate[gates_.open.pair[first + c]] = grad_gate[c];
-    if (l2) Base::template l2_backward<C>(first);
-    Base::template first_layer_backward<C>(first);
+    if (l2) Base::template l2_backward<C>(first, grad_hidden);
+    Base::template add_node_gradients<C>(first, grad_hidden);
   }
 
   // D_i = scale_i dL/dv'_i, and what every pair of node i needs of it: W2^T D_i and b2 . D_i.

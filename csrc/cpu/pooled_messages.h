@@ -219,9 +219,11 @@ class PooledMessages : public MessageNetwork<A> {
     if (l2) {
       for (int64_t h = 0; h < h_; ++h)
         for (int c = 0; c < C; ++c)
-          grad_hidden_[h * C + c] = weight[c] * select(on[unit_index<A>(h, first + c)], grad_sum[h]);
-      Base::template l2_backward<C>(first);
-      Base::template first_layer_backward<C>(first);
+          grad_hidden_[h * Base::kWaiting + c] =
+              weight[c] * select(on[unit_index<A>(h, first + c)], grad_sum[h]);
+      Base::template l2_backward<C>(first, grad_hidden_);
+      Base::template add_node_gradients<C>(first, grad_hidden_);
+      Base::add_weight_gradients(first, C);
       return;
     }
     for (int c = 0; c < C; ++c) {
