@@ -126,19 +126,36 @@ struct GraphBlock {
   }
 
   // What belongs to each lane's graph.
-  V load_graph(const A* per_graph, int64_t size = 1, int64_t k = 0) const {
+  V load_graph(const A* per_graph) const {
     V v;
-    for (int l = 0; l < W; ++l) v[l] = per_graph[lane_graph[l] * size + k];
+    for (int l = 0; l < W; ++l) v[l] = per_graph[lane_graph[l]];
     return v;
   }
 
   template <class T, class Lanes>
-  void store_graph(T* per_graph, Lanes v, int64_t size = 1, int64_t k = 0) const {
+  void store_graph(T* per_graph, Lanes v) const {
     if (over_nodes) {
-      per_graph[lane_graph[0] * size + k] = sum_lanes(v, T(0));
+      per_graph[lane_graph[0]] = sum_lanes(v, T(0));
     } else {
-      for (int64_t l = 0; l < block->lanes; ++l) per_graph[lane_graph[l] * size + k] = static_cast<T>(v[l]);
+      for (int64_t l = 0; l < block->lanes; ++l) per_graph[lane_graph[l]] = static_cast<T>(v[l]);
     }
+  }
+
+  // The same for a row of `size` a graph.
+  void load_graph_rows(const A* per_graph, int64_t size, V* to, int64_t stride) const {
+    const A* rows[W];
+    for (int l = 0; l < W; ++l) rows[l] = per_graph + lane_graph[l] * size;
+    Transpose<A>::load(rows, size, stride, to);
+  }
+
+  void store_graph_rows(A* per_graph, int64_t size, const V* from, int64_t stride) const {
+    if (over_nodes) {
+      for (int64_t k = 0; k < size; ++k) per_graph[lane_graph[0] * size + k] = sum_lanes(from[k], A(0));
+      return;
+    }
+    A* rows[W];
+    for (int l = 0; l < W; ++l) rows[l] = l < block->lanes ? per_graph + lane_graph[l] * size : nullptr;
+    Transpose<A>::store(from, size, stride, rows);
   }
 
   // ---- Pairs ----

@@ -53,14 +53,14 @@ class PooledMessages : public MessageNetwork<A> {
     if (!problem_.pooled) return;
     add_row();
     const A* bias = weights_.out_bias;
-    const int64_t d = problem_.message.out;
+    V* pooled = nodes_;  // no longer needed
     multiply<A, 1>(
         weights_.out, nullptr, d_, problem_.message.hidden,
         [&](int64_t h, int) LAMBDA_INLINE { return hidden_sum_[h]; },
         [&](int64_t k0, V(&y)[kRows][1]) LAMBDA_INLINE {
-          for (int m = 0; m < kRows && k0 + m < d; ++m)
-            block_.store_graph(problem_.pooled, y[m][0] + bias[k0 + m] * weight_sum_, d, k0 + m);
+          for (int m = 0; m < kRows; ++m) pooled[k0 + m] = y[m][0] + bias[k0 + m] * weight_sum_;
         });
+    block_.store_graph_rows(problem_.pooled, problem_.message.out, pooled, d_);
   }
 
   // ---- Backward ----
@@ -69,14 +69,13 @@ class PooledMessages : public MessageNetwork<A> {
     Base::begin_backward();
     if (!present_) return;
     begin_sums();
-    clear(grad_pooled_, d_);
     const int64_t d = problem_.message.out;
-    grad_bias_ = V{};
     if (problem_.grad_pooled)
-      for (int64_t k = 0; k < d; ++k) {
-        grad_pooled_[k] = block_.load_graph(problem_.grad_pooled, d, k);
-        grad_bias_ += weights_.out_bias[k] * grad_pooled_[k];
-      }
+      block_.load_graph_rows(problem_.grad_pooled, d, grad_pooled_, d_);
+    else
+      clear(grad_pooled_, d_);
+    grad_bias_ = V{};
+    for (int64_t k = 0; k < d; ++k) grad_bias_ += weights_.out_bias[k] * grad_pooled_[k];
     multiply<A, 1>(
         weights_.out_transposed, nullptr, h_, d,
         [&](int64_t k, int) LAMBDA_INLINE { return grad_pooled_[k]; },
