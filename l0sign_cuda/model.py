@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 from .layers import L0SIGNLayer
 from .reference import BagOutput, mean_rows, scale_rows
-from .rows import empty_table, lookup
+from .rows import large_pages, lookup
 
 
 class L0SIGNOutput(NamedTuple):
@@ -201,6 +202,6 @@ class L0SIGN(nn.Module):
 
 def _embedding(num_embeddings: int, dim: int) -> nn.Embedding:
     """`torch.nn.Embedding` in memory that suits a large table."""
-    embedding = nn.Embedding(num_embeddings, dim, _weight=empty_table(num_embeddings, dim))
+    embedding = nn.Embedding(num_embeddings, dim, _weight=large_pages(torch.empty(num_embeddings, dim)))
     embedding.reset_parameters()  # draws what it would have drawn: a seed means the same model
     return embedding

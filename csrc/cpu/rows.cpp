@@ -81,14 +81,15 @@ template <class A, class Prefetch, class Update>
 void for_rows(const RowGradient<A>& gradient, const WeightDecay& decay, Prefetch prefetch, Update update) {
   const int64_t grain = std::max<int64_t>(1, kGrainValues / gradient.width);
   torch::stable::parallel_for(0, gradient.count, grain, [&](int64_t first, int64_t last) {
-    const auto fetch = [&](int64_t row) {
-      prefetch(row);
-      if (decay.row_step) __builtin_prefetch(decay.row_step + row, 1);
+    const auto fetch = [&](int64_t u) {
+      if (!gradient.rows) return;  // in their order the processor foresees them
+      prefetch(gradient.rows[u]);
+      if (decay.row_step) __builtin_prefetch(decay.row_step + gradient.rows[u], 1);
     };
-    for (int64_t u = first; u < std::min(first + kRowsAhead, last); ++u) fetch(gradient.rows[u]);
+    for (int64_t u = first; u < std::min(first + kRowsAhead, last); ++u) fetch(u);
     for (int64_t u = first; u < last; ++u) {
-      if (u + kRowsAhead < last) fetch(gradient.rows[u + kRowsAhead]);
-      const int64_t row = gradient.rows[u];
+      if (u + kRowsAhead < last) fetch(u + kRowsAhead);
+      const int64_t row = gradient.rows ? gradient.rows[u] : u;
       int64_t missed = 0;
       if (decay.row_step) {
         const int64_t before = decay.row_step[row];
@@ -198,11 +199,11 @@ void update_rows(const RowGradient<A>& gradient, const Adam<A>& rule) {
       gradient, rule.decay,
       [&](int64_t row) {
         prefetch_row(rule.param + row * width, width);
-        prefetch_row(rule.exp_avg + row * width, width);
-        prefetch_row(rule.exp_avg_sq + row * width, width);
+        prefetch_row(rule.exp_avg + row * rule.stride, width);
+        prefetch_row(rule.exp_avg_sq + row * rule.stride, width);
       },
       [=](int64_t row, const A* __restrict grad, int64_t missed) {
-        A* __restrict param = rule.param + row * width, * __restrict m = rule.exp_avg + row * width, * __restrict v = rule.exp_avg_sq + row * width;
+        A* __restrict param = rule.param + row * width, * __restrict m = rule.exp_avg + row * rule.stride, * __restrict v = rule.exp_avg_sq + row * rule.stride;
         const A lost = static_cast<A>(missed) * lr * weight_decay;
         if (lost > 0)
           for (int64_t k = 0; k < width; ++k) param[k] /= 1 + lost / (std::sqrt(v[k]) / correction + eps);

@@ -34,7 +34,7 @@ void sum_rows_to_table(const RowGroups& groups, const A* grads, int64_t width, A
 // `count` different rows of a table [J, width], and the gradient [count, width] of each.
 template <class A>
 struct RowGradient {
-  const int64_t* rows;
+  const int64_t* rows;  // null: all rows, in their order
   const A* grad;
   int64_t count, width;
 };
@@ -62,7 +62,9 @@ struct Adagrad {
 // beta2^step).
 template <class A>
 struct Adam {
-  A *param, *exp_avg, *exp_avg_sq;  // [J, width]
+  A* param;                 // [J, width]
+  A *exp_avg, *exp_avg_sq;  // [J, width], a row every `stride` numbers: both may lie side by side
+  int64_t stride;
   double lr, beta1, beta2, eps;
   WeightDecay decay;
 };
