@@ -12,6 +12,7 @@
 
 #include "checks.h"
 #include "cpu/rows.h"
+#include "new_tensor.h"
 
 namespace l0sign {
 namespace {
@@ -50,7 +51,7 @@ Tensor sum_of_rows(const cpu::RowGroups& groups, const Tensor& grad, const char*
     using A = decltype(type);
     const bool wide = grad.scalar_type() == kType<A>;
     const Tensor in = torch::stable::contiguous(wide ? grad : torch::stable::to(grad, kType<A>));
-    const Tensor out = torch::stable::new_empty(grad, {groups.count(), grad.sizes()[1]}, kType<A>);
+    const Tensor out = new_tensor(grad, {groups.count(), grad.sizes()[1]}, kType<A>);
     cpu::sum_rows(groups, read<A>(in), grad.sizes()[1], data<A>(out));
     return wide ? out : torch::stable::to(out, grad.scalar_type());
   });
@@ -62,11 +63,11 @@ std::tuple<Tensor, Tensor, Tensor> embedding_rows(const Tensor& ids, const Tenso
   expect(ids.dim() == 1, "ids: expected shape [N], got " + shape_of(ids));
   const Tensor flat = torch::stable::contiguous(ids);
   const cpu::RowGroups groups = cpu::group_rows(read<int64_t>(flat), ids.numel(), num_rows);
-  const Tensor rows = torch::stable::new_empty(ids, {groups.count()}, ScalarType::Long);
+  const Tensor rows = new_tensor(ids, {groups.count()}, ScalarType::Long);
   std::copy(groups.rows.begin(), groups.rows.end(), data<int64_t>(rows));
   const Tensor node_rows = sum_of_rows(groups, grad_node, "grad_node");
   const Tensor edge_rows = grad_edge ? sum_of_rows(groups, *grad_edge, "grad_edge")
-                                     : torch::stable::new_empty(grad_node, {0}, grad_node.scalar_type());
+                                     : new_tensor(grad_node, {0}, grad_node.scalar_type());
   return {rows, node_rows, edge_rows};
 }
 
@@ -87,23 +88,11 @@ struct Table {
   explicit Table(const Tensor& t) : rows(t.dim() ? t.sizes()[0] : 1), width(rows ? t.numel() / rows : 0) {}
 };
 
-// How far apart rows are.
-int64_t row_stride(const Tensor& t, int64_t width) {
-  return t.dim() ? std::max(t.strides()[0], width) : width;
-}
-
-bool has_whole_rows(const Tensor& t) {
-  int64_t inner = 1;
-  for (int64_t k = t.dim() - 1; k > 0; --k) {
-    if (t.sizes()[k] != 1 && t.strides()[k] != inner) return false;
-    inner *= t.sizes()[k];
-  }
-  return t.dim() == 0 || t.sizes()[0] < 2 || t.strides()[0] >= inner;
-}
-
 void expect_like(const Tensor& t, const char* name, const Tensor& param) {
   expect_type(t, name, param.scalar_type());
-  expect_shape(t, name, {param.sizes().begin(), param.sizes().end()});
+  const bool same =
+      t.dim() == param.dim() && std::equal(t.sizes().begin(), t.sizes().end(), param.sizes().begin());
+  expect(same, std::string(name) + ": expected shape " + shape_of(param) + ", got " + shape_of(t));
 }
 
 // Of parameter k and of its states; before anything is changed.
@@ -114,7 +103,7 @@ void check(const Group& group, size_t k, std::initializer_list<const Tensor*> st
   expect(param.is_contiguous(), "param: expected a contiguous tensor");
   for (const Tensor* state : states) {
     expect_like(*state, "state", param);
-    expect(has_whole_rows(*state), "state: expected contiguous rows");
+    expect(state->is_contiguous(), "state: expected a contiguous tensor");
   }
   expect_type(group.steps[k], "step", ScalarType::Long);
   expect(group.steps[k].numel() == 1, "step: expected one number, got " + shape_of(group.steps[k]));
@@ -177,10 +166,7 @@ void row_adagrad(const std::vector<Tensor>& params, const std::vector<Tensor>& s
                  double lr_decay, double weight_decay, double eps) {
   const Group group = {params, steps, row_steps, rows, grads, weight_decay};
   check_lengths(group, {&sums});
-  for (size_t k = 0; k < params.size(); ++k) {
-    check(group, k, {&sums[k]});
-    expect(sums[k].is_contiguous(), "state: expected a contiguous tensor");
-  }
+  for (size_t k = 0; k < params.size(); ++k) check(group, k, {&sums[k]});
   for (size_t k = 0; k < params.size(); ++k)
     by_type(params[k], [&](auto type) {
       using A = decltype(type);
@@ -199,19 +185,13 @@ void row_adam(const std::vector<Tensor>& params, const std::vector<Tensor>& exp_
               double eps) {
   const Group group = {params, steps, row_steps, rows, grads, weight_decay};
   check_lengths(group, {&exp_avgs, &exp_avg_sqs});
-  for (size_t k = 0; k < params.size(); ++k) {
-    check(group, k, {&exp_avgs[k], &exp_avg_sqs[k]});
-    const int64_t width = Table(params[k]).width;
-    expect(row_stride(exp_avgs[k], width) == row_stride(exp_avg_sqs[k], width),
-           "state: expected both means to have one stride");
-  }
+  for (size_t k = 0; k < params.size(); ++k) check(group, k, {&exp_avgs[k], &exp_avg_sqs[k]});
   for (size_t k = 0; k < params.size(); ++k)
     by_type(params[k], [&](auto type) {
       using A = decltype(type);
       update<A>(group, k, [&](const cpu::RowGradient<A>& gradient, const cpu::WeightDecay& decay) {
-        cpu::update_rows(gradient,
-                         cpu::Adam<A>{data<A>(params[k]), data<A>(exp_avgs[k]), data<A>(exp_avg_sqs[k]),
-                                      row_stride(exp_avgs[k], gradient.width), lr, beta1, beta2, eps, decay});
+        cpu::update_rows(gradient, cpu::Adam<A>{data<A>(params[k]), data<A>(exp_avgs[k]),
+                                                data<A>(exp_avg_sqs[k]), lr, beta1, beta2, eps, decay});
       });
     });
 }

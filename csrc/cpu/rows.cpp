@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kMaxDigitBits = 11;          // counters of one digit stay in the L1 cache
 constexpr size_t kKeptKeys = 1 << 19;      // sort buffers that a thread keeps between calls
-constexpr int64_t kRowsAhead = 12;         // rows under way from memory while one is updated
+constexpr int64_t kRowsAhead = 32;         // rows that are under way from memory together
 constexpr int64_t kGrainValues = 1 << 14;  // numbers that are worth a thread
 
 int bit_count(uint64_t largest) {
@@ -41,12 +41,15 @@ void radix_sort(std::vector<uint64_t>& keys, std::vector<uint64_t>& other, int f
   }
 }
 
-// Every cache line that a row may lie on.
+// Loads every cache line of a row: of many rows one after another, so that the processor waits for all of
+// them together. Prefetch instructions made no difference in tables of millions of rows: an AMD processor
+// seems to drop those whose address misses its translation buffers, as nearly all do there.
 template <class A>
-void prefetch_row(const A* row, int64_t width) {
-  constexpr int64_t kLine = 64 / sizeof(A);
-  for (int64_t k = 0; k < width; k += kLine) __builtin_prefetch(row + k, 1);
-  __builtin_prefetch(row + width - 1, 1);
+void touch_row(const A* row, int64_t width) {
+  constexpr int64_t kLine = 64;
+  const char *begin = reinterpret_cast<const char*>(row), *end = reinterpret_cast<const char*>(row + width);
+  for (const char* line = begin; line < end; line += kLine - reinterpret_cast<uintptr_t>(line) % kLine)
+    (void)*static_cast<const volatile char*>(line);
 }
 
 template <class A>
@@ -76,19 +79,17 @@ void sum(const RowGroups& groups, const A* grads, int64_t width, A* out, bool to
                               });
 }
 
-// Calls update(row, gradient's row, steps missed) for all rows, and prefetch(row) some rows before that.
-template <class A, class Prefetch, class Update>
-void for_rows(const RowGradient<A>& gradient, const WeightDecay& decay, Prefetch prefetch, Update update) {
+// Calls update(row, gradient's row, steps missed) for all rows, and touch(row) some rows before that.
+template <class A, class Touch, class Update>
+void for_rows(const RowGradient<A>& gradient, const WeightDecay& decay, Touch touch, Update update) {
   const int64_t grain = std::max<int64_t>(1, kGrainValues / gradient.width);
   torch::stable::parallel_for(0, gradient.count, grain, [&](int64_t first, int64_t last) {
-    const auto fetch = [&](int64_t u) {
-      if (!gradient.rows) return;  // in their order the processor foresees them
-      prefetch(gradient.rows[u]);
-      if (decay.row_step) __builtin_prefetch(decay.row_step + gradient.rows[u], 1);
-    };
-    for (int64_t u = first; u < std::min(first + kRowsAhead, last); ++u) fetch(u);
     for (int64_t u = first; u < last; ++u) {
-      if (u + kRowsAhead < last) fetch(u + kRowsAhead);
+      if (gradient.rows && (u - first) % kRowsAhead == 0)  // all rows in their order are foreseen anyway
+        for (int64_t ahead = u; ahead < std::min(u + kRowsAhead, last); ++ahead) {
+          touch(gradient.rows[ahead]);
+          if (decay.row_step) touch_row(decay.row_step + gradient.rows[ahead], 1);
+        }
       const int64_t row = gradient.rows ? gradient.rows[u] : u;
       int64_t missed = 0;
       if (decay.row_step) {
@@ -170,8 +171,8 @@ void update_rows(const RowGradient<A>& gradient, const Adagrad<A>& rule) {
   for_rows(
       gradient, rule.decay,
       [&](int64_t row) {
-        prefetch_row(rule.param + row * width, width);
-        prefetch_row(rule.state_sum + row * width, width);
+        touch_row(rule.param + row * width, width);
+        touch_row(rule.state_sum + row * width, width);
       },
       [=](int64_t row, const A* __restrict grad, int64_t missed) {
         A* __restrict param = rule.param + row * width, * __restrict sum = rule.state_sum + row * width;
@@ -198,12 +199,12 @@ void update_rows(const RowGradient<A>& gradient, const Adam<A>& rule) {
   for_rows(
       gradient, rule.decay,
       [&](int64_t row) {
-        prefetch_row(rule.param + row * width, width);
-        prefetch_row(rule.exp_avg + row * rule.stride, width);
-        prefetch_row(rule.exp_avg_sq + row * rule.stride, width);
+        touch_row(rule.param + row * width, width);
+        touch_row(rule.exp_avg + row * width, width);
+        touch_row(rule.exp_avg_sq + row * width, width);
       },
       [=](int64_t row, const A* __restrict grad, int64_t missed) {
-        A* __restrict param = rule.param + row * width, * __restrict m = rule.exp_avg + row * rule.stride, * __restrict v = rule.exp_avg_sq + row * rule.stride;
+        A* __restrict param = rule.param + row * width, * __restrict m = rule.exp_avg + row * width, * __restrict v = rule.exp_avg_sq + row * width;
         const A lost = static_cast<A>(missed) * lr * weight_decay;
         if (lost > 0)
           for (int64_t k = 0; k < width; ++k) param[k] /= 1 + lost / (std::sqrt(v[k]) / correction + eps);

@@ -62,9 +62,7 @@ struct Adagrad {
 // beta2^step).
 template <class A>
 struct Adam {
-  A* param;                 // [J, width]
-  A *exp_avg, *exp_avg_sq;  // [J, width], a row every `stride` numbers: both may lie side by side
-  int64_t stride;
+  A *param, *exp_avg, *exp_avg_sq;  // [J, width]
   double lr, beta1, beta2, eps;
   WeightDecay decay;
 };
