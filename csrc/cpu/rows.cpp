@@ -12,7 +12,7 @@ namespace l0sign {
 namespace cpu {
 namespace {
 
-constexpr int kMaxDigitBits = 11;          // counters of one digit stay in the L1 cache
+constexpr int kMaxDigitBits = 12;          // counters of one digit stay in the L1 cache
 constexpr size_t kKeptKeys = 1 << 19;      // sort buffers that a thread keeps between calls
 constexpr int64_t kRowsAhead = 32;         // rows that are under way from memory together
 constexpr int64_t kGrainValues = 1 << 14;  // numbers that are worth a thread
@@ -29,13 +29,13 @@ void radix_sort(std::vector<uint64_t>& keys, std::vector<uint64_t>& other, int f
   if (!passes) return;
   const int digit_bits = (bits + passes - 1) / passes;
   const uint64_t mask = (uint64_t{1} << digit_bits) - 1;
-  std::vector<size_t> next(size_t{1} << digit_bits);
+  std::vector<uint32_t> next(size_t{1} << digit_bits);
   for (int pass = 0; pass < passes; ++pass) {
     const int shift = first + pass * digit_bits;
-    std::fill(next.begin(), next.end(), size_t{0});
+    std::fill(next.begin(), next.end(), 0);
     for (const uint64_t key : keys) ++next[key >> shift & mask];
-    size_t sum = 0;
-    for (size_t& at : next) sum += std::exchange(at, sum);
+    uint32_t sum = 0;
+    for (uint32_t& at : next) sum += std::exchange(at, sum);
     for (const uint64_t key : keys) other[next[key >> shift & mask]++] = key;
     keys.swap(other);
   }
@@ -115,9 +115,9 @@ RowGroups group_rows(const int64_t* ids, int64_t count, int64_t num_rows) {
   // A key is an id above its position, so that a stable sort of the ids leaves positions ascending.
   const int position_bits = bit_count(count > 0 ? count - 1 : 0);
   const int id_bits = bit_count(num_rows > 0 ? num_rows - 1 : 0);
-  if (position_bits + id_bits > 64)
+  if (position_bits > 32 || position_bits + id_bits > 64)
     throw std::runtime_error(
-        "ids: expected a batch and a table that can be indexed together in 64 bits, got " +
+        "ids: expected at most 2^32 that can be indexed together with the table's rows in 64 bits, got " +
         std::to_string(count) + " ids of " + std::to_string(num_rows) + " rows");
   static thread_local std::vector<uint64_t> keys, other;
   keys.resize(count);
