@@ -3,15 +3,15 @@
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 namespace l0sign {
 
-inline void expect(bool condition, const std::string& message) {
-  if (!condition) throw std::runtime_error(message);
-}
+// A macro, so that a message is made only where it is thrown: many are checked at each call.
+#define expect(condition, message) ((condition) ? void() : throw std::runtime_error(message))
 
 inline std::string shape_of(const torch::stable::Tensor& t) {
   std::string text = "[";
@@ -19,15 +19,17 @@ inline std::string shape_of(const torch::stable::Tensor& t) {
   return text + "]";
 }
 
+inline bool has_shape(const torch::stable::Tensor& t, std::initializer_list<int64_t> shape) {
+  return t.dim() == static_cast<int64_t>(shape.size()) &&
+         std::equal(shape.begin(), shape.end(), t.sizes().begin());
+}
+
 inline void expect_shape(const torch::stable::Tensor& t, const char* name,
-                         const std::vector<int64_t>& shape) {
-  bool same = t.dim() == static_cast<int64_t>(shape.size());
+                         std::initializer_list<int64_t> shape) {
+  if (has_shape(t, shape)) return;
   std::string wanted;
-  for (size_t k = 0; k < shape.size(); ++k) {
-    same = same && t.sizes()[k] == shape[k];
-    wanted += (k ? ", " : "") + std::to_string(shape[k]);
-  }
-  expect(same, std::string(name) + ": expected shape [" + wanted + "], got " + shape_of(t));
+  for (int64_t size : shape) wanted += (wanted.empty() ? "" : ", ") + std::to_string(size);
+  throw std::runtime_error(std::string(name) + ": expected shape [" + wanted + "], got " + shape_of(t));
 }
 
 inline void expect_type(const torch::stable::Tensor& t, const char* name,

@@ -17,6 +17,7 @@
 #include "core/pair.h"
 #include "cpu/rows.h"
 #include "cpu/run.h"
+#include "new_tensor.h"
 #include "problem.h"
 #ifdef L0SIGN_HAVE_CUDA
 #include "cuda/run.h"
@@ -50,15 +51,13 @@ class Inputs {
   static constexpr ScalarType kType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
 
   const A* operator()(const Tensor& t) {
-    tensors_.push_back(torch::stable::contiguous(t.scalar_type() == kType ? t : torch::stable::to(t, kType)));
-    return static_cast<const A*>(tensors_.back().const_data_ptr());
+    return static_cast<const A*>(keep(t.scalar_type() == kType ? t : torch::stable::to(t, kType)));
   }
   const A* operator()(const OptionalTensor& t) { return t ? (*this)(*t) : nullptr; }
 
   const int64_t* index(const Tensor& t, const char* name) {
     expect_type(t, name, ScalarType::Long);
-    tensors_.push_back(torch::stable::contiguous(t));
-    return static_cast<const int64_t*>(tensors_.back().const_data_ptr());
+    return static_cast<const int64_t*>(keep(t));
   }
 
   // Rows of a table of `rows` rows: checked, since they address memory.
@@ -74,8 +73,7 @@ class Inputs {
   // The backward only reads it.
   int32_t* degree(const Tensor& t) {
     expect_type(t, "degree", ScalarType::Int);
-    tensors_.push_back(torch::stable::contiguous(t));
-    return static_cast<int32_t*>(const_cast<void*>(tensors_.back().const_data_ptr()));
+    return static_cast<int32_t*>(const_cast<void*>(keep(t)));
   }
 
   Graphs graphs(const Tensor& rows, const OptionalTensor& offsets, int64_t graph_size) {
@@ -119,14 +117,16 @@ class Inputs {
 
   Perceptron<A> perceptron(const char* name, const Tensor& hidden_weight, const Tensor& hidden_bias,
                            const Tensor& out_weight, const Tensor& out_bias, int64_t in, int64_t out) {
-    const std::string prefix(name);
+    const auto expect_part = [&](const Tensor& t, const char* part, std::initializer_list<int64_t> shape) {
+      if (!has_shape(t, shape)) expect_shape(t, (std::string(name) + part).c_str(), shape);
+    };
     expect(hidden_weight.dim() == 2,
-           prefix + " hidden weight: expected two dimensions, got " + shape_of(hidden_weight));
+           std::string(name) + " hidden weight: expected two dimensions, got " + shape_of(hidden_weight));
     const int64_t hidden = hidden_weight.sizes()[0];
-    expect_shape(hidden_weight, (prefix + " hidden weight").c_str(), {hidden, in});
-    expect_shape(hidden_bias, (prefix + " hidden bias").c_str(), {hidden});
-    expect_shape(out_weight, (prefix + " out weight").c_str(), {out, hidden});
-    expect_shape(out_bias, (prefix + " out bias").c_str(), {out});
+    expect_part(hidden_weight, " hidden weight", {hidden, in});
+    expect_part(hidden_bias, " hidden bias", {hidden});
+    expect_part(out_weight, " out weight", {out, hidden});
+    expect_part(out_bias, " out bias", {out});
     return {(*this)(hidden_weight),
             (*this)(hidden_bias),
             (*this)(out_weight),
@@ -142,6 +142,12 @@ class Inputs {
   }
 
  private:
+  const void* keep(const Tensor& t) {
+    // torch's contiguous goes through its dispatcher, which takes longer than a small kernel.
+    tensors_.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
+    return tensors_.back().const_data_ptr();
+  }
+
   std::vector<Tensor> tensors_;
   std::vector<int64_t> first_pairs_;
 };
@@ -153,11 +159,11 @@ A* data(const Tensor& t) {
 
 template <class A>
 Tensor empty(const Tensor& like, const std::vector<int64_t>& shape) {
-  return torch::stable::new_empty(like, shape, Inputs<A>::kType);
+  return new_tensor(like, shape, Inputs<A>::kType);
 }
 
 Tensor empty_of(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
+  return new_tensor(like, shape, type);
 }
 
 // What was computed in A, in the type of the input it belongs to.

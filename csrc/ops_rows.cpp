@@ -4,12 +4,15 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "checks.h"
 #include "cpu/rows.h"
+#include "new_tensor.h"
 
 namespace l0sign {
 namespace {
@@ -48,7 +51,7 @@ Tensor sum_of_rows(const cpu::RowGroups& groups, const Tensor& grad, const char*
     using A = decltype(type);
     const bool wide = grad.scalar_type() == kType<A>;
     const Tensor in = torch::stable::contiguous(wide ? grad : torch::stable::to(grad, kType<A>));
-    const Tensor out = torch::stable::new_empty(grad, {groups.count(), grad.sizes()[1]}, kType<A>);
+    const Tensor out = new_tensor(grad, {groups.count(), grad.sizes()[1]}, kType<A>);
     cpu::sum_rows(groups, read<A>(in), grad.sizes()[1], data<A>(out));
     return wide ? out : torch::stable::to(out, grad.scalar_type());
   });
@@ -60,77 +63,137 @@ std::tuple<Tensor, Tensor, Tensor> embedding_rows(const Tensor& ids, const Tenso
   expect(ids.dim() == 1, "ids: expected shape [N], got " + shape_of(ids));
   const Tensor flat = torch::stable::contiguous(ids);
   const cpu::RowGroups groups = cpu::group_rows(read<int64_t>(flat), ids.numel(), num_rows);
-  const Tensor rows = torch::stable::new_empty(ids, {groups.count()}, ScalarType::Long);
+  const Tensor rows = new_tensor(ids, {groups.count()}, ScalarType::Long);
   std::copy(groups.rows.begin(), groups.rows.end(), data<int64_t>(rows));
   const Tensor node_rows = sum_of_rows(groups, grad_node, "grad_node");
   const Tensor edge_rows = grad_edge ? sum_of_rows(groups, *grad_edge, "grad_edge")
-                                     : torch::stable::new_empty(grad_node, {0}, grad_node.scalar_type());
+                                     : new_tensor(grad_node, {0}, grad_node.scalar_type());
   return {rows, node_rows, edge_rows};
 }
 
 // ---- Optimizers ----
 
-// What an optimizer applies to `param`, whose other tensors are `states`.
-template <class A>
-cpu::RowGradient<A> row_gradient(const Tensor& param, std::initializer_list<const Tensor*> states,
-                                 const Tensor& rows, const Tensor& grad) {
-  expect(param.dim() == 2 && param.is_contiguous(),
-         "param: expected a contiguous tensor [J, width], got " + shape_of(param));
-  const int64_t J = param.sizes()[0], width = param.sizes()[1];
-  expect_type(param, "param", kType<A>);
+// The parameters of a step, one after another in every list. The first `rows.size()` have gradients of rows;
+// those of the others are dense.
+struct Group {
+  const std::vector<Tensor>&params, &steps, &row_steps, &rows, &grads;
+  double weight_decay;
+
+  bool is_dense(size_t k) const { return k >= rows.size(); }
+};
+
+// The rows of a tensor [J, ..] and the numbers of each; a scalar is one row.
+struct Table {
+  int64_t rows, width;
+  explicit Table(const Tensor& t) : rows(t.dim() ? t.sizes()[0] : 1), width(rows ? t.numel() / rows : 0) {}
+};
+
+void expect_like(const Tensor& t, const char* name, const Tensor& param) {
+  expect_type(t, name, param.scalar_type());
+  const bool same =
+      t.dim() == param.dim() && std::equal(t.sizes().begin(), t.sizes().end(), param.sizes().begin());
+  expect(same, std::string(name) + ": expected shape " + shape_of(param) + ", got " + shape_of(t));
+}
+
+// Of parameter k and of its states; before anything is changed.
+void check(const Group& group, size_t k, std::initializer_list<const Tensor*> states) {
+  const Tensor &param = group.params[k], &grad = group.grads[k], &row_step = group.row_steps[k];
+  expect(param.scalar_type() == ScalarType::Float || param.scalar_type() == ScalarType::Double,
+         "param: expected dtype float32 or float64");
+  expect(param.is_contiguous(), "param: expected a contiguous tensor");
   for (const Tensor* state : states) {
-    expect_type(*state, "state", kType<A>);
-    expect_shape(*state, "state", {J, width});
+    expect_like(*state, "state", param);
     expect(state->is_contiguous(), "state: expected a contiguous tensor");
   }
+  expect_type(group.steps[k], "step", ScalarType::Long);
+  expect(group.steps[k].numel() == 1, "step: expected one number, got " + shape_of(group.steps[k]));
+  expect(*read<int64_t>(group.steps[k]) >= 0, "step: expected at least 0");
+  expect(grad.is_contiguous(), "grad: expected a contiguous tensor");
+  expect_type(row_step, "row_step", ScalarType::Int);
+  expect(row_step.is_contiguous(), "row_step: expected a contiguous tensor");
+  if (group.is_dense(k)) return expect_like(grad, "grad", param);
+
+  const Table table(param);
+  const Tensor& rows = group.rows[k];
+  if (row_step.numel()) expect_shape(row_step, "row_step", {table.rows});
   expect_type(rows, "rows", ScalarType::Long);
   expect(rows.dim() == 1 && rows.is_contiguous(),
          "rows: expected a contiguous tensor [U], got " + shape_of(rows));
   const int64_t U = rows.sizes()[0];
-  expect_type(grad, "grad", kType<A>);
-  expect_shape(grad, "grad", {U, width});
-  expect(grad.is_contiguous(), "grad: expected a contiguous tensor");
+  expect_type(grad, "grad", param.scalar_type());
+  expect_shape(grad, "grad", {U, table.width});
   const int64_t* row = read<int64_t>(rows);
   // Ascending, so each is there once: threads never meet in a row.
-  bool valid = U == 0 || (row[0] >= 0 && row[U - 1] < J);
+  bool valid = U == 0 || (row[0] >= 0 && row[U - 1] < table.rows);
   for (int64_t u = 1; u < U; ++u) valid = valid & (row[u - 1] < row[u]);
-  expect(valid, "rows: expected ascending values in 0.." + std::to_string(J - 1) + ", each once");
-  return {row, read<A>(grad), U, width};
+  expect(valid, "rows: expected ascending values in 0.." + std::to_string(table.rows - 1) + ", each once");
 }
 
-cpu::WeightDecay weight_decay_of(double value, int64_t step, const Tensor& param,
-                                 const OptionalTensor& row_step) {
-  expect(step >= 1, "step: expected at least 1, got " + std::to_string(step));
-  if (!row_step) return {value, step, nullptr};
-  expect_type(*row_step, "row_step", ScalarType::Int);
-  expect_shape(*row_step, "row_step", {param.sizes()[0]});
-  expect(row_step->is_contiguous(), "row_step: expected a contiguous tensor");
-  return {value, step, data<int32_t>(*row_step)};
+// Calls apply(gradient, weight decay) with the next step of parameter k, and counts it.
+template <class A, class Apply>
+void update(const Group& group, size_t k, Apply apply) {
+  const Tensor& row_step = group.row_steps[k];
+  const Table table(group.params[k]);
+  const bool dense = group.is_dense(k);
+  int64_t& step = *data<int64_t>(group.steps[k]);
+  ++step;
+  cpu::RowGradient<A> gradient = {nullptr, read<A>(group.grads[k]), table.rows, table.width};
+  cpu::WeightDecay decay = {group.weight_decay, step, nullptr};
+  int32_t* last = row_step.numel() ? data<int32_t>(row_step) : nullptr;
+  if (!dense) {
+    gradient.rows = read<int64_t>(group.rows[k]);
+    gradient.count = group.rows[k].numel();
+    decay.row_step = last;
+  }
+  if (gradient.width) apply(gradient, decay);
+  if (!dense || !last) return;
+  // Every row has had its decay; without any, a row that never had it still has none to make up for.
+  for (int64_t row = 0; row < row_step.numel(); ++row)
+    if (group.weight_decay != 0 || last[row] > 0) last[row] = static_cast<int32_t>(step);
 }
 
-void row_adagrad(const Tensor& param, const Tensor& state_sum, const OptionalTensor& row_step,
-                 const Tensor& rows, const Tensor& grad, int64_t step, double lr, double weight_decay,
-                 double eps) {
-  by_type(param, [&](auto type) {
-    using A = decltype(type);
-    const auto gradient = row_gradient<A>(param, {&state_sum}, rows, grad);
-    const auto decay = weight_decay_of(weight_decay, step, param, row_step);
-    if (gradient.width)
-      cpu::update_rows(gradient, cpu::Adagrad<A>{data<A>(param), data<A>(state_sum), lr, eps, decay});
-  });
+void check_lengths(const Group& group, std::initializer_list<const std::vector<Tensor>*> states) {
+  const size_t count = group.params.size();
+  bool same = group.steps.size() == count && group.row_steps.size() == count && group.grads.size() == count &&
+              group.rows.size() <= count;
+  for (const std::vector<Tensor>* state : states) same = same && state->size() == count;
+  expect(same, "params: expected lists of one length, and no more rows than that");
 }
 
-void row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-              const OptionalTensor& row_step, const Tensor& rows, const Tensor& grad, int64_t step, double lr,
-              double beta1, double beta2, double weight_decay, double eps) {
-  by_type(param, [&](auto type) {
-    using A = decltype(type);
-    const auto gradient = row_gradient<A>(param, {&exp_avg, &exp_avg_sq}, rows, grad);
-    const auto decay = weight_decay_of(weight_decay, step, param, row_step);
-    if (gradient.width)
-      cpu::update_rows(gradient, cpu::Adam<A>{data<A>(param), data<A>(exp_avg), data<A>(exp_avg_sq), lr,
-                                              beta1, beta2, eps, decay});
-  });
+void row_adagrad(const std::vector<Tensor>& params, const std::vector<Tensor>& sums,
+                 const std::vector<Tensor>& steps, const std::vector<Tensor>& row_steps,
+                 const std::vector<Tensor>& rows, const std::vector<Tensor>& grads, double lr,
+                 double lr_decay, double weight_decay, double eps) {
+  const Group group = {params, steps, row_steps, rows, grads, weight_decay};
+  check_lengths(group, {&sums});
+  for (size_t k = 0; k < params.size(); ++k) check(group, k, {&sums[k]});
+  for (size_t k = 0; k < params.size(); ++k)
+    by_type(params[k], [&](auto type) {
+      using A = decltype(type);
+      update<A>(group, k, [&](const cpu::RowGradient<A>& gradient, const cpu::WeightDecay& decay) {
+        const double decayed_lr = lr / (1 + static_cast<double>(decay.step - 1) * lr_decay);
+        cpu::update_rows(gradient,
+                         cpu::Adagrad<A>{data<A>(params[k]), data<A>(sums[k]), decayed_lr, eps, decay});
+      });
+    });
+}
+
+void row_adam(const std::vector<Tensor>& params, const std::vector<Tensor>& exp_avgs,
+              const std::vector<Tensor>& exp_avg_sqs, const std::vector<Tensor>& steps,
+              const std::vector<Tensor>& row_steps, const std::vector<Tensor>& rows,
+              const std::vector<Tensor>& grads, double lr, double beta1, double beta2, double weight_decay,
+              double eps) {
+  const Group group = {params, steps, row_steps, rows, grads, weight_decay};
+  check_lengths(group, {&exp_avgs, &exp_avg_sqs});
+  for (size_t k = 0; k < params.size(); ++k) check(group, k, {&exp_avgs[k], &exp_avg_sqs[k]});
+  for (size_t k = 0; k < params.size(); ++k)
+    by_type(params[k], [&](auto type) {
+      using A = decltype(type);
+      update<A>(group, k, [&](const cpu::RowGradient<A>& gradient, const cpu::WeightDecay& decay) {
+        cpu::update_rows(gradient, cpu::Adam<A>{data<A>(params[k]), data<A>(exp_avgs[k]),
+                                                data<A>(exp_avg_sqs[k]), lr, beta1, beta2, eps, decay});
+      });
+    });
 }
 
 }  // namespace
@@ -142,13 +205,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(l0sign_cuda, m) {
       "Tensor "
       "node_rows, Tensor edge_rows)");
   m.def(
-      "row_adagrad_(Tensor(a!) param, Tensor(b!) state_sum, Tensor(c!)? row_step, Tensor rows, Tensor grad, "
-      "int "
-      "step, float lr, float weight_decay, float eps) -> ()");
+      "row_adagrad_(Tensor(a!)[] params, Tensor(b!)[] sums, Tensor(c!)[] steps, Tensor(d!)[] row_steps, "
+      "Tensor[] rows, Tensor[] grads, float lr, float lr_decay, float weight_decay, float eps) -> ()");
   m.def(
-      "row_adam_(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!)? row_step, Tensor "
-      "rows, "
-      "Tensor grad, int step, float lr, float beta1, float beta2, float weight_decay, float eps) -> ()");
+      "row_adam_(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
+      "Tensor(e!)[] row_steps, Tensor[] rows, Tensor[] grads, float lr, float beta1, float beta2, "
+      "float weight_decay, float eps) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {

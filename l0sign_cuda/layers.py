@@ -27,7 +27,8 @@ class PairNetwork(nn.Module):
 
     def weights(self) -> Network:
         """The weights as the functions take them."""
-        return self.hidden.weight, self.hidden.bias, self.out.weight, self.out.bias
+        hidden, out = self.hidden, self.out  # a module takes its time to find each
+        return hidden.weight, hidden.bias, out.weight, out.bias
 
     def forward(self, product: Tensor) -> Tensor:
         """The network itself, [..., in] -> [..., out]."""
@@ -126,12 +127,12 @@ class L0SIGNLayer(nn.Module):
         """
         message = self.message.weights()
         _checks.columns("nodes", nodes, message[0].shape[1])
-        seed = self._seed(seed)
-        if self.edge is None:
+        seed, network = self._seed(seed, message[0].device), self.edge
+        if network is None:
             return functional.complete_sign(
                 nodes, message, offsets, aggr=self.aggr, l2_penalty=self.l2_penalty, backend=self.backend
             )
-        edge = self.edge.weights()
+        edge = network.weights()
         _checks.columns("edge_nodes", edge_nodes, edge[0].shape[1])
         return functional.l0_sign(
             nodes,
@@ -177,8 +178,8 @@ class L0SIGNLayer(nn.Module):
         """
         message = self.message.weights()
         _checks.columns("node_table", node_table, message[0].shape[1])
-        seed = self._seed(seed)
-        if self.edge is None:
+        seed, network = self._seed(seed, message[0].device), self.edge
+        if network is None:
             return functional.sign_bag(
                 ids,
                 node_table,
@@ -190,7 +191,7 @@ class L0SIGNLayer(nn.Module):
                 sparse=sparse,
                 backend=self.backend,
             )
-        edge = self.edge.weights()
+        edge = network.weights()
         _checks.columns("edge_table", edge_table, edge[0].shape[1])
         return functional.l0_sign_bag(
             ids,
@@ -209,9 +210,9 @@ class L0SIGNLayer(nn.Module):
             backend=self.backend,
         )
 
-    def _seed(self, seed: int | Tensor | None) -> Tensor | None:
+    def _seed(self, seed: int | Tensor | None, device: torch.device) -> Tensor | None:
         """The seed of this call, checked; one is drawn where it is wanted and not given."""
-        key = _checks.seed(seed, self.message.hidden.weight.device)
+        key = _checks.seed(seed, device)
         if not (self.training and self.gated):
             return None
         return self.draw_seed() if key is None else key

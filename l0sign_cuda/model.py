@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 from .layers import L0SIGNLayer
 from .reference import BagOutput, mean_rows, scale_rows
-from .rows import empty_table, lookup
+from .rows import large_pages, lookup
 
 
 class L0SIGNOutput(NamedTuple):
@@ -156,18 +157,17 @@ class L0SIGN(nn.Module):
             IndexError: ids out of range.
             ValueError, TypeError: anything else that does not fit, by name.
         """
+        edge_embedding, head = self.edge_embedding, self.head
         node_table = self.node_embedding.weight
-        edge_table = None if self.edge_embedding is None else self.edge_embedding.weight
-        if seed is None:
-            seed = self.interaction.draw_seed()
+        edge_table = None if edge_embedding is None else edge_embedding.weight
         if self.iterations == 1:
             output = self.interaction.bag(
                 ids, node_table, edge_table, offsets, values, seed, sparse=self.sparse
             )
         else:
             output = self._iterate(ids, node_table, edge_table, offsets, values, seed)
-        logits = self.head(output.pooled)
-        if self.head.out_features == 1:
+        logits = head(output.pooled)
+        if head.out_features == 1:
             logits = logits.squeeze(-1)
         return L0SIGNOutput(logits, *output[1:])
 
@@ -181,6 +181,8 @@ class L0SIGN(nn.Module):
         seed: int | Tensor | None,
     ) -> BagOutput:
         """The interactions applied T times, and pooled."""
+        if seed is None:
+            seed = self.interaction.draw_seed()  # one for all iterations
         tables = (node_table,) if edge_table is None else (node_table, edge_table)
         graphs = _checks.bag(ids, offsets, values, *tables)
         nodes, *others = lookup(ids, *tables, sparse=self.sparse)
@@ -201,6 +203,6 @@ class L0SIGN(nn.Module):
 
 def _embedding(num_embeddings: int, dim: int) -> nn.Embedding:
     """`torch.nn.Embedding` in memory that suits a large table."""
-    embedding = nn.Embedding(num_embeddings, dim, _weight=empty_table(num_embeddings, dim))
+    embedding = nn.Embedding(num_embeddings, dim, _weight=large_pages(torch.empty(num_embeddings, dim)))
     embedding.reset_parameters()  # draws what it would have drawn: a seed means the same model
     return embedding

@@ -57,24 +57,24 @@ def empirical_risk(
         risk = _LOSSES[loss](logits, target)
     else:
         raise ValueError(f"loss: expected a function or one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
-    if risk.dim():
+    if risk.dim() != 1:  # of several outputs, or already a mean
         risk = _mean(risk)
     if _is_used("l0_weight", l0_weight):
-        risk = risk + l0_weight * _mean(output.l0_penalty)
+        risk = _add(risk, output.l0_penalty, l0_weight)
     if _is_used("l2_weight", l2_weight):
         if output.l2_penalty is None:
             raise ValueError(
                 f"l2_weight: expected 0 for an output without l2_penalty, got {l2_weight};"
                 " build the model with l2_penalty=True"
             )
-        risk = risk + l2_weight * _mean(output.l2_penalty)
-    return risk
+        risk = _add(risk, output.l2_penalty, l2_weight)
+    return _mean(risk) if risk.dim() else risk
 
 
 def _bce(logits: Tensor, target: Tensor) -> Tensor:
     _same_shape(logits, target)
     if _checks.readable(target) and target.numel():
-        low, high = float(target.min()), float(target.max())
+        low, high = map(float, target.aminmax())
         if not (low >= 0 and high <= 1):
             raise ValueError(
                 f'target: expected values in 0..1 for loss="bce", got values in {low:g}..{high:g}'
@@ -118,6 +118,13 @@ def _is_used(name: str, weight: float | Tensor) -> bool:
     return weight != 0
 
 
+def _add(risk: Tensor, penalty: Tensor, weight: float | Tensor) -> Tensor:
+    """The risk [B] with a penalty [B]: one mean is left to take; or their mean."""
+    if risk.shape != penalty.shape:
+        penalty = _mean(penalty)
+    return risk + weight * penalty if isinstance(weight, Tensor) else risk.add(penalty, alpha=weight)
+
+
 def _mean(values: Tensor) -> Tensor:
     """The mean, and of no values 0."""
-    return values.sum() / max(values.numel(), 1)
+    return values.mean() if values.numel() else values.sum()

@@ -5,7 +5,7 @@
 
 One optimizer serves the whole model. A parameter with a sparse gradient (a COO tensor, coalesced or not) is
 updated in the rows of that gradient, in place; one with a dense gradient as torch's optimizer of that name
-does it. Both kinds of gradient may follow each other. Results are the same for any number of threads.
+does it, within rounding. Both kinds may follow each other. Results are the same for any number of threads.
 
 Where sparse gradients make a difference, it is to rows that a batch does not touch:
 
@@ -27,8 +27,7 @@ With `torch.amp.GradScaler` they work as any optimizer: it unscales sparse gradi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -36,9 +35,11 @@ from torch import Tensor
 from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 
-from .rows import embedding_rows, empty_table, row_adagrad_, row_adam_
+from .rows import as_matrix, embedding_rows, has_kernel, large_pages, row_adagrad_, row_adam_
 
 __all__ = ["RowAdagrad", "RowAdam"]
+
+_NOT_COUNTED = torch.empty(0, dtype=torch.int32)
 
 
 class _RowOptimizer(torch.optim.Optimizer):
@@ -66,40 +67,47 @@ class _RowOptimizer(torch.optim.Optimizer):
             for param in params:
                 _check_gradient(param, param.grad)
         for group, params in groups:
-            dense: dict[bool, list[Tensor]] = {}
+            kernel: list[Tensor] = []
+            tables: list[Tensor] = []
+            others: list[Tensor] = []
             for param in params:
                 if not self.state[param]:
+                    large_pages(param.detach())  # a copy of a model lies in others
                     # On the CPU, where reading it costs nothing; float32 would not count beyond 2^24.
                     count = torch.zeros((), dtype=torch.int64)
                     self.state[param] = {"step": count, **self._new_state(param, group)}
-                if param.grad.is_sparse:
-                    self._step_rows(group, param, self.state[param])
-                else:
-                    dense.setdefault(param.is_cpu, []).append(param)
-            for on_cpu, on_device in dense.items():
-                self._step_dense(group, on_device, on_cpu)
+                (kernel if has_kernel(param) else others if _is_dense(param) else tables).append(param)
+            kernel.sort(key=_is_dense)
+            for together in (kernel, tables):
+                if together:
+                    self._step_rows(group, together)
+            if others:
+                self._step_dense(group, others)
         return loss
 
-    def _step_rows(self, group: dict[str, Any], param: Tensor, state: dict[str, Tensor]) -> None:
-        rows, grad = _rows_of(cast(Tensor, param.grad))
-        step = int(state["step"]) + 1
-        row_step = state.get("row_step")
-        if group["weight_decay"] and (row_step is None or row_step.dim() == 0):
-            last = 0 if row_step is None else int(row_step)
-            row_step = torch.full((len(param),), last, dtype=torch.int32, device=param.device)
-            state["row_step"] = row_step
-        counted = row_step is not None and row_step.dim() == 1
-        # A table of one column may be a vector.
-        tables = [_as_matrix(tensor) for tensor in (param, *self._of_table(state))]
-        self._update_rows(group, step, tables, row_step if counted else None, rows, grad)
-        state["step"] += 1
+    def _step_rows(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Of parameters of which first come those with gradients of rows."""
+        states = [self.state[param] for param in params]
+        rows, grads, row_steps = [], [], []
+        for param, state in zip(params, states, strict=True):
+            grad = cast(Tensor, param.grad)
+            if grad.is_sparse:
+                touched, grad = _rows_of(grad)
+                rows.append(touched)
+            grads.append(grad.contiguous())
+            row_steps.append(_row_step(group, param, state))
+        steps = [state["step"] for state in states]
+        tables = zip(*(map(self._of_table, states)), strict=True)
+        self._update_rows(group, params, *map(list, tables), steps, row_steps, rows, grads)
 
-    def _step_dense(self, group: dict[str, Any], params: list[Tensor], on_cpu: bool) -> None:
+    def _step_dense(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """As torch does it, on a GPU and for half types."""
         grads = [cast(Tensor, param.grad) for param in params]
         states = [self.state[param] for param in params]
         # What torch's kernels count in, and count up; off the CPU fused ones want it there, rows do not.
         steps = [state["step"].float() for state in states]
-        self._update_dense(group, params, grads, [*map(self._of_table, states)], steps, fused=on_cpu or None)
+        fused = all(param.is_cpu for param in params) or None
+        self._update_dense(group, params, grads, [*map(self._of_table, states)], steps, fused)
         for state in states:
             state["step"] += 1
             row_step = state.get("row_step")
@@ -133,15 +141,7 @@ class _RowOptimizer(torch.optim.Optimizer):
         """The tensors of a state that have the parameter's shape."""
         return [tensor for name, tensor in state.items() if name not in ("step", "row_step")]
 
-    def _update_rows(
-        self,
-        group: dict[str, Any],
-        step: int,
-        tables: list[Tensor],
-        row_step: Tensor | None,
-        rows: Tensor,
-        grad: Tensor,
-    ) -> None:
+    def _update_rows(self, group: dict[str, Any], *lists: Sequence[Tensor]) -> None:
         raise NotImplementedError
 
     def _update_dense(
@@ -196,27 +196,13 @@ class RowAdagrad(_RowOptimizer):
         )
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"sum": empty_table(like=param).fill_(group["initial_accumulator_value"])}
+        return {"sum": large_pages(torch.empty_like(param)).fill_(group["initial_accumulator_value"])}
 
-    def _update_rows(
-        self,
-        group: dict[str, Any],
-        step: int,
-        tables: list[Tensor],
-        row_step: Tensor | None,
-        rows: Tensor,
-        grad: Tensor,
-    ) -> None:
-        lr = float(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
-        param, total = tables
+    def _update_rows(self, group: dict[str, Any], *lists: Sequence[Tensor]) -> None:
         row_adagrad_(
-            param,
-            total,
-            row_step,
-            rows,
-            grad,
-            step=step,
-            lr=lr,
+            *lists,
+            lr=float(group["lr"]),
+            lr_decay=group["lr_decay"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
         )
@@ -274,26 +260,11 @@ class RowAdam(_RowOptimizer):
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"exp_avg": empty_table(like=param).zero_(), "exp_avg_sq": empty_table(like=param).zero_()}
+        return {name: large_pages(torch.empty_like(param)).zero_() for name in ("exp_avg", "exp_avg_sq")}
 
-    def _update_rows(
-        self,
-        group: dict[str, Any],
-        step: int,
-        tables: list[Tensor],
-        row_step: Tensor | None,
-        rows: Tensor,
-        grad: Tensor,
-    ) -> None:
-        param, mean, square = tables
+    def _update_rows(self, group: dict[str, Any], *lists: Sequence[Tensor]) -> None:
         row_adam_(
-            param,
-            mean,
-            square,
-            row_step,
-            rows,
-            grad,
-            step=step,
+            *lists,
             lr=float(group["lr"]),
             betas=group["betas"],
             weight_decay=group["weight_decay"],
@@ -341,17 +312,29 @@ def _check_gradient(param: Tensor, grad: Tensor) -> None:
         )
 
 
+def _is_dense(param: Tensor) -> bool:
+    return not cast(Tensor, param.grad).is_sparse
+
+
 def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of a sparse gradient, ascending and each once, and their gradients [U, w]."""
-    rows, values = grad._indices()[0], _as_matrix(grad._values())
+    rows, values = grad._indices()[0], as_matrix(grad._values())
     if not grad.is_coalesced():
         rows, values, _ = embedding_rows(rows, values, None, grad.shape[0])
     return rows, values
 
 
-def _as_matrix(tensor: Tensor) -> Tensor:
-    """A view [J, w] of a tensor [J, ...]."""
-    return tensor if tensor.dim() == 2 else tensor.view(len(tensor), math.prod(tensor.shape[1:]))
+def _row_step(group: dict[str, Any], param: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """When its rows had their last step: [J], one number for all rows, or empty where it is not counted."""
+    row_step, decays = state.get("row_step"), group["weight_decay"]
+    if cast(Tensor, param.grad).is_sparse:
+        if decays and (row_step is None or row_step.dim() == 0):
+            row_step = large_pages(torch.empty(len(param), dtype=torch.int32, device=param.device))
+            state["row_step"] = row_step.fill_(state.get("row_step", 0))
+        return _NOT_COUNTED if row_step is None or row_step.dim() == 0 else row_step
+    if row_step is None and decays:  # one number, until some rows are touched alone
+        row_step = state["row_step"] = torch.zeros((), dtype=torch.int32)
+    return _NOT_COUNTED if row_step is None else row_step
 
 
 def _check_not_negative(**options: float) -> None:

@@ -7,8 +7,9 @@ PyTorch, which is what runs on other devices and without the binary; it is deter
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from . import _checks, _extension
 
 _LARGE_PAGE = 2 << 20
-_MADV_HUGEPAGE = 14  # <asm-generic/mman-common.h>
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # <asm-generic/mman-common.h>
 
 
 def lookup(ids: Tensor, table: Tensor, *others: Tensor, sparse: bool = False) -> tuple[Tensor, ...]:
@@ -69,83 +70,100 @@ def embedding_rows(
 
 
 def row_adagrad_(
-    param: Tensor,
-    state_sum: Tensor,
-    row_step: Tensor | None,
-    rows: Tensor,
-    grad: Tensor,
+    params: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    row_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
     *,
-    step: int,
     lr: float,
+    lr_decay: float,
     weight_decay: float,
     eps: float,
 ) -> None:
-    """A step of Adagrad on the rows of a table.
+    """A step of Adagrad on parameters, of which the first ``len(rows)`` have gradients of rows.
 
     Args:
-        param: [J, w], changed in place.
-        state_sum: [J, w], the sums of squared gradients, changed in place.
-        row_step: int32 [J], the last step that touched each row, 0 before the first, changed in place: a row
-            makes up for the weight decay of the steps it missed since. None: it does not.
+        params: [J, ...] each, changed in place.
+        sums: of the same shapes, the sums of squared gradients, changed in place.
+        steps: int64 numbers on the CPU, how many steps each has had, counted up.
+        row_steps: int32 [J], the last step that touched each row, 0 before the first, changed in place: a row
+            makes up for the weight decay of the steps it missed since. Empty: it does not. Of a dense
+            gradient it may be one number for all rows.
         rows: int64 [U], ascending, each once.
-        grad: [U, w], their gradients.
-        step: the number of the step, from 1.
+        grads: [U, w], the gradients of these rows; of the parameters after them the whole gradients.
         lr: learning rate.
-        weight_decay: L2 penalty of these rows.
+        lr_decay: the learning rate of step t is lr / (1 + (t - 1) lr_decay).
+        weight_decay: L2 penalty of what is updated.
         eps: added to the root of the sums.
     """
-    tables = (param, state_sum)
-    _update("row_adagrad_", _row_adagrad, tables, row_step, rows, grad, step, lr, weight_decay, eps)
+    options = (lr, lr_decay, weight_decay, eps)
+    _update("row_adagrad_", _row_adagrad, (params, sums), steps, row_steps, rows, grads, *options)
 
 
 def row_adam_(
-    param: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    row_step: Tensor | None,
-    rows: Tensor,
-    grad: Tensor,
+    params: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    row_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
     *,
-    step: int,
     lr: float,
     betas: tuple[float, float],
     weight_decay: float,
     eps: float,
 ) -> None:
-    """A step of Adam on the rows of a table.
+    """A step of Adam on parameters, of which the first ``len(rows)`` have gradients of rows.
 
     Args:
-        param: [J, w], changed in place.
-        exp_avg: [J, w], the mean of the gradients, changed in place.
-        exp_avg_sq: [J, w], the mean of their squares, changed in place.
-        row_step: as for `row_adagrad_`.
-        rows: int64 [U], ascending, each once.
-        grad: [U, w], their gradients.
-        step: the number of the step, from 1; the correction of the means' bias is that of this step.
+        params: as for `row_adagrad_`.
+        exp_avgs: of the same shapes, the means of the gradients, changed in place.
+        exp_avg_sqs: likewise the means of their squares.
+        steps: as for `row_adagrad_`, like the next three; the correction of the means' bias is that of the
+            step.
+        row_steps: see there.
+        rows: see there.
+        grads: see there.
         lr: learning rate.
         betas: how much of the two means is kept.
-        weight_decay: L2 penalty of these rows.
+        weight_decay: L2 penalty of what is updated.
         eps: added to the root of the second mean.
     """
-    tables = (param, exp_avg, exp_avg_sq)
-    _update("row_adam_", _row_adam, tables, row_step, rows, grad, step, lr, *betas, weight_decay, eps)
+    tables, options = (params, exp_avgs, exp_avg_sqs), (lr, *betas, weight_decay, eps)
+    _update("row_adam_", _row_adam, tables, steps, row_steps, rows, grads, *options)
 
 
-def empty_table(*shape: int, like: Tensor | None = None) -> Tensor:
-    """An uninitialised table, with ``like`` of its shape, dtype and device.
+def has_kernel(param: Tensor) -> bool:
+    """Whether the binary updates this parameter; the definitions below take any."""
+    return param.is_cpu and param.dtype in (torch.float32, torch.float64) and param.is_contiguous()
 
-    Rows lie all over a large one, and with pages of 4 KiB nearly every row would cost a walk through the page
-    table: Linux is asked for large pages, which it gives to memory that nobody has written to.
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A view [J, w] of a tensor [J, ...]; a scalar is [1, 1]."""
+    if tensor.dim() == 2:
+        return tensor
+    return tensor.view(len(tensor), math.prod(tensor.shape[1:])) if tensor.dim() else tensor.view(1, 1)
+
+
+def large_pages(table: Tensor) -> Tensor:
+    """The table, for whose memory Linux was asked for large pages.
+
+    Rows lie all over a large table, and with pages of 4 KiB nearly every row would cost a walk through the
+    page table.
     """
-    table = torch.empty(*shape) if like is None else torch.empty_like(like)
     if sys.platform != "linux" or not _checks.readable(table):  # a fake tensor has no memory
         return table
     size = table.numel() * table.element_size()
-    if size >= 8 * _LARGE_PAGE:
+    if size >= 2 * _LARGE_PAGE:
         begin = -(-table.data_ptr() // _LARGE_PAGE) * _LARGE_PAGE
         end = (table.data_ptr() + size) // _LARGE_PAGE * _LARGE_PAGE
-        # Advice: where it is not taken, everything works as before.
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_HUGEPAGE)
+        # Advice: where it is not taken, everything works as before. The first is for memory that nobody has
+        # written to yet, the second, new in Linux 6.1, for memory that is in use.
+        for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice)
     return table
 
 
@@ -194,18 +212,19 @@ def _call(name: str, definition: Callable[..., Any], *args: Any) -> Any:
 def _update(
     name: str,
     definition: Callable[..., Any],
-    tables: tuple[Tensor, ...],
-    row_step: Tensor | None,
-    rows: Tensor,
-    grad: Tensor,
+    tables: Sequence[Sequence[Tensor]],
+    steps: Sequence[Tensor],
+    row_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
     *options: Any,
 ) -> None:
-    if tables[0].dtype in (torch.float32, torch.float64) and all(table.is_contiguous() for table in tables):
-        _call(name, definition, *tables, row_step, rows.contiguous(), grad.contiguous(), *options)
-        for table in tables:  # what autograd saved of them is out of date
-            torch.autograd.graph.increment_version(table)
+    if all(map(has_kernel, tables[0])):
+        _call(name, definition, *tables, steps, row_steps, rows, grads, *options)
+        for changed in tables:  # what autograd saved of them is out of date
+            torch.autograd.graph.increment_version(changed)
     else:
-        definition(*tables, row_step, rows, grad, *options)
+        definition(*tables, steps, row_steps, rows, grads, *options)
 
 
 # -------------------- the definitions
@@ -226,50 +245,86 @@ def _embedding_rows(
 
 
 def _row_adagrad(
-    param: Tensor,
-    state_sum: Tensor,
-    row_step: Tensor | None,
-    rows: Tensor,
-    grad: Tensor,
-    step: int,
+    params: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    row_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
     lr: float,
+    lr_decay: float,
     weight_decay: float,
     eps: float,
 ) -> None:
-    values, total, grad = (accumulated(tensor) for tensor in (param[rows], state_sum[rows], grad))
-    lost = _missed(row_step, rows, step, values) * (lr * weight_decay)
-    values = _decayed(values, lost, total.sqrt() + eps)
-    grad = grad + weight_decay * values
-    total = total + grad * grad
-    state_sum[rows] = total.to(state_sum.dtype)
-    param[rows] = (values - lr * (grad / (total.sqrt() + eps))).to(param.dtype)
+    for tables, step, row_step, touched, grad in _each(
+        (params, sums), steps, row_steps, rows, grads, weight_decay
+    ):
+        rate = lr / (1 + (step - 1) * lr_decay)
+        values, total = (accumulated(table[touched]) for table in tables)
+        lost = _missed(row_step, touched, step, values) * (rate * weight_decay)
+        values = _decayed(values, lost, total.sqrt() + eps)
+        grad = grad + weight_decay * values
+        total = total + grad * grad
+        _store(tables, touched, values - rate * (grad / (total.sqrt() + eps)), total)
 
 
 def _row_adam(
-    param: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    row_step: Tensor | None,
-    rows: Tensor,
-    grad: Tensor,
-    step: int,
+    params: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    row_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
     lr: float,
     beta1: float,
     beta2: float,
     weight_decay: float,
     eps: float,
 ) -> None:
-    correction = (1 - beta2**step) ** 0.5
-    tables = (param, exp_avg, exp_avg_sq)
-    values, mean, square = (accumulated(table[rows]) for table in tables)
-    lost = _missed(row_step, rows, step, values) * (lr * weight_decay)
-    values = _decayed(values, lost, square.sqrt() / correction + eps)
-    grad = accumulated(grad)
-    grad = grad + weight_decay * values
-    mean = mean + (1 - beta1) * (grad - mean)
-    square = beta2 * square + (1 - beta2) * grad * grad
-    values = values - lr / (1 - beta1**step) * (mean / (square.sqrt() / correction + eps))
-    for table, result in zip(tables, (values, mean, square), strict=True):
+    for tables, step, row_step, touched, grad in _each(
+        (params, exp_avgs, exp_avg_sqs), steps, row_steps, rows, grads, weight_decay
+    ):
+        correction = (1 - beta2**step) ** 0.5
+        values, mean, square = (accumulated(table[touched]) for table in tables)
+        lost = _missed(row_step, touched, step, values) * (lr * weight_decay)
+        values = _decayed(values, lost, square.sqrt() / correction + eps)
+        grad = grad + weight_decay * values
+        mean = mean + (1 - beta1) * (grad - mean)
+        square = beta2 * square + (1 - beta2) * grad * grad
+        values = values - lr / (1 - beta1**step) * (mean / (square.sqrt() / correction + eps))
+        _store(tables, touched, values, mean, square)
+
+
+def _each(
+    tables: Sequence[Sequence[Tensor]],
+    steps: Sequence[Tensor],
+    row_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    weight_decay: float,
+) -> Iterator[tuple[list[Tensor], int, Tensor | None, Tensor, Tensor]]:
+    """Of each parameter (its tables [J, w], this step's number, row_step, rows [U], gradient [U, w])."""
+    for k, grad in enumerate(grads):
+        steps[k].add_(1)
+        step = int(steps[k])
+        ones = [as_matrix(table[k]) for table in tables]
+        row_step = row_steps[k] if row_steps[k].numel() else None
+        if k < len(rows):
+            yield ones, step, row_step, rows[k], accumulated(grad)
+            continue
+        every = torch.arange(len(ones[0]), device=grad.device)
+        yield ones, step, None, every, accumulated(as_matrix(grad))
+        if row_step is None:
+            continue
+        if weight_decay:  # every row has had its decay
+            row_step.fill_(step)
+        else:  # a row that never had any still has none to make up for
+            row_step.masked_fill_(row_step > 0, step)
+
+
+def _store(tables: Sequence[Tensor], rows: Tensor, *results: Tensor) -> None:
+    for table, result in zip(tables, results, strict=True):
         table[rows] = result.to(table.dtype)
 
 

@@ -92,7 +92,9 @@ def test_dense_gradients_are_torchs(kind, torchs, options, dtype):
     expected = train(
         lambda params: torchs(params, fused=True, **options), dense, param=make_table(dtype=dtype)
     )
-    assert torch.equal(actual, expected)
+    # Seen at most: 3e-16 and 4e-7.
+    rounding = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 0}[dtype]
+    torch.testing.assert_close(actual, expected, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("kind", KINDS)

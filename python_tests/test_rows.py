@@ -29,11 +29,20 @@ def make_tables(num_rows, number, dtype=torch.float64, device="cpu", width=4):
     return [table.to(device, dtype) for table in tables]
 
 
-ADAGRAD = {"step": 12, "lr": 0.1, "weight_decay": 0.01, "eps": 1e-10}
-ADAM = {"step": 12, "lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.01, "eps": 1e-8}
+ADAGRAD = {"lr": 0.1, "lr_decay": 0.0, "weight_decay": 0.01, "eps": 1e-10}
+ADAM = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.01, "eps": 1e-8}
 # Some rows never touched before, some a step ago, some longer.
 ROW_STEP = torch.tensor([0, 11, 4, 1, 9, 0, 10, 2] * 5, dtype=torch.int32)
 UPDATES = [(rows.row_adagrad_, 2, ADAGRAD), (rows.row_adam_, 3, ADAM)]
+NOT_COUNTED = torch.empty(0, dtype=torch.int32)
+
+
+def apply(update, tables, row_step, touched, grad, **options):
+    """The twelfth step of one parameter: its tables and row_step change."""
+    lists = [[table] for table in tables]
+    row_step = NOT_COUNTED if row_step is None else row_step
+    touched = [] if touched is None else [touched]
+    update(*lists, [torch.tensor(11)], [row_step], touched, [grad], **options)
 
 
 def without_binary(monkeypatch):
@@ -76,9 +85,9 @@ def test_updates(update, number, options, counted, dtype, device, monkeypatch):
     again = [table.clone() for table in tables]
     ids, grad, _ = make(30, num_rows, dtype, device)
     touched, sums, _ = rows.embedding_rows(ids, grad, None, num_rows)
-    update(*tables, steps[0], touched, sums, **options)
+    apply(update, tables, steps[0], touched, sums, **options)
     without_binary(monkeypatch)
-    update(*again, steps[1], touched, sums, **options)
+    apply(update, again, steps[1], touched, sums, **options)
     rest = torch.ones(num_rows, dtype=torch.bool, device=device)
     rest[touched] = False
     assert 0 < rest.sum() < num_rows
@@ -101,10 +110,10 @@ def test_missed_weight_decay(update, number, options, device):
     missed = torch.tensor([0, 0, 7, 10, 2, 0, 1, 9], device=device).unsqueeze(1)
     spread = square.sqrt() / (1 if number == 2 else (1 - 0.99**12) ** 0.5) + options["eps"]
     decayed = param / (1 + missed.double() * lr * options["weight_decay"] / spread)
-    update(*tables, row_step, touched, torch.zeros_like(param), **options)
+    apply(update, tables, row_step, touched, torch.zeros_like(param), **options)
     # What was missed, and then an ordinary step from there.
     again = [decayed, *make_tables(8, number, device=device)[1:]]
-    update(*again, None, touched, torch.zeros_like(param), **options)
+    apply(update, again, None, touched, torch.zeros_like(param), **options)
     for table, other in zip(tables, again, strict=True):
         torch.testing.assert_close(table, other, rtol=1e-13, atol=0)
 
@@ -117,7 +126,7 @@ def test_updates_in_other_memory_formats_and_types(update, number, options):
     turned = [table.t().contiguous().t() for table in expected]
     half = [table.to(torch.bfloat16) for table in expected]
     for tables in (expected, turned, half):
-        update(*tables, ROW_STEP[:8].clone(), touched, grad.to(tables[0].dtype), **options)
+        apply(update, tables, ROW_STEP[:8].clone(), touched, grad.to(tables[0].dtype), **options)
     for table, other, low in zip(expected, turned, half, strict=True):
         torch.testing.assert_close(other, table, rtol=1e-14, atol=0)
         assert low.dtype == torch.bfloat16
@@ -132,7 +141,7 @@ def test_results_do_not_depend_on_threads():
             torch.set_num_threads(threads)
             found = rows.embedding_rows(ids, node, edge, 3000)
             tables = make_tables(3000, 3, torch.float32, width=32)
-            rows.row_adam_(*tables, torch.ones(3000, dtype=torch.int32), *found[:2], **ADAM)
+            apply(rows.row_adam_, tables, torch.ones(3000, dtype=torch.int32), *found[:2], **ADAM)
             results.append([*found, *tables])
     finally:
         torch.set_num_threads(before)
@@ -158,29 +167,73 @@ def test_ids_out_of_range(wrong):
         ({"grad": torch.ones(2, 4).double()}, "grad: unexpected dtype"),
         ({"state_sum": torch.ones(7, 4)}, r"state: expected shape \[8, 4\], got \[7, 4\]"),
         ({"state_sum": torch.ones(8, 4).double()}, "state: unexpected dtype"),
+        ({"state_sum": torch.ones(4, 8).t()}, "state: expected a contiguous tensor"),
+        ({"rows": None}, r"grad: expected shape \[8, 4\], got \[2, 4\]"),
         ({"rows": torch.tensor([1, 2], dtype=torch.int32)}, "rows: unexpected dtype"),
         ({"row_step": torch.zeros(7, dtype=torch.int32)}, r"row_step: expected shape \[8\], got \[7\]"),
         ({"row_step": torch.zeros(8)}, "row_step: unexpected dtype"),
     ],
 )
 def test_updates_refuse_what_does_not_fit(change, message):
-    args = {"param": torch.ones(8, 4), "state_sum": torch.ones(8, 4), "row_step": None}
+    args = {"param": torch.ones(8, 4), "state_sum": torch.ones(8, 4), "row_step": NOT_COUNTED}
     args |= {"rows": torch.tensor([1, 2]), "grad": torch.ones(2, 4), **change}
+    param, state_sum, row_step, touched, grad = args.values()
+    first, dense = torch.ones(8, 4), touched is None
+    lists = [[first, param], [torch.ones(8, 4), state_sum], [torch.tensor(0), torch.tensor(3)]]
+    lists += [[NOT_COUNTED, row_step], [torch.tensor([1]), *([] if dense else [touched])]]
     with pytest.raises(RuntimeError, match=message):
-        rows.row_adagrad_(**args, **ADAGRAD)
-    assert torch.equal(args["param"], torch.ones(8, 4))
+        rows.row_adagrad_(*lists, [torch.ones(1, 4), grad], **ADAGRAD)
+    for table in (first, param):
+        assert torch.equal(table, torch.ones(8, 4))
+    assert [int(step) for step in lists[2]] == [0, 3]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("update", "number", "options"), UPDATES)
+def test_a_group_is_its_parameters(update, number, options, dtype, decay, device, monkeypatch):
+    """Tables and dense parameters of any shape in one call; kernel, definition and one after another."""
+    options = options | {"weight_decay": decay, "lr": 0.3}
+    shapes = [(40, 4), (12, 2, 3), (7,), (), (0, 3), (5, 1)]
+    ids, grad, _ = make(30, 40, dtype, device)
+    touched, sums, _ = rows.embedding_rows(ids, grad, None, 40)
+    second = torch.tensor([0, 5, 11], device=device)
+    grads = [sums, torch.rand(3, 6, dtype=dtype, device=device)]
+    grads += [torch.rand(shape, dtype=dtype, device=device) for shape in shapes[2:]]
+    row_steps = [ROW_STEP.clone().to(device), NOT_COUNTED.to(device)]
+    row_steps += [torch.tensor([0, 3, 9, 1, 0, 2, 4], dtype=torch.int32, device=device)]
+    row_steps += [torch.tensor(2, dtype=torch.int32), NOT_COUNTED, torch.tensor(0, dtype=torch.int32)]
+    tables = [[torch.rand(shape, dtype=dtype, device=device) for shape in shapes] for _ in range(number)]
+
+    def finish(*parts):
+        found = [[table.clone() for table in group] for group in (*tables, row_steps)]
+        steps = [torch.tensor(11 + k) for k in range(len(shapes))]
+        for part in parts:
+            lists = [[group[k] for k in part] for group in (*found[:-1], steps, found[-1])]
+            touched_rows = [[touched, second][k] for k in part if k < 2]
+            update(*lists, touched_rows, [grads[k] for k in part], **options)
+        return [*(table for group in found for table in group), *steps]
+
+    together, apart = finish(range(6)), finish(*([k] for k in range(6)))
+    assert all(map(torch.equal, together, apart))
+    assert [int(step) for step in together[-6:]] == list(range(12, 18))
+    without_binary(monkeypatch)
+    for table, other in zip(together, finish(range(6)), strict=True):
+        torch.testing.assert_close(table, other, rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=0)
 
 
 def test_opcheck():
     ids, node, edge = make(20, 30, torch.float32)
     tables, grad = make_tables(30, 3, torch.float32), torch.ones(2, 4)
-    touched = torch.tensor([1, 5])
+    touched, lists = torch.tensor([1, 5]), [[table] for table in tables]
+    count, row_step = torch.tensor(11), ROW_STEP[:30].clone()
     for name, args in (
         ("embedding_rows", (ids, node, edge, 30)),
         ("embedding_rows", (ids, node.bfloat16(), None, 30)),
-        ("row_adagrad_", (*tables[:2], None, touched, grad, 3, 0.1, 0.0, 1e-8)),
-        ("row_adam_", (*tables, None, touched, grad, 2, 0.1, 0.9, 0.99, 0.0, 1e-8)),
-        ("row_adam_", (*tables, ROW_STEP[:30].clone(), touched, grad, 12, 0.1, 0.9, 0.99, 0.1, 1e-8)),
+        ("row_adagrad_", (*lists[:2], [count], [NOT_COUNTED], [touched], [grad], 0.1, 0.0, 0.0, 1e-8)),
+        ("row_adam_", (*lists, [count], [NOT_COUNTED], [touched], [grad], 0.1, 0.9, 0.99, 0.0, 1e-8)),
+        ("row_adam_", (*lists, [count], [row_step], [touched], [grad], 0.1, 0.9, 0.99, 0.1, 1e-8)),
+        ("row_adam_", (*lists, [count], [row_step], [], [tables[0]], 0.1, 0.9, 0.99, 0.1, 1e-8)),
     ):
         torch.library.opcheck(getattr(OPS, name).default, args)
 
@@ -191,7 +244,8 @@ def test_updates_are_seen_by_autograd():
     loss = (table * table).sum()
     with torch.no_grad():
         state, gradient = torch.zeros(4, 2), torch.ones(1, 2)
-        rows.row_adagrad_(table.detach(), state, None, torch.tensor([1]), gradient, **ADAGRAD)
+        tables = [table.detach(), state]
+        apply(rows.row_adagrad_, tables, None, torch.tensor([1]), gradient, **ADAGRAD)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -273,7 +327,7 @@ def test_rows_without_state_and_eps(update, number, options, eps, monkeypatch):
     for _ in range(2):
         tables = [param.clone(), *(torch.zeros(8, 4) for _ in range(number - 1))]
         tables[-1][2] = 0.5  # has missed steps
-        update(*tables, row_step.clone(), touched, grad, **options)
+        apply(update, tables, row_step.clone(), touched, grad, **options)
         results.append(tables)
         without_binary(monkeypatch)
     for table, other in zip(*results, strict=True):
@@ -289,8 +343,8 @@ def test_a_float16_table_is_updated_in_float32(update, number, options):
     low[-1][2] = 0.5
     grad[0] = 1e-3
     full = [table.float() for table in low]
-    update(*low, ROW_STEP[:8].clone(), touched, grad, **options)
-    update(*full, ROW_STEP[:8].clone(), touched, grad.float(), **options)
+    apply(update, low, ROW_STEP[:8].clone(), touched, grad, **options)
+    apply(update, full, ROW_STEP[:8].clone(), touched, grad.float(), **options)
     for table, wanted in zip(low, full, strict=True):
         assert table.dtype == torch.float16
         torch.testing.assert_close(table.float(), wanted, rtol=1e-3, atol=1e-7)
@@ -309,5 +363,4 @@ def test_lookup_of_a_single_id():
 
 def test_a_large_fake_table():
     with FakeTensorMode():
-        assert rows.empty_table(1 << 22, 8).shape == (1 << 22, 8)
-        assert rows.empty_table(like=torch.empty(1 << 22, 8)).shape == (1 << 22, 8)
+        assert rows.large_pages(torch.empty(1 << 22, 8)).shape == (1 << 22, 8)

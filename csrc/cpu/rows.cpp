@@ -12,9 +12,9 @@ namespace l0sign {
 namespace cpu {
 namespace {
 
-constexpr int kMaxDigitBits = 11;          // counters of one digit stay in the L1 cache
+constexpr int kMaxDigitBits = 12;          // counters of one digit stay in the L1 cache
 constexpr size_t kKeptKeys = 1 << 19;      // sort buffers that a thread keeps between calls
-constexpr int64_t kRowsAhead = 12;         // rows under way from memory while one is updated
+constexpr int64_t kRowsAhead = 32;         // rows that are under way from memory together
 constexpr int64_t kGrainValues = 1 << 14;  // numbers that are worth a thread
 
 int bit_count(uint64_t largest) {
@@ -29,24 +29,27 @@ void radix_sort(std::vector<uint64_t>& keys, std::vector<uint64_t>& other, int f
   if (!passes) return;
   const int digit_bits = (bits + passes - 1) / passes;
   const uint64_t mask = (uint64_t{1} << digit_bits) - 1;
-  std::vector<size_t> next(size_t{1} << digit_bits);
+  std::vector<uint32_t> next(size_t{1} << digit_bits);
   for (int pass = 0; pass < passes; ++pass) {
     const int shift = first + pass * digit_bits;
-    std::fill(next.begin(), next.end(), size_t{0});
+    std::fill(next.begin(), next.end(), 0);
     for (const uint64_t key : keys) ++next[key >> shift & mask];
-    size_t sum = 0;
-    for (size_t& at : next) sum += std::exchange(at, sum);
+    uint32_t sum = 0;
+    for (uint32_t& at : next) sum += std::exchange(at, sum);
     for (const uint64_t key : keys) other[next[key >> shift & mask]++] = key;
     keys.swap(other);
   }
 }
 
-// Every cache line that a row may lie on.
+// Loads every cache line of a row: of many rows one after another, so that the processor waits for all of
+// them together. Prefetch instructions made no difference in tables of millions of rows: an AMD processor
+// seems to drop those whose address misses its translation buffers, as nearly all do there.
 template <class A>
-void prefetch_row(const A* row, int64_t width) {
-  constexpr int64_t kLine = 64 / sizeof(A);
-  for (int64_t k = 0; k < width; k += kLine) __builtin_prefetch(row + k, 1);
-  __builtin_prefetch(row + width - 1, 1);
+void touch_row(const A* row, int64_t width) {
+  constexpr int64_t kLine = 64;
+  const char *begin = reinterpret_cast<const char*>(row), *end = reinterpret_cast<const char*>(row + width);
+  for (const char* line = begin; line < end; line += kLine - reinterpret_cast<uintptr_t>(line) % kLine)
+    (void)*static_cast<const volatile char*>(line);
 }
 
 template <class A>
@@ -76,19 +79,18 @@ void sum(const RowGroups& groups, const A* grads, int64_t width, A* out, bool to
                               });
 }
 
-// Calls update(row, gradient's row, steps missed) for all rows, and prefetch(row) some rows before that.
-template <class A, class Prefetch, class Update>
-void for_rows(const RowGradient<A>& gradient, const WeightDecay& decay, Prefetch prefetch, Update update) {
+// Calls update(row, gradient's row, steps missed) for all rows, and touch(row) some rows before that.
+template <class A, class Touch, class Update>
+void for_rows(const RowGradient<A>& gradient, const WeightDecay& decay, Touch touch, Update update) {
   const int64_t grain = std::max<int64_t>(1, kGrainValues / gradient.width);
   torch::stable::parallel_for(0, gradient.count, grain, [&](int64_t first, int64_t last) {
-    const auto fetch = [&](int64_t row) {
-      prefetch(row);
-      if (decay.row_step) __builtin_prefetch(decay.row_step + row, 1);
-    };
-    for (int64_t u = first; u < std::min(first + kRowsAhead, last); ++u) fetch(gradient.rows[u]);
     for (int64_t u = first; u < last; ++u) {
-      if (u + kRowsAhead < last) fetch(gradient.rows[u + kRowsAhead]);
-      const int64_t row = gradient.rows[u];
+      if (gradient.rows && (u - first) % kRowsAhead == 0)  // all rows in their order are foreseen anyway
+        for (int64_t ahead = u; ahead < std::min(u + kRowsAhead, last); ++ahead) {
+          touch(gradient.rows[ahead]);
+          if (decay.row_step) touch_row(decay.row_step + gradient.rows[ahead], 1);
+        }
+      const int64_t row = gradient.rows ? gradient.rows[u] : u;
       int64_t missed = 0;
       if (decay.row_step) {
         const int64_t before = decay.row_step[row];
@@ -113,9 +115,9 @@ RowGroups group_rows(const int64_t* ids, int64_t count, int64_t num_rows) {
   // A key is an id above its position, so that a stable sort of the ids leaves positions ascending.
   const int position_bits = bit_count(count > 0 ? count - 1 : 0);
   const int id_bits = bit_count(num_rows > 0 ? num_rows - 1 : 0);
-  if (position_bits + id_bits > 64)
+  if (position_bits > 32 || position_bits + id_bits > 64)
     throw std::runtime_error(
-        "ids: expected a batch and a table that can be indexed together in 64 bits, got " +
+        "ids: expected at most 2^32 that can be indexed together with the table's rows in 64 bits, got " +
         std::to_string(count) + " ids of " + std::to_string(num_rows) + " rows");
   static thread_local std::vector<uint64_t> keys, other;
   keys.resize(count);
@@ -169,8 +171,8 @@ void update_rows(const RowGradient<A>& gradient, const Adagrad<A>& rule) {
   for_rows(
       gradient, rule.decay,
       [&](int64_t row) {
-        prefetch_row(rule.param + row * width, width);
-        prefetch_row(rule.state_sum + row * width, width);
+        touch_row(rule.param + row * width, width);
+        touch_row(rule.state_sum + row * width, width);
       },
       [=](int64_t row, const A* __restrict grad, int64_t missed) {
         A* __restrict param = rule.param + row * width, * __restrict sum = rule.state_sum + row * width;
@@ -197,9 +199,9 @@ void update_rows(const RowGradient<A>& gradient, const Adam<A>& rule) {
   for_rows(
       gradient, rule.decay,
       [&](int64_t row) {
-        prefetch_row(rule.param + row * width, width);
-        prefetch_row(rule.exp_avg + row * width, width);
-        prefetch_row(rule.exp_avg_sq + row * width, width);
+        touch_row(rule.param + row * width, width);
+        touch_row(rule.exp_avg + row * width, width);
+        touch_row(rule.exp_avg_sq + row * width, width);
       },
       [=](int64_t row, const A* __restrict grad, int64_t missed) {
         A* __restrict param = rule.param + row * width, * __restrict m = rule.exp_avg + row * width, * __restrict v = rule.exp_avg_sq + row * width;

@@ -34,7 +34,7 @@ void sum_rows_to_table(const RowGroups& groups, const A* grads, int64_t width, A
 // `count` different rows of a table [J, width], and the gradient [count, width] of each.
 template <class A>
 struct RowGradient {
-  const int64_t* rows;
+  const int64_t* rows;  // null: all rows, in their order
   const A* grad;
   int64_t count, width;
 };

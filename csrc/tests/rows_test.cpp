@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -155,6 +156,16 @@ void check_updates(const std::vector<int64_t>& ids, int64_t num_rows, int64_t wi
       u += touched;
     }
     check(worst < tolerance, name + ": updates, off by " + std::to_string(worst));
+
+    // All rows without a list of them.
+    std::vector<int64_t> every(num_rows);
+    std::iota(every.begin(), every.end(), int64_t{0});
+    std::vector<A> p1 = param, s1 = squares, p2 = param, s2 = squares;
+    update_rows(RowGradient<A>{every.data(), means.data(), num_rows, width},
+                Adagrad<A>{p1.data(), s1.data(), lr, eps, {decay, step, nullptr}});
+    update_rows(RowGradient<A>{nullptr, means.data(), num_rows, width},
+                Adagrad<A>{p2.data(), s2.data(), lr, eps, {decay, step, nullptr}});
+    check(p1 == p2 && s1 == s2 && p1 != param, name + ": all rows");
     check(untouched, name + ": other rows stay");
   }
   parts = 1;

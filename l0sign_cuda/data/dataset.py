@@ -187,14 +187,17 @@ class GraphDataset:
         if chosen.ndim != 1 or (chosen.size and not np.issubdtype(chosen.dtype, np.integer)):
             raise ValueError(f"indices: expected integers [b], got {chosen.dtype} {list(chosen.shape)}")
         chosen = chosen.astype(np.int64, copy=False)
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
+        if chosen.size and chosen.view(np.uint64).max() >= len(self):  # those below 0 become large
             raise IndexError(
                 f"indices: expected 0 <= index < {len(self)}, got {chosen.min()} to {chosen.max()}"
             )
-        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen])
+        # numpy's take is several times as fast as its indexing.
+        labels = None if self.labels is None else torch.from_numpy(self.labels.take(chosen))
         if self.graph_size:
-            ids = self.ids.reshape(-1, self.graph_size)[chosen].astype(np.int64, copy=False)
-            values = None if self.values is None else self.values.reshape(-1, self.graph_size)[chosen]
+            ids = self.ids.reshape(-1, self.graph_size).take(chosen, axis=0)
+            values = None
+            if self.values is not None:
+                values = self.values.reshape(-1, self.graph_size).take(chosen, axis=0)
             offsets = None
         else:
             starts = self.offsets[chosen]
@@ -203,9 +206,10 @@ class GraphDataset:
             np.cumsum(lengths, out=bounds[1:])
             nodes = np.repeat(starts - bounds[:-1], lengths)
             nodes += np.arange(bounds[-1])
-            ids = self.ids[nodes].astype(np.int64, copy=False)
-            values = None if self.values is None else self.values[nodes]
+            ids = self.ids.take(nodes)
+            values = None if self.values is None else self.values.take(nodes)
             offsets = torch.from_numpy(bounds)
+        ids = ids.astype(np.int64, copy=False)
         return Batch(
             torch.from_numpy(ids), offsets, None if values is None else torch.from_numpy(values), labels
         )
