@@ -1,5 +1,4 @@
-// The operators on the rows of embedding tables: sparse gradients, and the optimizers that apply them. For
-// CUDA tensors l0sign_cuda/rows.py registers compositions of torch's operators.
+// The operators on the rows of embedding tables: sparse gradients, and the optimizers that apply them.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,47 +9,25 @@
 
 #include "checks.h"
 #include "cpu/rows.h"
+#include "row_sums.h"
+#include "tensors.h"
+#ifdef L0SIGN_HAVE_CUDA
+#include "cuda/registration.h"
+#endif
 
 namespace l0sign {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-template <class A>
-constexpr ScalarType kType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-
-template <class A>
-const A* read(const Tensor& t) {
-  return static_cast<const A*>(t.const_data_ptr());
-}
-
-template <class A>
-A* data(const Tensor& t) {
-  return static_cast<A*>(t.mutable_data_ptr());
-}
-
-// Runs f(double{}) for float64 and f(float{}) for the rest.
-template <class Run>
-auto by_type(const Tensor& t, Run run) {
-  return t.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
-}
-
 // ---- Gradients ----
 
 // The sums of the gradients [N, width] of each row, in float32 at least, in the type of `grad`.
-Tensor sum_of_rows(const cpu::RowGroups& groups, const Tensor& grad, const char* name) {
-  const int64_t N = static_cast<int64_t>(groups.positions.size());
-  expect(grad.dim() == 2 && grad.sizes()[0] == N && grad.sizes()[1] > 0,
-         std::string(name) + ": expected shape [" + std::to_string(N) + ", width], got " + shape_of(grad));
+Tensor sum_of_rows(const RowSums& sums, int64_t num_positions, const Tensor& grad, const char* name) {
+  expect(grad.dim() == 2 && grad.sizes()[0] == num_positions && grad.sizes()[1] > 0,
+         std::string(name) + ": expected shape [" + std::to_string(num_positions) + ", width], got " +
+             shape_of(grad));
   return by_type(grad, [&](auto type) {
     using A = decltype(type);
-    const bool wide = grad.scalar_type() == kType<A>;
-    const Tensor in = torch::stable::contiguous(wide ? grad : torch::stable::to(grad, kType<A>));
-    const Tensor out = torch::stable::new_empty(grad, {groups.count(), grad.sizes()[1]}, kType<A>);
-    cpu::sum_rows(groups, read<A>(in), grad.sizes()[1], data<A>(out));
-    return wide ? out : torch::stable::to(out, grad.scalar_type());
+    return as(sums.of<A>(torch::stable::contiguous(in_type(grad, kType<A>))), grad);
   });
 }
 
@@ -58,14 +35,12 @@ std::tuple<Tensor, Tensor, Tensor> embedding_rows(const Tensor& ids, const Tenso
                                                   const OptionalTensor& grad_edge, int64_t num_rows) {
   expect_type(ids, "ids", ScalarType::Long);
   expect(ids.dim() == 1, "ids: expected shape [N], got " + shape_of(ids));
-  const Tensor flat = torch::stable::contiguous(ids);
-  const cpu::RowGroups groups = cpu::group_rows(read<int64_t>(flat), ids.numel(), num_rows);
-  const Tensor rows = torch::stable::new_empty(ids, {groups.count()}, ScalarType::Long);
-  std::copy(groups.rows.begin(), groups.rows.end(), data<int64_t>(rows));
-  const Tensor node_rows = sum_of_rows(groups, grad_node, "grad_node");
-  const Tensor edge_rows = grad_edge ? sum_of_rows(groups, *grad_edge, "grad_edge")
-                                     : torch::stable::new_empty(grad_node, {0}, grad_node.scalar_type());
-  return {rows, node_rows, edge_rows};
+  const int64_t N = ids.numel();
+  const RowSums sums(torch::stable::contiguous(ids), num_rows, true);
+  const Tensor node_rows = sum_of_rows(sums, N, grad_node, "grad_node");
+  const Tensor edge_rows = grad_edge ? sum_of_rows(sums, N, *grad_edge, "grad_edge")
+                                     : empty_of(grad_node, {0}, grad_node.scalar_type());
+  return {sums.rows, node_rows, edge_rows};
 }
 
 // ---- Optimizers ----
@@ -91,11 +66,13 @@ cpu::RowGradient<A> row_gradient(const Tensor& param, std::initializer_list<cons
   expect_shape(grad, "grad", {U, width});
   expect(grad.is_contiguous(), "grad: expected a contiguous tensor");
   const int64_t* row = read<int64_t>(rows);
+  const cpu::RowGradient<A> gradient = {row, read<A>(grad), U, width};
+  if (!rows.is_cpu()) return gradient;  // nobody waits for a GPU: kernels stay in bounds by themselves
   // Ascending, so each is there once: threads never meet in a row.
   bool valid = U == 0 || (row[0] >= 0 && row[U - 1] < J);
   for (int64_t u = 1; u < U; ++u) valid = valid & (row[u - 1] < row[u]);
   expect(valid, "rows: expected ascending values in 0.." + std::to_string(J - 1) + ", each once");
-  return {row, read<A>(grad), U, width};
+  return gradient;
 }
 
 cpu::WeightDecay weight_decay_of(double value, int64_t step, const Tensor& param,
@@ -108,6 +85,17 @@ cpu::WeightDecay weight_decay_of(double value, int64_t step, const Tensor& param
   return {value, step, data<int32_t>(*row_step)};
 }
 
+// Updates rows where their table is.
+template <class A, class Rule>
+void update(const cpu::RowGradient<A>& gradient, const Rule& rule, const Tensor& param) {
+  if (!gradient.width) return;
+#ifdef L0SIGN_HAVE_CUDA
+  if (param.is_cuda()) return cuda::update_rows(gradient, rule, param);
+#endif
+  expect(param.is_cpu(), "expected tensors on the CPU or a CUDA device");
+  cpu::update_rows(gradient, rule);
+}
+
 void row_adagrad(const Tensor& param, const Tensor& state_sum, const OptionalTensor& row_step,
                  const Tensor& rows, const Tensor& grad, int64_t step, double lr, double weight_decay,
                  double eps) {
@@ -115,8 +103,7 @@ void row_adagrad(const Tensor& param, const Tensor& state_sum, const OptionalTen
     using A = decltype(type);
     const auto gradient = row_gradient<A>(param, {&state_sum}, rows, grad);
     const auto decay = weight_decay_of(weight_decay, step, param, row_step);
-    if (gradient.width)
-      cpu::update_rows(gradient, cpu::Adagrad<A>{data<A>(param), data<A>(state_sum), lr, eps, decay});
+    update(gradient, cpu::Adagrad<A>{data<A>(param), data<A>(state_sum), lr, eps, decay}, param);
   });
 }
 
@@ -127,9 +114,9 @@ void row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_
     using A = decltype(type);
     const auto gradient = row_gradient<A>(param, {&exp_avg, &exp_avg_sq}, rows, grad);
     const auto decay = weight_decay_of(weight_decay, step, param, row_step);
-    if (gradient.width)
-      cpu::update_rows(gradient, cpu::Adam<A>{data<A>(param), data<A>(exp_avg), data<A>(exp_avg_sq), lr,
-                                              beta1, beta2, eps, decay});
+    update(gradient,
+           cpu::Adam<A>{data<A>(param), data<A>(exp_avg), data<A>(exp_avg_sq), lr, beta1, beta2, eps, decay},
+           param);
   });
 }
 
@@ -156,3 +143,19 @@ STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {
   m.impl("row_adagrad_", TORCH_BOX(&l0sign::row_adagrad));
   m.impl("row_adam_", TORCH_BOX(&l0sign::row_adam));
 }
+
+#ifdef L0SIGN_HAVE_CUDA
+namespace {
+
+const l0sign::OperatorOnCuda kOnCuda[] = {
+    {"embedding_rows", TORCH_BOX(&l0sign::embedding_rows)},
+    {"row_adagrad_", TORCH_BOX(&l0sign::row_adagrad)},
+    {"row_adam_", TORCH_BOX(&l0sign::row_adam)},
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CUDA, m) {
+  for (const l0sign::OperatorOnCuda& op : kOnCuda) l0sign::register_on_cuda(m, op);
+}
+#endif

@@ -1,7 +1,8 @@
 """The rows of embedding tables that a batch touches: their gradients, and optimizer updates in place.
 
-Three operators of ``torch.ops.l0sign_cuda`` work on CPU tensors. Beside each stands its definition in plain
-PyTorch, which is what runs on other devices and without the binary; it is deterministic too.
+Three operators of ``torch.ops.l0sign_cuda`` work on CPU and CUDA tensors. Beside each stands its definition
+in plain PyTorch, which is what runs without the binary, and for CUDA tensors in a build without CUDA; it is
+deterministic too.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ def embedding_rows(
 
     Returns:
         (rows, node_rows, edge_rows): the U different ids, ascending, int64 [U]; their sums [U, d] and [U, b],
-        summed in float32 at least; without ``grad_edge`` the last is [0].
+        summed in float32 at least; without ``grad_edge`` the last is [0]. On CUDA tensors the host waits for
+        U, and sums of many positions are put together from those of 32 positions each.
+
+    Raises:
+        RuntimeError: an id out of range.
     """
     return _call("embedding_rows", _embedding_rows, ids, grad_node, grad_edge, num_rows)
 
@@ -87,7 +92,8 @@ def row_adagrad_(
         state_sum: [J, w], the sums of squared gradients, changed in place.
         row_step: int32 [J], the last step that touched each row, 0 before the first, changed in place: a row
             makes up for the weight decay of the steps it missed since. None: it does not.
-        rows: int64 [U], ascending, each once.
+        rows: int64 [U], ascending, each once. (For CUDA tensors nobody looks whether they are; what is out of
+            range is left out.)
         grad: [U, w], their gradients.
         step: the number of the step, from 1.
         lr: learning rate.
@@ -119,7 +125,7 @@ def row_adam_(
         exp_avg: [J, w], the mean of the gradients, changed in place.
         exp_avg_sq: [J, w], the mean of their squares, changed in place.
         row_step: as for `row_adagrad_`.
-        rows: int64 [U], ascending, each once.
+        rows: as for `row_adagrad_`.
         grad: [U, w], their gradients.
         step: the number of the step, from 1; the correction of the means' bias is that of this step.
         lr: learning rate.
@@ -307,5 +313,6 @@ if _extension.is_available():
         ("row_adagrad_", _row_adagrad, lambda *args: None),
         ("row_adam_", _row_adam, lambda *args: None),
     ):
-        torch.library.impl(f"l0sign_cuda::{_name}", "CUDA", _definition)
+        if _name not in _extension.cuda_operators():
+            torch.library.impl(f"l0sign_cuda::{_name}", "CUDA", _definition)
         torch.library.register_fake(f"l0sign_cuda::{_name}", _fake)
