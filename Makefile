@@ -61,8 +61,9 @@ test-cpp: build
 test-simt: build
 	set -e; tag=$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'); \
 	build=$$(ls -d build/cmake-$$tag-* | head -n 1); \
-	$(BIN)/cmake --build $$build --target simt_test cuda_kernels_test; \
+	$(BIN)/cmake --build $$build --target simt_test cuda_kernels_test cuda_rows_test; \
 	$$build/simt_test; \
+	$$build/cuda_rows_test; \
 	$$build/cuda_kernels_test
 
 # On a machine with a GPU, in the environment that is there: PYTHON needs torch, cmake, ninja, pybind11 and pytest.

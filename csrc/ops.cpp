@@ -17,18 +17,16 @@
 #include "core/pair.h"
 #include "cpu/rows.h"
 #include "cpu/run.h"
-#include "new_tensor.h"
 #include "problem.h"
+#include "row_sums.h"
+#include "tensors.h"
 #ifdef L0SIGN_HAVE_CUDA
+#include "cuda/registration.h"
 #include "cuda/run.h"
 #endif
 
 namespace l0sign {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // ---- Checks ----
 
@@ -48,11 +46,7 @@ Aggregation ungated_aggregation(int64_t aggr) {
 template <class A>
 class Inputs {
  public:
-  static constexpr ScalarType kType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-
-  const A* operator()(const Tensor& t) {
-    return static_cast<const A*>(keep(t.scalar_type() == kType ? t : torch::stable::to(t, kType)));
-  }
+  const A* operator()(const Tensor& t) { return static_cast<const A*>(keep(in_type(t, kType<A>))); }
   const A* operator()(const OptionalTensor& t) { return t ? (*this)(*t) : nullptr; }
 
   const int64_t* index(const Tensor& t, const char* name) {
@@ -60,10 +54,12 @@ class Inputs {
     return static_cast<const int64_t*>(keep(t));
   }
 
-  // Rows of a table of `rows` rows: checked, since they address memory.
+  // Rows of a table of `rows` rows: checked, since they address memory. On CUDA kernels check them.
   const int64_t* ids(const Tensor& t, int64_t rows) {
     expect(t.dim() == 1, "ids: expected [N], got " + shape_of(t));
     const int64_t *begin = index(t, "ids"), *end = begin + t.sizes()[0];
+    expect(begin == end || rows > 0, "ids: expected none for tables without rows, got " + shape_of(t));
+    if (!t.is_cpu()) return begin;
     const bool valid = std::all_of(
         begin, end, [&](int64_t id) { return static_cast<uint64_t>(id) < static_cast<uint64_t>(rows); });
     if (!valid) throw std::runtime_error(cpu::out_of_range(begin, t.sizes()[0], rows));
@@ -153,25 +149,6 @@ class Inputs {
 };
 
 template <class A>
-A* data(const Tensor& t) {
-  return static_cast<A*>(t.mutable_data_ptr());
-}
-
-template <class A>
-Tensor empty(const Tensor& like, const std::vector<int64_t>& shape) {
-  return new_tensor(like, shape, Inputs<A>::kType);
-}
-
-Tensor empty_of(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  return new_tensor(like, shape, type);
-}
-
-// What was computed in A, in the type of the input it belongs to.
-Tensor as(const Tensor& result, const Tensor& like) {
-  return result.scalar_type() == like.scalar_type() ? result : torch::stable::to(result, like.scalar_type());
-}
-
-template <class A>
 struct PerceptronGradTensors {
   Tensor hidden_weight, hidden_bias, out_weight, out_bias;
   explicit PerceptronGradTensors(const Tensor& like, const Perceptron<A>& m)
@@ -183,21 +160,6 @@ struct PerceptronGradTensors {
     return {data<A>(hidden_weight), data<A>(hidden_bias), data<A>(out_weight), data<A>(out_bias)};
   }
 };
-
-// Runs f(float{}) or f(double{}) by the type of `t`: half types compute in float32.
-template <class Run>
-auto by_type(const Tensor& t, Run run) {
-  switch (t.scalar_type()) {
-    case ScalarType::Double:
-      return run(double{});
-    case ScalarType::Float:
-    case ScalarType::BFloat16:
-    case ScalarType::Half:
-      return run(float{});
-    default:
-      throw std::runtime_error("expected a tensor of dtype float64, float32, bfloat16 or float16");
-  }
-}
 
 // Runs a problem where its tensors are.
 template <class Problem>
@@ -218,13 +180,88 @@ void backward(const Problem& problem, const Tensor& like) {
   cpu::backward(problem);
 }
 
-// ---- l0_sign: all pairs, gated ----
+// ---- Results and gradients of the operators on all pairs ----
 
+using Results2 = std::tuple<Tensor, Tensor>;
 using Results5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results11 =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results10 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Makes the results that all of them have: of the nodes [N, d] or pooled [G, d], and the L2 penalties.
+template <class A>
+Results2 out_and_l2(CompleteGraph<A>& p, const Tensor& like, bool l2) {
+  const Tensor out = empty<A>(like, {p.pools ? p.graphs.count : p.graphs.num_nodes, p.message.in});
+  const Tensor l2_sum = empty<A>(like, {l2 ? p.graphs.count : 0});
+  (p.pools ? p.pooled : p.out) = data<A>(out);
+  p.l2 = l2 ? data<A>(l2_sum) : nullptr;
+  return {out, l2_sum};
+}
+
+template <class A>
+Results2 forward_ungated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
+  const auto [out, l2_sum] = out_and_l2(p, like, l2);
+  forward(p, like);
+  return {as(out, like), l2_sum};
+}
+
+template <class A>
+Results5 forward_gated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
+  const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
+  const bool keeps_degree = p.aggregation == Aggregation::neighbor_mean;
+  const auto [out, l2_sum] = out_and_l2(p, like, l2);
+  const Tensor l0 = empty<A>(like, {G}), num_edges = empty_of(like, {G}, ScalarType::Long);
+  const Tensor degree = empty_of(like, {keeps_degree ? N : 0}, ScalarType::Int);
+  p.l0 = data<A>(l0);
+  p.num_edges = data<int64_t>(num_edges);
+  p.degree = keeps_degree ? data<int32_t>(degree) : nullptr;
+  forward(p, like);
+  return {as(out, like), l0, l2_sum, num_edges, degree};
+}
+
+// The gradients of a network: of its weights, and of the rows [N, in] whose products go in.
+template <class A>
+struct NetworkGradients {
+  Tensor nodes;
+  PerceptronGradTensors<A> weights;
+  NetworkGradients(const Tensor& like, int64_t num_nodes, const Perceptron<A>& m)
+      : nodes(empty<A>(like, {num_nodes, m.in})), weights(like, m) {}
+};
+
+template <class A>
+NetworkGradients<A> message_gradients(Inputs<A>& in, CompleteGraph<A>& p, const Tensor& like,
+                                      const OptionalTensor& grad_out, const OptionalTensor& grad_l2) {
+  const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
+  if (grad_out)
+    expect_shape(*grad_out, p.pools ? "grad_pooled" : "grad_out", {p.pools ? G : N, p.message.in});
+  if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
+  (p.pools ? p.grad_pooled : p.grad_out) = in(grad_out);
+  p.grad_l2 = in(grad_l2);
+  NetworkGradients<A> gradients(like, N, p.message);
+  // Then no message is computed.
+  if (!grad_out && !grad_l2) torch::stable::zero_(gradients.nodes);
+  p.grad_nodes = data<A>(gradients.nodes);
+  p.grad_message = gradients.weights.pointers();
+  return gradients;
+}
+
+template <class A>
+NetworkGradients<A> edge_gradients(Inputs<A>& in, CompleteGraph<A>& p, const Tensor& like,
+                                   const OptionalTensor& grad_l0, const Tensor& degree) {
+  if (grad_l0) expect_shape(*grad_l0, "grad_l0", {p.graphs.count});
+  p.grad_l0 = in(grad_l0);
+  if (p.aggregation == Aggregation::neighbor_mean) {
+    expect_shape(degree, "degree", {p.graphs.num_nodes});
+    p.degree = in.degree(degree);
+  }
+  const NetworkGradients<A> gradients(like, p.graphs.num_nodes, p.edge);
+  p.grad_edge_nodes = data<A>(gradients.nodes);
+  p.grad_edge = gradients.weights.pointers();
+  return gradients;
+}
+
+// ---- l0_sign: all pairs, gated ----
 
 template <class A>
 CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& edge_nodes,
@@ -257,19 +294,7 @@ Results5 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw
     Inputs<A> in;
     CompleteGraph<A> p = gated_problem(in, nodes, edge_nodes, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2, offsets,
                                        graph_size, seed, aggr, temperature, gamma, zeta);
-    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
-    const bool keeps_degree = p.aggregation == Aggregation::neighbor_mean;
-    const Tensor out = empty<A>(nodes, {N, p.message.in}), l0 = empty<A>(nodes, {G});
-    const Tensor l2_sum = empty<A>(nodes, {l2 ? G : 0});
-    const Tensor num_edges = empty_of(nodes, {G}, ScalarType::Long);
-    const Tensor degree = empty_of(nodes, {keeps_degree ? N : 0}, ScalarType::Int);
-    p.out = data<A>(out);
-    p.l0 = data<A>(l0);
-    p.l2 = l2 ? data<A>(l2_sum) : nullptr;
-    p.num_edges = data<int64_t>(num_edges);
-    p.degree = keeps_degree ? data<int32_t>(degree) : nullptr;
-    forward(p, nodes);
-    return {as(out, nodes), l0, l2_sum, num_edges, degree};
+    return forward_gated(p, nodes, l2);
   });
 }
 
@@ -285,28 +310,8 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
     Inputs<A> in;
     CompleteGraph<A> p = gated_problem(in, nodes, edge_nodes, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2, offsets,
                                        graph_size, seed, aggr, temperature, gamma, zeta);
-    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
-    if (grad_out) expect_shape(*grad_out, "grad_out", {N, p.message.in});
-    if (grad_l0) expect_shape(*grad_l0, "grad_l0", {G});
-    if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
-    if (p.aggregation == Aggregation::neighbor_mean) {
-      expect_shape(degree, "degree", {N});
-      p.degree = in.degree(degree);
-    }
-    p.grad_out = in(grad_out);
-    p.grad_l0 = in(grad_l0);
-    p.grad_l2 = in(grad_l2);
-    // Without a gradient for the nodes or for the messages' norms no message is computed, and its gradients
-    // are zero.
-    const bool has_message = grad_out || grad_l2;
-    Tensor grad_nodes = empty<A>(nodes, {N, p.message.in});
-    const Tensor grad_edge_nodes = empty<A>(nodes, {N, p.edge.in});
-    const PerceptronGradTensors<A> message(nodes, p.message), edge(nodes, p.edge);
-    if (!has_message) torch::stable::zero_(grad_nodes);
-    p.grad_nodes = data<A>(grad_nodes);
-    p.grad_edge_nodes = data<A>(grad_edge_nodes);
-    p.grad_message = message.pointers();
-    p.grad_edge = edge.pointers();
+    const auto [grad_nodes, message] = message_gradients(in, p, nodes, grad_out, grad_l2);
+    const auto [grad_edge_nodes, edge] = edge_gradients(in, p, nodes, grad_l0, degree);
     backward(p, nodes);
     return {as(grad_nodes, nodes),          as(grad_edge_nodes, nodes),    as(message.hidden_weight, nodes),
             as(message.hidden_bias, nodes), as(message.out_weight, nodes), as(message.out_bias, nodes),
@@ -322,47 +327,14 @@ void look_up(Inputs<A>& in, CompleteGraph<A>& p, const Tensor& ids, const Option
              const Tensor& node_table) {
   expect(node_table.dim() == 2 && node_table.sizes()[1] >= 1,
          "node_table: expected [J, d], got " + shape_of(node_table));
-  expect_type(node_table, "node_table", Inputs<A>::kType);  // another type would be a copy of the table
+  expect_type(node_table, "node_table", kType<A>);  // another type would be a copy of the table
   p.nodes = in(node_table);
   p.pools = true;
-  p.ids = in.ids(ids, node_table.sizes()[0]);
+  p.num_rows = node_table.sizes()[0];
+  p.ids = in.ids(ids, p.num_rows);
   if (values) expect_shape(*values, "values", {ids.sizes()[0]});
   p.values = in(values);
 }
-
-// The gradients of tables from those of the positions: all rows, or (sparse) the rows that occur, ascending.
-template <class A>
-class TableGradients {
- public:
-  Tensor rows;  // [U] if sparse, else [0]
-
-  TableGradients(const Tensor& ids, const int64_t* begin, int64_t num_rows, bool sparse)
-      : rows(empty_of(ids, {0}, ScalarType::Long)),
-        groups_(cpu::group_rows(begin, ids.numel(), num_rows)),
-        num_rows_(num_rows),
-        sparse_(sparse) {
-    if (!sparse) return;
-    rows = empty_of(ids, {groups_.count()}, ScalarType::Long);
-    std::copy(groups_.rows.begin(), groups_.rows.end(), data<int64_t>(rows));
-  }
-
-  Tensor of(const Tensor& grad) const {
-    const int64_t width = grad.sizes()[1];
-    Tensor out = empty<A>(grad, {sparse_ ? groups_.count() : num_rows_, width});
-    if (sparse_) {
-      cpu::sum_rows(groups_, data<A>(grad), width, data<A>(out));
-    } else {
-      torch::stable::zero_(out);
-      cpu::sum_rows_to_table(groups_, data<A>(grad), width, data<A>(out));
-    }
-    return out;
-  }
-
- private:
-  cpu::RowGroups groups_;
-  int64_t num_rows_;
-  bool sparse_;
-};
 
 template <class A>
 CompleteGraph<A> gated_bag_problem(Inputs<A>& in, const Tensor& ids, const OptionalTensor& values,
@@ -377,7 +349,7 @@ CompleteGraph<A> gated_bag_problem(Inputs<A>& in, const Tensor& ids, const Optio
   expect(
       edge_table.dim() == 2 && edge_table.sizes()[0] == node_table.sizes()[0] && edge_table.sizes()[1] >= 1,
       "edge_table: expected [J, b] with the rows of node_table, got " + shape_of(edge_table));
-  expect_type(edge_table, "edge_table", Inputs<A>::kType);
+  expect_type(edge_table, "edge_table", kType<A>);
   p.graphs = in.graphs(ids, offsets, graph_size);
   p.aggregation = aggregation_of(aggr);
   p.gate = in.gate(seed, temperature, gamma, zeta);
@@ -400,19 +372,7 @@ Results5 l0_sign_bag(const Tensor& ids, const OptionalTensor& values, const Tens
     CompleteGraph<A> p =
         gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
                           offsets, graph_size, seed, aggr, temperature, gamma, zeta);
-    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
-    const bool keeps_degree = p.aggregation == Aggregation::neighbor_mean;
-    const Tensor pooled = empty<A>(node_table, {G, p.message.in}), l0 = empty<A>(node_table, {G});
-    const Tensor l2_sum = empty<A>(node_table, {l2 ? G : 0});
-    const Tensor num_edges = empty_of(node_table, {G}, ScalarType::Long);
-    const Tensor degree = empty_of(node_table, {keeps_degree ? N : 0}, ScalarType::Int);
-    p.pooled = data<A>(pooled);
-    p.l0 = data<A>(l0);
-    p.l2 = l2 ? data<A>(l2_sum) : nullptr;
-    p.num_edges = data<int64_t>(num_edges);
-    p.degree = keeps_degree ? data<int32_t>(degree) : nullptr;
-    cpu::forward(p);
-    return {pooled, l0, l2_sum, num_edges, degree};
+    return forward_gated(p, node_table, l2);
   });
 }
 
@@ -430,31 +390,21 @@ Results11 l0_sign_bag_backward(const OptionalTensor& grad_pooled, const Optional
     CompleteGraph<A> p =
         gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
                           offsets, graph_size, seed, aggr, temperature, gamma, zeta);
-    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
-    if (grad_pooled) expect_shape(*grad_pooled, "grad_pooled", {G, p.message.in});
-    if (grad_l0) expect_shape(*grad_l0, "grad_l0", {G});
-    if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
-    if (p.aggregation == Aggregation::neighbor_mean) {
-      expect_shape(degree, "degree", {N});
-      p.degree = in.degree(degree);
-    }
-    p.grad_pooled = in(grad_pooled);
-    p.grad_l0 = in(grad_l0);
-    p.grad_l2 = in(grad_l2);
-    Tensor grad_nodes = empty<A>(node_table, {N, p.message.in});
-    if (!grad_pooled && !grad_l2) torch::stable::zero_(grad_nodes);
-    const Tensor grad_edge_nodes = empty<A>(node_table, {N, p.edge.in});
-    const PerceptronGradTensors<A> message(node_table, p.message), edge(node_table, p.edge);
-    p.grad_nodes = data<A>(grad_nodes);
-    p.grad_edge_nodes = data<A>(grad_edge_nodes);
-    p.grad_message = message.pointers();
-    p.grad_edge = edge.pointers();
-    cpu::backward(p);
-    const TableGradients<A> tables(ids, p.ids, node_table.sizes()[0], sparse);
-    return {tables.rows,           tables.of(grad_nodes), tables.of(grad_edge_nodes),
-            message.hidden_weight, message.hidden_bias,   message.out_weight,
-            message.out_bias,      edge.hidden_weight,    edge.hidden_bias,
-            edge.out_weight,       edge.out_bias};
+    const auto [grad_nodes, message] = message_gradients(in, p, node_table, grad_pooled, grad_l2);
+    const auto [grad_edge_nodes, edge] = edge_gradients(in, p, node_table, grad_l0, degree);
+    backward(p, node_table);
+    const RowSums tables(torch::stable::contiguous(ids), p.num_rows, sparse);
+    return {tables.rows,
+            tables.of<A>(grad_nodes),
+            tables.of<A>(grad_edge_nodes),
+            message.hidden_weight,
+            message.hidden_bias,
+            message.out_weight,
+            message.out_bias,
+            edge.hidden_weight,
+            edge.hidden_bias,
+            edge.out_weight,
+            edge.out_bias};
   });
 }
 
@@ -474,21 +424,15 @@ CompleteGraph<A> ungated_bag_problem(Inputs<A>& in, const Tensor& ids, const Opt
   return p;
 }
 
-std::tuple<Tensor, Tensor> sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
-                                    const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
-                                    const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool,
-                                    bool l2) {
-  return by_type(node_table, [&](auto type) -> std::tuple<Tensor, Tensor> {
+Results2 sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table, const Tensor& w1,
+                  const Tensor& b1, const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
+                  int64_t graph_size, int64_t aggr, bool, bool l2) {
+  return by_type(node_table, [&](auto type) -> Results2 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
         ungated_bag_problem(in, ids, values, node_table, w1, b1, w2, b2, offsets, graph_size, aggr);
-    const Tensor pooled = empty<A>(node_table, {p.graphs.count, p.message.in});
-    const Tensor l2_sum = empty<A>(node_table, {l2 ? p.graphs.count : 0});
-    p.pooled = data<A>(pooled);
-    p.l2 = l2 ? data<A>(l2_sum) : nullptr;
-    cpu::forward(p);
-    return {pooled, l2_sum};
+    return forward_ungated(p, node_table, l2);
   });
 }
 
@@ -501,20 +445,11 @@ Results6 sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTens
     Inputs<A> in;
     CompleteGraph<A> p =
         ungated_bag_problem(in, ids, values, node_table, w1, b1, w2, b2, offsets, graph_size, aggr);
-    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
-    if (grad_pooled) expect_shape(*grad_pooled, "grad_pooled", {G, p.message.in});
-    if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
-    p.grad_pooled = in(grad_pooled);
-    p.grad_l2 = in(grad_l2);
-    Tensor grad_nodes = empty<A>(node_table, {N, p.message.in});
-    if (!grad_pooled && !grad_l2) torch::stable::zero_(grad_nodes);
-    const PerceptronGradTensors<A> message(node_table, p.message);
-    p.grad_nodes = data<A>(grad_nodes);
-    p.grad_message = message.pointers();
-    cpu::backward(p);
-    const TableGradients<A> tables(ids, p.ids, node_table.sizes()[0], sparse);
-    return {tables.rows,         tables.of(grad_nodes), message.hidden_weight,
-            message.hidden_bias, message.out_weight,    message.out_bias};
+    const auto [grad_nodes, message] = message_gradients(in, p, node_table, grad_pooled, grad_l2);
+    backward(p, node_table);
+    const RowSums tables(torch::stable::contiguous(ids), p.num_rows, sparse);
+    return {tables.rows,         tables.of<A>(grad_nodes), message.hidden_weight,
+            message.hidden_bias, message.out_weight,       message.out_bias};
   });
 }
 
@@ -534,19 +469,13 @@ CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tenso
   return p;
 }
 
-std::tuple<Tensor, Tensor> sign(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
-                                const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
-                                int64_t aggr, bool l2) {
-  return by_type(nodes, [&](auto type) -> std::tuple<Tensor, Tensor> {
+Results2 sign(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+              const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool l2) {
+  return by_type(nodes, [&](auto type) -> Results2 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = ungated_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, aggr);
-    const Tensor out = empty<A>(nodes, {p.graphs.num_nodes, p.message.in});
-    const Tensor l2_sum = empty<A>(nodes, {l2 ? p.graphs.count : 0});
-    p.out = data<A>(out);
-    p.l2 = l2 ? data<A>(l2_sum) : nullptr;
-    forward(p, nodes);
-    return {as(out, nodes), l2_sum};
+    return forward_ungated(p, nodes, l2);
   });
 }
 
@@ -557,16 +486,7 @@ Results5 sign_backward(const OptionalTensor& grad_out, const OptionalTensor& gra
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = ungated_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, aggr);
-    const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
-    if (grad_out) expect_shape(*grad_out, "grad_out", {N, p.message.in});
-    if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
-    p.grad_out = in(grad_out);
-    p.grad_l2 = in(grad_l2);
-    Tensor grad_nodes = empty<A>(nodes, {N, p.message.in});
-    if (!grad_out && !grad_l2) torch::stable::zero_(grad_nodes);
-    const PerceptronGradTensors<A> message(nodes, p.message);
-    p.grad_nodes = data<A>(grad_nodes);
-    p.grad_message = message.pointers();
+    const auto [grad_nodes, message] = message_gradients(in, p, nodes, grad_out, grad_l2);
     backward(p, nodes);
     return {as(grad_nodes, nodes), as(message.hidden_weight, nodes), as(message.hidden_bias, nodes),
             as(message.out_weight, nodes), as(message.out_bias, nodes)};
@@ -658,11 +578,11 @@ void expect_pairs(int64_t given, int64_t pairs) {
          "num_pairs: expected " + std::to_string(pairs) + " for these graphs, got " + std::to_string(given));
 }
 
-std::tuple<Tensor, Tensor> edge_gates(const Tensor& edge_nodes, const Tensor& w1, const Tensor& b1,
-                                      const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
-                                      int64_t graph_size, const OptionalTensor& seed, double temperature,
-                                      double gamma, double zeta, int64_t num_pairs) {
-  return by_type(edge_nodes, [&](auto type) -> std::tuple<Tensor, Tensor> {
+Results2 edge_gates(const Tensor& edge_nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                    const Tensor& b2, const OptionalTensor& offsets, int64_t graph_size,
+                    const OptionalTensor& seed, double temperature, double gamma, double zeta,
+                    int64_t num_pairs) {
+  return by_type(edge_nodes, [&](auto type) -> Results2 {
     using A = decltype(type);
     Inputs<A> in;
     int64_t pairs = num_pairs;
@@ -797,14 +717,13 @@ STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {
 #ifdef L0SIGN_HAVE_CUDA
 namespace {
 
-struct Operator {
-  const char* name;
-  void (*boxed)(StableIValue*, uint64_t, uint64_t);
-};
-
-const Operator kOnCuda[] = {
+const l0sign::OperatorOnCuda kOnCuda[] = {
     {"l0_sign", TORCH_BOX(&l0sign::l0_sign)},
     {"l0_sign_backward", TORCH_BOX(&l0sign::l0_sign_backward)},
+    {"l0_sign_bag", TORCH_BOX(&l0sign::l0_sign_bag)},
+    {"l0_sign_bag_backward", TORCH_BOX(&l0sign::l0_sign_bag_backward)},
+    {"sign_bag", TORCH_BOX(&l0sign::sign_bag)},
+    {"sign_bag_backward", TORCH_BOX(&l0sign::sign_bag_backward)},
     {"sign", TORCH_BOX(&l0sign::sign)},
     {"sign_backward", TORCH_BOX(&l0sign::sign_backward)},
     {"sign_edges", TORCH_BOX(&l0sign::sign_edges)},
@@ -816,13 +735,7 @@ const Operator kOnCuda[] = {
 
 }  // namespace
 
-std::vector<std::string> l0sign::cuda::operators() {
-  std::vector<std::string> names;
-  for (const Operator& op : kOnCuda) names.emplace_back(op.name);
-  return names;
-}
-
 STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CUDA, m) {
-  for (const Operator& op : kOnCuda) m.impl(op.name, op.boxed);
+  for (const l0sign::OperatorOnCuda& op : kOnCuda) l0sign::register_on_cuda(m, op);
 }
 #endif

@@ -1,5 +1,4 @@
-// The operators on the rows of embedding tables: sparse gradients, and the optimizers that apply them. For
-// CUDA tensors l0sign_cuda/rows.py registers compositions of torch's operators.
+// The operators on the rows of embedding tables: sparse gradients, and the optimizers that apply them.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,48 +11,25 @@
 
 #include "checks.h"
 #include "cpu/rows.h"
-#include "new_tensor.h"
+#include "row_sums.h"
+#include "tensors.h"
+#ifdef L0SIGN_HAVE_CUDA
+#include "cuda/registration.h"
+#endif
 
 namespace l0sign {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-template <class A>
-constexpr ScalarType kType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-
-template <class A>
-const A* read(const Tensor& t) {
-  return static_cast<const A*>(t.const_data_ptr());
-}
-
-template <class A>
-A* data(const Tensor& t) {
-  return static_cast<A*>(t.mutable_data_ptr());
-}
-
-// Runs f(double{}) for float64 and f(float{}) for the rest.
-template <class Run>
-auto by_type(const Tensor& t, Run run) {
-  return t.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
-}
-
 // ---- Gradients ----
 
 // The sums of the gradients [N, width] of each row, in float32 at least, in the type of `grad`.
-Tensor sum_of_rows(const cpu::RowGroups& groups, const Tensor& grad, const char* name) {
-  const int64_t N = static_cast<int64_t>(groups.positions.size());
-  expect(grad.dim() == 2 && grad.sizes()[0] == N && grad.sizes()[1] > 0,
-         std::string(name) + ": expected shape [" + std::to_string(N) + ", width], got " + shape_of(grad));
+Tensor sum_of_rows(const RowSums& sums, int64_t num_positions, const Tensor& grad, const char* name) {
+  expect(grad.dim() == 2 && grad.sizes()[0] == num_positions && grad.sizes()[1] > 0,
+         std::string(name) + ": expected shape [" + std::to_string(num_positions) + ", width], got " +
+             shape_of(grad));
   return by_type(grad, [&](auto type) {
     using A = decltype(type);
-    const bool wide = grad.scalar_type() == kType<A>;
-    const Tensor in = torch::stable::contiguous(wide ? grad : torch::stable::to(grad, kType<A>));
-    const Tensor out = new_tensor(grad, {groups.count(), grad.sizes()[1]}, kType<A>);
-    cpu::sum_rows(groups, read<A>(in), grad.sizes()[1], data<A>(out));
-    return wide ? out : torch::stable::to(out, grad.scalar_type());
+    return as(sums.of<A>(torch::stable::contiguous(in_type(grad, kType<A>))), grad);
   });
 }
 
@@ -61,14 +37,12 @@ std::tuple<Tensor, Tensor, Tensor> embedding_rows(const Tensor& ids, const Tenso
                                                   const OptionalTensor& grad_edge, int64_t num_rows) {
   expect_type(ids, "ids", ScalarType::Long);
   expect(ids.dim() == 1, "ids: expected shape [N], got " + shape_of(ids));
-  const Tensor flat = torch::stable::contiguous(ids);
-  const cpu::RowGroups groups = cpu::group_rows(read<int64_t>(flat), ids.numel(), num_rows);
-  const Tensor rows = new_tensor(ids, {groups.count()}, ScalarType::Long);
-  std::copy(groups.rows.begin(), groups.rows.end(), data<int64_t>(rows));
-  const Tensor node_rows = sum_of_rows(groups, grad_node, "grad_node");
-  const Tensor edge_rows = grad_edge ? sum_of_rows(groups, *grad_edge, "grad_edge")
-                                     : new_tensor(grad_node, {0}, grad_node.scalar_type());
-  return {rows, node_rows, edge_rows};
+  const int64_t N = ids.numel();
+  const RowSums sums(torch::stable::contiguous(ids), num_rows, true);
+  const Tensor node_rows = sum_of_rows(sums, N, grad_node, "grad_node");
+  const Tensor edge_rows = grad_edge ? sum_of_rows(sums, N, *grad_edge, "grad_edge")
+                                     : empty_of(grad_node, {0}, grad_node.scalar_type());
+  return {sums.rows, node_rows, edge_rows};
 }
 
 // ---- Optimizers ----
@@ -101,6 +75,7 @@ void check(const Group& group, size_t k, std::initializer_list<const Tensor*> st
   expect(param.scalar_type() == ScalarType::Float || param.scalar_type() == ScalarType::Double,
          "param: expected dtype float32 or float64");
   expect(param.is_contiguous(), "param: expected a contiguous tensor");
+  expect(param.is_cpu() || !group.is_dense(k), "param: expected gradients of rows for a CUDA tensor");
   for (const Tensor* state : states) {
     expect_like(*state, "state", param);
     expect(state->is_contiguous(), "state: expected a contiguous tensor");
@@ -122,11 +97,21 @@ void check(const Group& group, size_t k, std::initializer_list<const Tensor*> st
   const int64_t U = rows.sizes()[0];
   expect_type(grad, "grad", param.scalar_type());
   expect_shape(grad, "grad", {U, table.width});
+  if (!rows.is_cpu()) return;  // nobody waits for a GPU: kernels stay in bounds by themselves
   const int64_t* row = read<int64_t>(rows);
   // Ascending, so each is there once: threads never meet in a row.
   bool valid = U == 0 || (row[0] >= 0 && row[U - 1] < table.rows);
   for (int64_t u = 1; u < U; ++u) valid = valid & (row[u - 1] < row[u]);
   expect(valid, "rows: expected ascending values in 0.." + std::to_string(table.rows - 1) + ", each once");
+}
+
+// Updates the rows of a parameter where it is.
+template <class A, class Rule>
+void update_rows(const cpu::RowGradient<A>& gradient, const Rule& rule, const Tensor& param) {
+#ifdef L0SIGN_HAVE_CUDA
+  if (param.is_cuda()) return cuda::update_rows(gradient, rule, param);
+#endif
+  cpu::update_rows(gradient, rule);
 }
 
 // Calls apply(gradient, weight decay) with the next step of parameter k, and counts it.
@@ -172,8 +157,8 @@ void row_adagrad(const std::vector<Tensor>& params, const std::vector<Tensor>& s
       using A = decltype(type);
       update<A>(group, k, [&](const cpu::RowGradient<A>& gradient, const cpu::WeightDecay& decay) {
         const double decayed_lr = lr / (1 + static_cast<double>(decay.step - 1) * lr_decay);
-        cpu::update_rows(gradient,
-                         cpu::Adagrad<A>{data<A>(params[k]), data<A>(sums[k]), decayed_lr, eps, decay});
+        update_rows(gradient, cpu::Adagrad<A>{data<A>(params[k]), data<A>(sums[k]), decayed_lr, eps, decay},
+                    params[k]);
       });
     });
 }
@@ -190,8 +175,9 @@ void row_adam(const std::vector<Tensor>& params, const std::vector<Tensor>& exp_
     by_type(params[k], [&](auto type) {
       using A = decltype(type);
       update<A>(group, k, [&](const cpu::RowGradient<A>& gradient, const cpu::WeightDecay& decay) {
-        cpu::update_rows(gradient, cpu::Adam<A>{data<A>(params[k]), data<A>(exp_avgs[k]),
-                                                data<A>(exp_avg_sqs[k]), lr, beta1, beta2, eps, decay});
+        const cpu::Adam<A> rule = {
+            data<A>(params[k]), data<A>(exp_avgs[k]), data<A>(exp_avg_sqs[k]), lr, beta1, beta2, eps, decay};
+        update_rows(gradient, rule, params[k]);
       });
     });
 }
@@ -218,3 +204,19 @@ STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {
   m.impl("row_adagrad_", TORCH_BOX(&l0sign::row_adagrad));
   m.impl("row_adam_", TORCH_BOX(&l0sign::row_adam));
 }
+
+#ifdef L0SIGN_HAVE_CUDA
+namespace {
+
+const l0sign::OperatorOnCuda kOnCuda[] = {
+    {"embedding_rows", TORCH_BOX(&l0sign::embedding_rows)},
+    {"row_adagrad_", TORCH_BOX(&l0sign::row_adagrad)},
+    {"row_adam_", TORCH_BOX(&l0sign::row_adam)},
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CUDA, m) {
+  for (const l0sign::OperatorOnCuda& op : kOnCuda) l0sign::register_on_cuda(m, op);
+}
+#endif

@@ -50,6 +50,7 @@ struct CompleteGraph {
   const A* nodes;       // [N, d], or [J, d] with ids
   const A* edge_nodes;  // [N, b], or [J, b] with ids
   const int64_t* ids;   // [N] in 0..J-1
+  int64_t num_rows;     // J; at least 1 where there are nodes
   const A* values;      // [N], x: u_k = x_k nodes[..]
   bool pools;           // the result is `pooled`, not `out`
 

@@ -205,8 +205,13 @@ def l0_sign_bag(
     instead of two nodes, the second layer is applied once a graph, and neither looked-up rows nor v' are in
     memory. A linear head on the result is the model's prediction.
 
-    Half types, autocast and ``values`` that require a gradient take the same steps one by one, as do CUDA
-    tensors in a build without that kernel, and sparse gradients under a compiler.
+    Half types, autocast and ``values`` that require a gradient take the same steps one by one, as do sparse
+    gradients under a compiler.
+
+    On CUDA tensors ids are not looked at before: one out of range makes its graph's results NaN, and is left
+    out of the gradient of the tables; with ``sparse`` the backward raises RuntimeError. ``sparse`` waits for
+    the device in the backward, since the shape of the gradient depends on the ids: such a backward cannot be
+    captured into a CUDA graph. Everything else can.
 
     Args:
         ids: int64 [B, n], or [N] with offsets: rows of the tables.
@@ -229,7 +234,7 @@ def l0_sign_bag(
     """
     graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
     sparse = sparse and rows.gives_sparse(node_table, edge_table)
-    if _use_reference(backend) or not _fuses(ops.l0_sign_bag, node_table, values, sparse):
+    if _use_reference(backend) or not _fuses(node_table, values, sparse):
         return reference.l0_sign_bag(
             ids, node_table, edge_table, message, edge, offsets, values,
             seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
@@ -265,7 +270,7 @@ def sign_bag(
     """:func:`l0_sign_bag` without gates: every pair counts, l0_penalty is 0 and num_edges is n(n+1)/2."""
     graphs = _checks.bag(ids, offsets, values, node_table)
     sparse = sparse and rows.gives_sparse(node_table)
-    if _use_reference(backend) or not _fuses(ops.sign_bag, node_table, values, sparse):
+    if _use_reference(backend) or not _fuses(node_table, values, sparse):
         return reference.sign_bag(
             ids, node_table, message, offsets, values,
             aggr=aggr, l2_penalty=l2_penalty, sparse=sparse, layer=partial(complete_sign, backend=backend),
@@ -369,13 +374,12 @@ def _autocast(first: Tensor, *others: Any) -> tuple[Any, ...]:
     return tuple(map(cast, (first, *others)))
 
 
-def _fuses(operator: ops.Operator, table: Tensor, values: Tensor | None, sparse: bool) -> bool:
-    """Whether the operator serves this call: with a half type it would copy the whole table."""
+def _fuses(table: Tensor, values: Tensor | None, sparse: bool) -> bool:
+    """Whether a bag's operator serves this call: with a half type it would copy the whole table."""
     return (
         table.dtype in (torch.float32, torch.float64)
         and (table.is_meta or not torch.is_autocast_enabled(table.device.type))
         and (values is None or not _wants_gradient(values))
-        and (not table.is_cuda or operator.on_cuda)
         and not (sparse and torch.compiler.is_compiling())  # a compiler knows no sparse gradients
     )
 

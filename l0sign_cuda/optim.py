@@ -76,7 +76,8 @@ class _RowOptimizer(torch.optim.Optimizer):
                     # On the CPU, where reading it costs nothing; float32 would not count beyond 2^24.
                     count = torch.zeros((), dtype=torch.int64)
                     self.state[param] = {"step": count, **self._new_state(param, group)}
-                (kernel if has_kernel(param) else others if _is_dense(param) else tables).append(param)
+                dense = _is_dense(param)
+                (kernel if has_kernel(param, dense) else others if dense else tables).append(param)
             kernel.sort(key=_is_dense)
             for together in (kernel, tables):
                 if together:

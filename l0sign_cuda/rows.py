@@ -1,7 +1,8 @@
 """The rows of embedding tables that a batch touches: their gradients, and optimizer updates in place.
 
-Three operators of ``torch.ops.l0sign_cuda`` work on CPU tensors. Beside each stands its definition in plain
-PyTorch, which is what runs on other devices and without the binary; it is deterministic too.
+Three operators of ``torch.ops.l0sign_cuda`` work on CPU and CUDA tensors. Beside each stands its definition
+in plain PyTorch, which is what runs without the binary, and for CUDA tensors in a build without CUDA; it is
+deterministic too.
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ def embedding_rows(
 
     Returns:
         (rows, node_rows, edge_rows): the U different ids, ascending, int64 [U]; their sums [U, d] and [U, b],
-        summed in float32 at least; without ``grad_edge`` the last is [0].
+        summed in float32 at least; without ``grad_edge`` the last is [0]. On CUDA tensors the host waits for
+        U, and sums of many positions are put together from those of 32 positions each.
+
+    Raises:
+        RuntimeError: an id out of range.
     """
     return _call("embedding_rows", _embedding_rows, ids, grad_node, grad_edge, num_rows)
 
@@ -91,7 +96,8 @@ def row_adagrad_(
         row_steps: int32 [J], the last step that touched each row, 0 before the first, changed in place: a row
             makes up for the weight decay of the steps it missed since. Empty: it does not. Of a dense
             gradient it may be one number for all rows.
-        rows: int64 [U], ascending, each once.
+        rows: int64 [U], ascending, each once. (On a GPU nobody looks whether they are; what is out of range is
+            left out.)
         grads: [U, w], the gradients of these rows; of the parameters after them the whole gradients.
         lr: learning rate.
         lr_decay: the learning rate of step t is lr / (1 + (t - 1) lr_decay).
@@ -136,9 +142,10 @@ def row_adam_(
     _update("row_adam_", _row_adam, tables, steps, row_steps, rows, grads, *options)
 
 
-def has_kernel(param: Tensor) -> bool:
-    """Whether the binary updates this parameter; the definitions below take any."""
-    return param.is_cpu and param.dtype in (torch.float32, torch.float64) and param.is_contiguous()
+def has_kernel(param: Tensor, dense: bool) -> bool:
+    """Whether operators update this parameter by this kind of gradient; the definitions below take any."""
+    plain = param.dtype in (torch.float32, torch.float64) and param.is_contiguous()
+    return plain and (param.is_cpu or (param.is_cuda and not dense))
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
@@ -219,7 +226,7 @@ def _update(
     grads: Sequence[Tensor],
     *options: Any,
 ) -> None:
-    if all(map(has_kernel, tables[0])):
+    if all(has_kernel(param, dense=k >= len(rows)) for k, param in enumerate(tables[0])):
         _call(name, definition, *tables, steps, row_steps, rows, grads, *options)
         for changed in tables:  # what autograd saved of them is out of date
             torch.autograd.graph.increment_version(changed)
@@ -362,5 +369,6 @@ if _extension.is_available():
         ("row_adagrad_", _row_adagrad, lambda *args: None),
         ("row_adam_", _row_adam, lambda *args: None),
     ):
-        torch.library.impl(f"l0sign_cuda::{_name}", "CUDA", _definition)
+        if _name not in _extension.cuda_operators():
+            torch.library.impl(f"l0sign_cuda::{_name}", "CUDA", _definition)
         torch.library.register_fake(f"l0sign_cuda::{_name}", _fake)

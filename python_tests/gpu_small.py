@@ -10,6 +10,8 @@ from dataclasses import replace
 import cases
 import torch
 
+from l0sign_cuda import rows
+
 WIDTHS = (
     (8, 32, 8, 32),
     (16, 32, 8, 32),
@@ -30,6 +32,12 @@ def main() -> None:
             run(case, cases.pair_gates)
             edge_index = torch.tensor([[0, 1, 2, 2, 30], [1, 0, 2, 3, 29]], device="cuda")
             run(replace(case, edge_index=edge_index), cases.sign_edges)
+            for aggr in cases.AGGREGATIONS:
+                bag = cases.make_bag(SIZES, d=d, hidden=hidden, b=b, edge_hidden=edge_hidden, aggr=aggr)
+                for sparse in (False, True):
+                    run(bag.to(dtype, "cuda"), cases.l0_sign_bag, sparse=sparse)
+                    run(bag.to(dtype, "cuda"), cases.sign_bag, sparse=sparse)
+        update_rows(dtype)
     torch.cuda.synchronize()
 
 
@@ -40,7 +48,18 @@ def run(case: cases.Case, call: object, **options: object) -> None:
     total = sum(value.sum() for value in outputs.values() if value.requires_grad)
     gradients = torch.autograd.grad(total, list(case.leaves.values()), allow_unused=True)
     values = [*outputs.values(), *gradients]
-    assert all(bool(value.isfinite().all()) for value in values if value is not None)
+    assert all(bool(value.to_dense().isfinite().all()) for value in values if value is not None)
+
+
+def update_rows(dtype: torch.dtype) -> None:
+    """The optimizers on the rows of a table, some of which have missed steps."""
+    tables = [torch.rand(300, 5, dtype=dtype, device="cuda") for _ in range(3)]
+    last = torch.arange(300, dtype=torch.int32, device="cuda") % 7
+    ids, options = torch.arange(400, device="cuda") // 2, {"step": 7, "lr": 0.1, "weight_decay": 0.01}
+    touched, sums, _ = rows.embedding_rows(ids, torch.ones(400, 5, dtype=dtype, device="cuda"), None, 300)
+    rows.row_adagrad_(*tables[:2], last, touched, sums, eps=1e-8, **options)
+    rows.row_adam_(*tables, last, touched, sums, eps=1e-8, betas=(0.9, 0.99), **options)
+    assert all(bool(table.isfinite().all()) for table in tables)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_dense_is_ragged(call, aggr, backend, device):
 @pytest.mark.parametrize("aggr", cases.AGGREGATIONS)
 @pytest.mark.parametrize("gated", [True, False])
 def test_the_pooled_rows_of_the_layer(gated, aggr, valued, backend, device):
-    """The mean of x_i v'_i; gates, and so the counts, are the layer's bit for bit."""
+    """The mean of x_i v'_i; the counts are the layer's."""
     case = cases.make_bag([3, 0, 1, 9, 24], aggr=aggr, valued=valued).to(torch.float64, device)
     bag, layer = (cases.l0_sign_bag, cases.l0_sign) if gated else (cases.sign_bag, cases.complete_sign)
     output, apart = bag(case, backend=backend), layer(cases.looked_up(case), backend=backend)
@@ -107,16 +107,24 @@ def test_the_pooled_rows_of_the_layer(gated, aggr, valued, backend, device):
     ]  # an empty graph has 0
     torch.testing.assert_close(output["pooled"], torch.stack(pooled))
     torch.testing.assert_close(output["l2_penalty"], apart["l2_penalty"])
-    assert torch.equal(output["l0_penalty"], apart["l0_penalty"])
+    assert_same_penalty(output["l0_penalty"], apart["l0_penalty"])
     assert torch.equal(output["num_edges"], apart["num_edges"])
+
+
+def assert_same_penalty(actual, expected):
+    """To the bit on the CPU; CUDA kernels add up in an order of their own."""
+    if actual.is_cpu:
+        assert torch.equal(actual, expected)
+    else:
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_gates_are_those_of_the_layer_in_float32(seed, device):
     case = cases.make_bag([12, 0, 3, 40, 7] * 8, seed=seed).to(torch.float32, device)
     output, apart = cases.l0_sign_bag(case), cases.l0_sign(cases.looked_up(case))
-    for name in ("l0_penalty", "num_edges"):
-        assert torch.equal(output[name], apart[name]), name
+    assert torch.equal(output["num_edges"], apart["num_edges"])
+    assert_same_penalty(output["l0_penalty"], apart["l0_penalty"])
     assert 0 < output["num_edges"].sum() < (case.bounds().diff() * (case.bounds().diff() + 1) // 2).sum()
 
 

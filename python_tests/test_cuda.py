@@ -1,7 +1,8 @@
 """What only a GPU can show: agreement with the CPU, streams, graphs, devices, memory.
 
 Skipped without a GPU; REQUIRE_CUDA=1 makes that a failure. The kernels' results are tested where those of the
-CPU are, by every test that takes the fixture `device`, and on the host by `make test-simt`.
+CPU are, by every test that takes the fixture `device`, and on the host by `make test-simt`. Which operators
+are called for CUDA tensors is tested on fake ones, which need no GPU.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from dataclasses import replace
 import cases
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from l0sign_cuda import functional
+from l0sign_cuda import L0SIGN, _extension, empirical_risk, functional, ops, rows
+from l0sign_cuda.optim import RowAdagrad, RowAdam
 
 # Each takes another way: the kernels of the matrix units, at the edges of their sizes, and the general ones.
 WIDTHS = {
@@ -52,6 +56,22 @@ def test_dense_sizes(size, gpu):
     cases.assert_fused_as_good(case, cases.l0_sign, device=gpu, l2_penalty=False)
 
 
+@pytest.mark.parametrize("call", [cases.l0_sign_bag, cases.sign_bag])
+@pytest.mark.parametrize("aggr", cases.AGGREGATIONS)
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_bags(widths, aggr, call, gpu):
+    case = cases.make_bag(RAGGED, aggr=aggr, **WIDTHS[widths])
+    cases.assert_fused_as_good(case, call, device=gpu)
+    for l2_penalty in (False, True):
+        cases.assert_fused_as_good(case, call, torch.float64, gpu, l2_penalty=l2_penalty)
+
+
+@pytest.mark.parametrize("size", [1, 16, 17, 33, 300])
+def test_bags_of_dense_sizes(size, gpu):
+    case = cases.make_bag((3, size), dense=True, at=size, **WIDTHS["8x32"])
+    cases.assert_fused_as_good(case, cases.l0_sign_bag, device=gpu, l2_penalty=False)
+
+
 @pytest.mark.parametrize("seed", [0, -1, 2**62])
 def test_noise_is_that_of_the_cpu(seed, gpu):
     offsets = torch.tensor([0, 3, 3, 40, 41])
@@ -86,6 +106,78 @@ def test_results_are_reproducible_to_the_bit(widths, gpu):
             assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.parametrize("aggr", ["mean", "neighbor_mean"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_bags_are_reproducible_to_the_bit(sparse, aggr, gpu):
+    """One id is at half of all positions, so that its gradient is put together from many sums."""
+    case = cases.make_bag([10] * 300 + [33, 70], num_rows=500, aggr=aggr, **WIDTHS["8x32"])
+    case = case.to(torch.float32, gpu)
+    case.ids[::2] = 3
+    runs = [
+        cases.results(case, cases.l0_sign_bag, backend="fused", sparse=s) for s in (sparse, sparse, False)
+    ]
+    for name, value in runs[0].items():
+        for other in runs[1:]:
+            assert torch.equal(value.to_dense(), other[name].to_dense()), name
+
+
+def test_the_edges_of_a_bag_are_those_of_the_cpu(gpu):
+    case = cases.make_bag([12, 0, 3, 40, 7] * 8, num_rows=100)
+    edges = [cases.l0_sign_bag(case.to(torch.float32, d))["num_edges"].cpu() for d in ("cpu", gpu)]
+    assert torch.equal(*edges)
+
+
+@pytest.mark.parametrize("wrong", [-1, 12, 2**40])
+def test_ids_out_of_range_are_seen(wrong, gpu):
+    case = cases.make_bag([3, 4, 2]).to(torch.float32, gpu)
+    case.ids[4] = wrong
+    output = cases.l0_sign_bag(case)
+    for name in ("pooled", "l0_penalty", "l2_penalty"):
+        assert output[name][1].isnan().all() and not output[name][[0, 2]].isnan().any(), name
+    gradient = cases.results(case, cases.l0_sign_bag)["grad node_table"]
+    assert gradient.shape == (12, 3) and gradient[case.ids[:3]].isfinite().all()
+    with pytest.raises(RuntimeError, match=rf"ids: expected values in 0\.\.11, got {wrong}"):
+        cases.results(case, cases.l0_sign_bag, sparse=True)
+
+
+@pytest.mark.parametrize("width", [1, 8, 40])
+def test_sums_of_rows(width, gpu):
+    """Those of the CPU; and of few positions, up to the bit."""
+    random = torch.Generator().manual_seed(width)
+    for count, num_rows, exact in ((0, 5, True), (5000, 40, False), (5000, 10**6, True)):
+        ids = torch.randint(num_rows, (count,), generator=random)
+        grad = torch.randn(count, width, generator=random)
+        found, sums, _ = rows.embedding_rows(ids.to(gpu), grad.to(gpu), None, num_rows)
+        expected_rows, expected, _ = rows.embedding_rows(ids, grad, None, num_rows)
+        assert torch.equal(found.cpu(), expected_rows)
+        few = ids.bincount(minlength=num_rows)[expected_rows] <= 2  # more may run over a part's end
+        assert not exact or torch.equal(sums.cpu()[few], expected[few])
+        torch.testing.assert_close(sums.cpu(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", [RowAdagrad, RowAdam])
+def test_training_is_that_of_the_cpu_and_reproducible(optimizer, gpu):
+    def train(device):
+        torch.manual_seed(0)
+        model = L0SIGN(200, 8, 32, 8, 32, sparse=True).to(device)
+        steps = optimizer(model.parameters(), lr=0.01, weight_decay=1e-4)
+        random = torch.Generator().manual_seed(1)
+        for seed in range(5):
+            ids = torch.randint(200, (64, 10), generator=random).to(device)
+            target = torch.rand(64, generator=random).round().to(device)
+            output = model(ids, seed=seed)
+            steps.zero_grad()
+            empirical_risk(output, target, 1e-3, 1e-5).backward()
+            assert model.node_embedding.weight.grad.is_sparse
+            steps.step()
+        return [parameter.detach().cpu() for parameter in model.parameters()]
+
+    first, again, expected = train(gpu), train(gpu), train("cpu")
+    for value, other, wanted in zip(first, again, expected, strict=True):
+        assert torch.equal(value, other)
+        torch.testing.assert_close(value, wanted, rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("widths", ["8x32", "16x32", "16x64"])
 def test_tf32_is_used_only_where_torch_allows_it(widths, gpu):
     case = cases.make(RAGGED, **WIDTHS[widths])
@@ -117,6 +209,21 @@ def test_nobody_waits_for_the_gpu(gpu):
         torch.cuda.set_sync_debug_mode(before)
 
 
+@pytest.mark.parametrize("aggr", cases.AGGREGATIONS)
+def test_nobody_waits_for_a_bag_with_dense_gradients(aggr, gpu):
+    case = cases.make_bag(RAGGED, aggr=aggr, **WIDTHS["8x32"]).to(torch.float32, gpu)
+    case = replace(case, seed=torch.tensor([5], device=gpu))
+    case = case.with_leaves(lambda leaf: leaf.requires_grad_())
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = cases.l0_sign_bag(case)
+        total = out["pooled"].sum() + out["l0_penalty"].sum() + out["l2_penalty"].sum()
+        torch.autograd.grad(total, list(case.leaves.values()))
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def test_another_stream(gpu):
     case = cases.make(RAGGED, **WIDTHS["8x32"]).to(torch.float32, gpu)
     expected = cases.results(case, cases.l0_sign, backend="fused")
@@ -140,19 +247,20 @@ def test_the_device_of_the_tensors(gpu):
         assert torch.equal(layer(case).nodes.cpu(), expected.cpu())
 
 
+@pytest.mark.parametrize("call", [cases.l0_sign, cases.l0_sign_bag])
 @pytest.mark.parametrize("l2_penalty", [False, True])
-def test_a_graph_draws_anew_at_each_replay(l2_penalty, gpu):
-    case = cases.make(RAGGED, **WIDTHS["8x32"]).to(torch.float32, gpu)
+def test_a_graph_draws_anew_at_each_replay(l2_penalty, call, gpu):
+    make = cases.make if call is cases.l0_sign else cases.make_bag
+    case = make(RAGGED, **WIDTHS["8x32"]).to(torch.float32, gpu)
     seed = torch.tensor([1], device=gpu)
     leaves = case.with_leaves(lambda leaf: leaf.requires_grad_())
     captured = replace(leaves, seed=seed)
 
     def step():
-        out = layer(captured, l2_penalty=l2_penalty)
-        total = out.nodes.sum() + out.l0_penalty.sum()
-        if l2_penalty:
-            total = total + out.l2_penalty.sum()
-        return out.nodes.detach(), torch.autograd.grad(total, list(captured.leaves.values()))
+        out = call(captured, l2_penalty=l2_penalty)
+        total = sum(value.sum() for value in out.values() if value.requires_grad)
+        result = out["nodes" if "nodes" in out else "pooled"]
+        return result.detach(), torch.autograd.grad(total, list(captured.leaves.values()))
 
     side = torch.cuda.Stream(gpu)
     side.wait_stream(torch.cuda.current_stream(gpu))
@@ -161,15 +269,15 @@ def test_a_graph_draws_anew_at_each_replay(l2_penalty, gpu):
     torch.cuda.current_stream(gpu).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        nodes, gradients = step()
+        result, gradients = step()
     seen = []
     for value in (1, 2, 1):
         seed.fill_(value)
         graph.replay()
-        expected_nodes, expected = step()
-        assert torch.equal(nodes, expected_nodes)
+        expected_result, expected = step()
+        assert torch.equal(result, expected_result)
         assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
-        seen.append(nodes.clone())
+        seen.append(result.clone())
     assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
 
 
@@ -210,3 +318,91 @@ def test_edges_out_of_range_are_seen(gpu):
     edges = torch.tensor([[0, 3, 1], [1, 1, 0]], device=gpu)  # 3 -> 1 leaves its graph
     out = functional.sign(case.nodes, case.message, case.offsets, edge_index=edges, backend="fused")
     assert out[1].isnan().all() and not out[0].isnan().any()
+
+
+# -------------------- fake tensors: no GPU
+
+
+@pytest.fixture
+def _cuda_build():
+    if not _extension.cuda_operators():
+        pytest.skip("this build has no CUDA kernels")
+
+
+@pytest.fixture
+def _fake_cuda(_cuda_build):
+    """Tensors on a GPU that is not there. (Autograd wants a real one.)"""
+    with FakeTensorMode(shape_env=ShapeEnv()), torch.device("cuda"), torch.no_grad():
+        yield
+
+
+def networks():
+    message = [torch.ones(8, 4), torch.ones(8), torch.ones(4, 8), torch.ones(4)]
+    return message, [torch.ones(6, 3), torch.ones(6), torch.ones(1, 6), torch.ones(1)]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("aggr", cases.AGGREGATIONS)
+@pytest.mark.usefixtures("_fake_cuda")
+def test_bags_are_one_operator_on_cuda(aggr, gated):
+    """As on the CPU; half types take single steps."""
+    ids, values = torch.zeros(5, 7, dtype=torch.int64), torch.ones(5, 7)
+    message, edge = networks()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        tables = torch.ones(30, 4, dtype=dtype), torch.ones(30, 3, dtype=dtype)
+        weights = [[weight.to(dtype) for weight in network] for network in (message, edge)]
+        with cases.OperatorCalls() as calls:
+            if gated:
+                output = functional.l0_sign_bag(ids, *tables, *weights, values=values, seed=1, aggr=aggr)
+            else:
+                output = functional.sign_bag(ids, tables[0], weights[0], values=values, aggr=aggr)
+        name = "l0_sign" if gated else "sign"
+        assert calls.names == [name if dtype == torch.bfloat16 else f"{name}_bag"]
+        assert all(value.is_cuda and value.shape[0] == 5 for value in output)
+        assert output.pooled.dtype == dtype and output.num_edges.dtype == torch.int64
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.usefixtures("_fake_cuda")
+def test_the_gradients_of_bags_on_cuda(gated, sparse):
+    ids, tables = torch.zeros(35, dtype=torch.int64), [torch.ones(30, 4), torch.ones(30, 3)]
+    message, edge = networks()
+    pooled, penalty, none = torch.ones(5, 4), torch.ones(5), torch.ones(0, dtype=torch.int32)
+    if gated:
+        weights, grads = [*tables, *message, *edge], (pooled, penalty, penalty)
+        options = (None, 7, None, 0, 2 / 3, -0.1, 1.1, sparse, none)
+        touched, *gradients = ops.l0_sign_bag_backward(*grads, ids, None, *weights, *options)
+    else:
+        weights = [tables[0], *message]
+        options = (None, 7, 0, sparse)
+        touched, *gradients = ops.sign_bag_backward(pooled, penalty, ids, None, *weights, *options)
+    for gradient, weight in zip(gradients, weights, strict=True):
+        assert gradient.is_cuda
+        if sparse and weight.shape[0] == 30:
+            assert gradient.shape == (touched.shape[0], weight.shape[1])
+        else:
+            assert gradient.shape == weight.shape
+
+
+@pytest.mark.usefixtures("_fake_cuda")
+def test_rows_of_tables_on_cuda():
+    with cases.OperatorCalls() as calls:
+        touched, sums, _ = rows.embedding_rows(torch.zeros(9, dtype=torch.int64), torch.ones(9, 4), None, 30)
+        options = {"step": 1, "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
+        tables = [torch.zeros(30, 4) for _ in range(3)]
+        rows.row_adagrad_(*tables[:2], None, touched, sums, **options)
+        rows.row_adam_(*tables, None, touched, sums, **options, betas=(0.9, 0.99))
+    assert calls.names == ["embedding_rows", "row_adagrad_", "row_adam_"]
+    assert sums.is_cuda and sums.shape == (touched.shape[0], 4)
+
+
+@pytest.mark.usefixtures("_cuda_build")
+def test_every_operator_has_a_kernel_for_both():
+    """As the dispatcher sees it: kernels, and none of the compositions that stand in for them."""
+    names = {name.removeprefix("l0sign_cuda::") for name in torch._C._dispatch_get_all_op_names()
+             if name.startswith("l0sign_cuda::")}  # fmt: skip
+    assert names == _extension.cuda_operators()
+    for name in names:
+        for key in ("CPU", "CUDA"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"l0sign_cuda::{name}", key), (name, key)

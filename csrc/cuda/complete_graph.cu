@@ -1,9 +1,12 @@
 // The general path over all pairs of each graph: any size, float32 and float64. See row.h for how it works.
+// The forward of the bags is in pooled.cu, and so is their backward over small graphs; over others it is the
+// one here, with D_i = alpha_i D.
 #include "cuda/complete_graph.h"
 
 #include <type_traits>
 
 #include "cuda/gate_noise.h"
+#include "cuda/pooled.h"
 #include "cuda/row.h"
 #include "cuda/tiles_launch.h"
 
@@ -12,30 +15,9 @@ namespace {
 
 // ---- What the kernels share ----
 
-// The problem and the memory that a call works in.
-template <class A>
-struct Launch {
-  CompleteGraph<A> problem;
-  GateFunction<A> gate;
-  Network<A> message, edge;
-  int64_t* pair_offsets;  // [G + 1], where single pairs are read or written
-  // Forward: what each row adds to its graph's sums.
-  A *l0, *l2;      // [N]
-  int32_t* edges;  // [N]
-  // Backward.
-  A *scale, *grad_hidden, *grad_gate;  // [N], [N, H], [N]
-  GradientLayout message_gradients, edge_gradients;
-  A *partials, *sums;  // [warps, size], [size]
-  A* scratch;          // [warps, scratch_size]
-  int64_t scratch_size;
-  int64_t blocks, bytes;
-
-  int64_t warps() const { return blocks * kRowWarps; }
-};
-
 template <class A>
 bool has_message(const CompleteGraph<A>& p, bool backward) {
-  return p.nodes && (!backward || p.grad_out || p.grad_l2);
+  return p.nodes && (!backward || p.grad_out || p.grad_pooled || p.grad_l2);
 }
 
 template <class A>
@@ -44,9 +26,9 @@ bool wants_pairs(const CompleteGraph<A>& p) {
 }
 
 template <class A>
-Launch<A> plan(const CompleteGraph<A>& p, bool backward, void* memory) {
+PairLaunch<A> plan(const CompleteGraph<A>& p, bool backward, void* memory) {
   Arena arena(memory);
-  Launch<A> l = {};
+  PairLaunch<A> l = {};
   l.problem = p;
   l.gate = GateFunction<A>(p.gate);
   const int64_t N = p.graphs.num_nodes;
@@ -67,11 +49,16 @@ Launch<A> plan(const CompleteGraph<A>& p, bool backward, void* memory) {
     l.edge_gradients = gradient_layout(l.message_gradients.end, p.edge);
     if (message) {
       l.scale = arena.take<A>(N);
-      l.grad_hidden = p.grad_out ? arena.take<A>(N * p.message.hidden) : nullptr;
-      l.grad_gate = p.grad_out ? arena.take<A>(N) : nullptr;
+      if (p.grad_out || p.grad_pooled) {
+        const int64_t rows = p.pools ? p.graphs.count : N;
+        l.grad_hidden = arena.take<A>(rows * p.message.hidden);
+        l.grad_gate = arena.take<A>(rows);
+      }
       l.scratch_size = MessageScratch<A>::size(p.message.in, p.message.hidden, p.message.out);
     }
     if (p.edge_nodes) l.scratch_size += p.edge.hidden * (1 + p.edge.in);
+    l.small_apart = p.pools && !p.grad_l2;
+    if (l.small_apart && l.scratch_size < pooled_scratch(p)) l.scratch_size = pooled_scratch(p);
     const int64_t size = l.edge_gradients.end;
     l.blocks = blocks_for(units, kRowWarps * (l.scratch_size + size) * sizeof(A));
     l.partials = arena.take<A>(l.warps() * size);
@@ -84,13 +71,14 @@ Launch<A> plan(const CompleteGraph<A>& p, bool backward, void* memory) {
 
 // ---- Forward ----
 
-template <class A>
-__global__ void __launch_bounds__(kRowThreads) forward_rows(Launch<A> l) {
+template <class A, class Rows>
+__global__ void __launch_bounds__(kRowThreads) forward_rows(PairLaunch<A> l) {
   const CompleteGraph<A>& p = l.problem;
+  const Rows nodes = Rows::nodes(p), edge_nodes = Rows::edges(p);
   const int lane = threadIdx.x % kWarp;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
   const bool gated = p.edge_nodes, message = p.nodes;
-  const int64_t H = l.message.hidden_size, d = l.message.out_size, b = l.edge.in_size;
+  const int64_t H = l.message.hidden_size, d = l.message.out_size;
   A* const hidden_sum = l.scratch + warp * l.scratch_size;
   A* const hidden = hidden_sum + H;
   for (int64_t row = warp; row < p.graphs.num_nodes; row += static_cast<int64_t>(gridDim.x) * kRowWarps) {
@@ -104,7 +92,7 @@ __global__ void __launch_bounds__(kRowThreads) forward_rows(Launch<A> l) {
       const bool active = partner < graph.end, counts = active && partner >= row;
       A gate = active ? A(1) : A(0);
       if (gated && active) {
-        const A logit = edge_logit(l.edge, p.edge_nodes + row * b, p.edge_nodes + partner * b);
+        const A logit = edge_logit(l.edge, edge_nodes, row, partner);
         const int64_t pair = unordered_pair(row - graph.begin, partner - graph.begin, n);
         const Gate<A> g = l.gate(logit, graph.graph, pair);
         gate = g.value;
@@ -123,7 +111,7 @@ __global__ void __launch_bounds__(kRowThreads) forward_rows(Launch<A> l) {
         const Chunk<A> chunk = take_chunk(open, partner, gate);
         for (int h = lane; h < H; h += kWarp) {
           A y[kChunk], sum = 0;
-          hidden_unit(l.message, h, p.nodes, row, chunk, y);
+          hidden_unit(l.message, h, nodes, row, chunk, y);
 #pragma unroll
           for (int c = 0; c < kChunk; ++c) {
             if (c < chunk.count) sum = std::fma(chunk.factor[c], relu(y[c]), sum);
@@ -134,13 +122,8 @@ __global__ void __launch_bounds__(kRowThreads) forward_rows(Launch<A> l) {
         if (!p.l2) continue;
         __syncwarp();
         for (int c = 0; c < chunk.count; ++c) {
-          if (chunk.partner[c] < row || !(chunk.factor[c] > 0)) continue;
-          for (int64_t k = lane; k < d; k += kWarp) {
-            A z = l.message.out_bias[k];
-            for (int64_t h = 0; h < H; ++h)
-              z = std::fma(l.message.out_transposed[h * d + k], hidden[c * H + h], z);
-            l2 = std::fma(z, z, l2);
-          }
+          if (chunk.partner[c] >= row && chunk.factor[c] > 0)
+            l2 += squared_norm(l.message, hidden + c * H, lane);
         }
         __syncwarp();
       }
@@ -160,17 +143,15 @@ __global__ void __launch_bounds__(kRowThreads) forward_rows(Launch<A> l) {
 
 // A warp a graph adds up what its rows left.
 template <class A>
-__global__ void __launch_bounds__(kRowThreads) sum_graphs(Launch<A> l) {
+__global__ void __launch_bounds__(kRowThreads) sum_graphs(PairLaunch<A> l) {
   const CompleteGraph<A>& p = l.problem;
   const int lane = threadIdx.x % kWarp;
   for (int64_t graph = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
        graph < p.graphs.count; graph += static_cast<int64_t>(gridDim.x) * kRowWarps) {
-    int64_t begin = graph * p.graphs.graph_size, end = begin + p.graphs.graph_size;
-    if (p.graphs.offsets) begin = p.graphs.offsets[graph], end = p.graphs.offsets[graph + 1];
-    begin = begin < 0 ? 0 : begin, end = end > p.graphs.num_nodes ? p.graphs.num_nodes : end;
+    const GraphOfRow rows = graph_at(p.graphs, graph);
     A l0 = 0, l2 = 0;
     int64_t edges = 0;
-    for (int64_t row = begin + lane; row < end; row += kWarp) {
+    for (int64_t row = rows.begin + lane; row < rows.end; row += kWarp) {
       if (l.l0) l0 += l.l0[row];
       if (l.l2) l2 += l.l2[row];
       if (l.edges) edges += l.edges[row];
@@ -186,23 +167,24 @@ __global__ void __launch_bounds__(kRowThreads) sum_graphs(Launch<A> l) {
 // ---- Backward ----
 
 template <class A>
-__global__ void __launch_bounds__(kRowThreads) scale_rows(Launch<A> l) {
+__global__ void __launch_bounds__(kRowThreads) scale_rows(PairLaunch<A> l) {
   const CompleteGraph<A>& p = l.problem;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x; row < p.graphs.num_nodes;
        row += static_cast<int64_t>(gridDim.x) * kRowThreads) {
     const GraphOfRow graph = graph_of_row(p.graphs, row);
-    const bool counted = p.aggregation == Aggregation::neighbor_mean;
-    l.scale[row] = aggregation_scale<A>(p.aggregation, graph.end - graph.begin, counted ? p.degree[row] : 0);
+    l.scale[row] = p.pools ? pooled_share(p, TableRows<A>::nodes(p), graph, row) : node_scale(p, graph, row);
   }
 }
 
-template <class A>
-__global__ void __launch_bounds__(kRowThreads) backward_rows(Launch<A> l) {
+template <class A, class Rows>
+__global__ void __launch_bounds__(kRowThreads) backward_rows(PairLaunch<A> l) {
   const CompleteGraph<A>& p = l.problem;
+  const Rows nodes = Rows::nodes(p), edge_nodes = Rows::edges(p);
   const int lane = threadIdx.x % kWarp;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
   const bool gated = p.edge_nodes, message = l.message.in_size > 0;
-  const int64_t d = l.message.out_size, b = l.edge.in_size, He = l.edge.hidden_size;
+  const int64_t H = l.message.hidden_size, d = l.message.out_size;
+  const int64_t b = l.edge.in_size, He = l.edge.hidden_size;
   A* const gradients = l.partials + warp * l.edge_gradients.end;
   A* const memory = l.scratch + warp * l.scratch_size;
   const auto s = MessageScratch<A>::at(memory, gradients, l.message.in_size, l.message.hidden_size);
@@ -215,8 +197,15 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(Launch<A> l) {
   for (int64_t row = warp; row < p.graphs.num_nodes; row += static_cast<int64_t>(gridDim.x) * kRowWarps) {
     const GraphOfRow graph = graph_of_row(p.graphs, row);
     const int64_t n = graph.end - graph.begin;
+    if (l.small_apart && n <= kSmallBag) continue;
     const A grad_l0 = p.grad_l0 ? p.grad_l0[graph.graph] : A(0);
     const A grad_l2 = p.grad_l2 ? p.grad_l2[graph.graph] : A(0);
+    // Where grad_out, grad_hidden and grad_gate have what node `row` and a partner receive, and times what.
+    const int64_t own = p.pools ? graph.graph : row;
+    const auto ends = [&](const A* of_rows, int64_t width, int64_t k, int64_t partner) {
+      return p.pools ? (l.scale[row] + l.scale[partner]) * of_rows[own * width + k]
+                     : of_rows[row * width + k] + of_rows[partner * width + k];
+    };
     A gate_sum = 0, logit_sum = 0;
     for (int64_t first = graph.begin; first < graph.end; first += kWarp) {
       const int64_t partner = first + lane;
@@ -225,7 +214,7 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(Launch<A> l) {
       Gate<A> gate = {active ? A(1) : A(0), 0, 0, 0};
       A grad_gate = 0, grad_logit = 0;
       if (gated && active) {
-        const A logit = edge_logit(l.edge, p.edge_nodes + row * b, p.edge_nodes + partner * b);
+        const A logit = edge_logit(l.edge, edge_nodes, row, partner);
         const int64_t pair = unordered_pair(row - graph.begin, partner - graph.begin, n);
         gate = l.gate(logit, graph.graph, pair);
         const int64_t at = l.pair_offsets ? l.pair_offsets[graph.graph] + pair : 0;
@@ -240,14 +229,17 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(Launch<A> l) {
         const auto l2_factor = [&](int c) {
           return chunk.factor[c] > 0 ? (chunk.partner[c] == row ? 4 : 2) * grad_l2 : A(0);
         };
+        const auto grad_hidden = [&](int c, int64_t h) {
+          return l.grad_hidden ? ends(l.grad_hidden, H, h, chunk.partner[c]) : A(0);
+        };
         A grad_factor[kChunk];
-        message_backward(l.message, l.message_gradients, s, p.nodes, row, chunk, l.grad_hidden, {true, true},
-                         true, p.grad_l2 != nullptr, l2_factor, lane, grad_factor);
+        message_backward(l.message, l.message_gradients, s, nodes, row, chunk, grad_hidden, true,
+                         p.grad_l2 != nullptr, l2_factor, lane, grad_factor);
 #pragma unroll
         for (int c = 0; c < kChunk; ++c)
           if (c < chunk.count && lane == chunk.lane[c]) {
             grad_gate += grad_factor[c];
-            if (l.grad_gate) grad_gate += l.grad_gate[row] + l.grad_gate[partner];
+            if (l.grad_gate) grad_gate += ends(l.grad_gate, 1, 0, partner);
           }
       }
       if (!gated) continue;
@@ -256,9 +248,10 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(Launch<A> l) {
       unsigned has_gradient = __ballot_sync(kAllLanes, grad_logit != 0);
       while (has_gradient) {
         const Chunk<A> chunk = take_chunk(has_gradient, partner, grad_logit);
+        const PartnerRows<A> partners(edge_nodes, chunk);
         for (int64_t h = lane; h < He; h += kWarp) {
           A y[kChunk], bias = 0;
-          hidden_unit(l.edge, static_cast<int>(h), p.edge_nodes, row, chunk, y);
+          hidden_unit(l.edge, static_cast<int>(h), edge_nodes, row, chunk, y);
 #pragma unroll
           for (int c = 0; c < kChunk; ++c) {
             y[c] = c < chunk.count && y[c] > 0 ? chunk.factor[c] : A(0);
@@ -269,23 +262,24 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(Launch<A> l) {
             A sum = 0;
 #pragma unroll
             for (int c = 0; c < kChunk; ++c)
-              if (c < chunk.count) sum = std::fma(y[c], p.edge_nodes[chunk.partner[c] * b + k], sum);
+              if (c < chunk.count) sum = std::fma(y[c], partners.row[c][k], sum);
             edge_outer[k * He + h] += sum;
           }
         }
       }
     }
     if (message) {
-      if (p.grad_out)
-        finish_out_gradients(l.message, l.message_gradients, s, p.grad_out + row * d, l.scale[row],
+      if (l.grad_hidden)
+        finish_out_gradients(l.message, l.message_gradients, s,
+                             (p.pools ? p.grad_pooled : p.grad_out) + own * d, l.scale[row],
                              warp_sum(gate_sum), lane);
-      finish_outer(l.message, static_cast<const A*>(nullptr), s.outer, p.nodes + row * d,
+      finish_outer(l.message, static_cast<const A*>(nullptr), s.outer, nodes, row,
                    gradients + l.message_gradients.hidden, p.grad_nodes + row * d, lane);
       move_to(gradients + l.message_gradients.hidden_bias, s.bias_sum, l.message.hidden_size, lane);
     }
     if (gated) {
-      finish_outer(l.edge, l.edge.out, edge_outer, p.edge_nodes + row * b,
-                   gradients + l.edge_gradients.hidden, p.grad_edge_nodes + row * b, lane);
+      finish_outer(l.edge, l.edge.out, edge_outer, edge_nodes, row, gradients + l.edge_gradients.hidden,
+                   p.grad_edge_nodes + row * b, lane);
       move_to(gradients + l.edge_gradients.hidden_bias, edge_bias, He, lane);
       logit_sum = warp_sum(logit_sum);
       if (lane == 0) gradients[l.edge_gradients.out_bias] += logit_sum;
@@ -296,15 +290,31 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(Launch<A> l) {
 }  // namespace
 
 template <class A>
-cudaError_t prepare(const Launch<A>& l, cudaStream_t stream) {
+cudaError_t prepare(const PairLaunch<A>& l, cudaStream_t stream) {
   if (l.message.in_size) L0SIGN_TRY(write_transposed(l.message, stream));
   if (l.edge.in_size) L0SIGN_TRY(write_transposed(l.edge, stream));
   if (l.pair_offsets) L0SIGN_TRY(first_pairs(l.problem.graphs, l.pair_offsets, stream));
   return cudaSuccess;
 }
 
+// The number of open edges of each node: what the pooled sum is divided by depends on them, so gates come
+// first.
+template <class A>
+CompleteGraph<A> degrees_of(CompleteGraph<A> bag) {
+  bag.nodes = nullptr;
+  bag.pools = false;
+  bag.pooled = bag.l0 = bag.l2 = nullptr;
+  bag.num_edges = nullptr;
+  return bag;
+}
+
 template <class A>
 int64_t forward_workspace(const CompleteGraph<A>& problem) {
+  if (problem.pools) {
+    const int64_t before = problem.degree ? forward_workspace(degrees_of(problem)) : 0;
+    const int64_t bytes = pooled_workspace(problem);
+    return bytes > before ? bytes : before;
+  }
   if constexpr (std::is_same_v<A, float>)
     if (tiles_take(problem, false)) return tiles_workspace(problem, false);
   return plan(problem, false, nullptr).bytes;
@@ -313,17 +323,22 @@ int64_t forward_workspace(const CompleteGraph<A>& problem) {
 template <class A>
 int64_t backward_workspace(const CompleteGraph<A>& problem) {
   if constexpr (std::is_same_v<A, float>)
-    if (tiles_take(problem, true)) return tiles_workspace(problem, true);
+    if (!problem.pools && tiles_take(problem, true)) return tiles_workspace(problem, true);
   return plan(problem, true, nullptr).bytes;
 }
 
 template <class A>
 cudaError_t forward(const CompleteGraph<A>& problem, void* workspace, cudaStream_t stream) {
+  if (problem.pools) {
+    if (problem.degree) L0SIGN_TRY(forward(degrees_of(problem), workspace, stream));
+    return pooled_forward(problem, workspace, stream);
+  }
   if constexpr (std::is_same_v<A, float>)
     if (tiles_take(problem, false)) return tiles_forward(problem, workspace, stream);
-  const Launch<A> l = plan(problem, false, workspace);
+  const PairLaunch<A> l = plan(problem, false, workspace);
   L0SIGN_TRY(prepare(l, stream));
-  if (problem.graphs.num_nodes) L0SIGN_TRY(launch(forward_rows<A>, l.blocks, kRowThreads, 0, stream, l));
+  const auto rows = problem.ids ? forward_rows<A, TableRows<A>> : forward_rows<A, NodeRows<A>>;
+  if (problem.graphs.num_nodes) L0SIGN_TRY(launch(rows, l.blocks, kRowThreads, 0, stream, l));
   if (problem.graphs.count && (l.l0 || l.l2 || l.edges))
     L0SIGN_TRY(launch(sum_graphs<A>, blocks_for((problem.graphs.count + kRowWarps - 1) / kRowWarps, 0),
                       kRowThreads, 0, stream, l));
@@ -333,16 +348,23 @@ cudaError_t forward(const CompleteGraph<A>& problem, void* workspace, cudaStream
 template <class A>
 cudaError_t backward(const CompleteGraph<A>& problem, void* workspace, cudaStream_t stream) {
   if constexpr (std::is_same_v<A, float>)
-    if (tiles_take(problem, true)) return tiles_backward(problem, workspace, stream);
-  const Launch<A> l = plan(problem, true, workspace);
+    if (!problem.pools && tiles_take(problem, true)) return tiles_backward(problem, workspace, stream);
+  const PairLaunch<A> l = plan(problem, true, workspace);
   const int64_t N = problem.graphs.num_nodes;
   L0SIGN_TRY(prepare(l, stream));
   if (l.scale && N)
     L0SIGN_TRY(
         launch(scale_rows<A>, blocks_for((N + kRowThreads - 1) / kRowThreads, 0), kRowThreads, 0, stream, l));
-  if (l.grad_hidden)
-    L0SIGN_TRY(hidden_gradients(l.message, problem.grad_out, l.scale, N, l.grad_hidden, l.grad_gate, stream));
-  L0SIGN_TRY(launch(backward_rows<A>, l.blocks, kRowThreads, 0, stream, l));
+  if (l.grad_hidden) {
+    const auto gradients = [&](const A* grad, const A* scale, int64_t count) {
+      return hidden_gradients(l.message, grad, scale, count, l.grad_hidden, l.grad_gate, stream);
+    };
+    L0SIGN_TRY(problem.pools ? gradients(problem.grad_pooled, nullptr, problem.graphs.count)
+                             : gradients(problem.grad_out, l.scale, N));
+  }
+  const auto rows = problem.ids ? backward_rows<A, TableRows<A>> : backward_rows<A, NodeRows<A>>;
+  L0SIGN_TRY(launch(rows, l.blocks, kRowThreads, 0, stream, l));
+  if (l.small_apart) L0SIGN_TRY(pooled_backward(l, stream));
   L0SIGN_TRY(sum_partials(l.partials, l.warps(), l.edge_gradients.end, l.sums, stream));
   if (problem.nodes)
     L0SIGN_TRY(

@@ -97,6 +97,7 @@ __global__ void __launch_bounds__(kRowThreads) forward_edges(Launch<A> l) {
   const int lane = threadIdx.x % kWarp, H = l.message.hidden_size;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
   A* const hidden_sum = l.scratch + warp * l.scratch_size;
+  const NodeRows<A> nodes = {p.nodes, l.message.in_size};
   for (int64_t row = warp; row < p.graphs.num_nodes; row += static_cast<int64_t>(gridDim.x) * kRowWarps) {
     const GraphOfRow graph = graph_of_row(p.graphs, row);
     clear(hidden_sum, H, lane);
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kRowThreads) forward_edges(Launch<A> l) {
         const Chunk<A> chunk = take_chunk(lanes, edge.partner, edge.weight);
         for (int h = lane; h < H; h += kWarp) {
           A y[kChunk], sum = 0;
-          hidden_unit(l.message, h, p.nodes, row, chunk, y);
+          hidden_unit(l.message, h, nodes, row, chunk, y);
 #pragma unroll
           for (int c = 0; c < kChunk; ++c)
             if (c < chunk.count) sum = std::fma(chunk.factor[c], relu(y[c]), sum);
@@ -148,6 +149,8 @@ __global__ void __launch_bounds__(kRowThreads) backward_edges(Launch<A> l) {
   A* const gradients = l.partials + warp * l.gradients.end;
   A* const memory = l.scratch + warp * l.scratch_size;
   const auto s = MessageScratch<A>::at(memory, gradients, d, l.message.hidden_size);
+  const NodeRows<A> nodes = {p.nodes, l.message.in_size};
+  const int64_t H = l.message.hidden_size;
   const auto no_l2 = [](int) { return A(0); };
   clear(gradients, l.gradients.end, lane);
   clear(memory, l.scratch_size, lane);
@@ -162,8 +165,9 @@ __global__ void __launch_bounds__(kRowThreads) backward_edges(Launch<A> l) {
       while (lanes) {
         const Chunk<A> chunk = take_chunk(lanes, edge.partner, edge.weight);
         A grad_factor[kChunk];
-        message_backward(l.message, l.gradients, s, p.nodes, row, chunk, l.grad_hidden, {true, false}, true,
-                         false, no_l2, lane, grad_factor);
+        const auto of_target = [&](int, int64_t h) { return l.grad_hidden[row * H + h]; };
+        message_backward(l.message, l.gradients, s, nodes, row, chunk, of_target, true, false, no_l2, lane,
+                         grad_factor);
 #pragma unroll
         for (int c = 0; c < kChunk; ++c)
           if (c < chunk.count && lane == chunk.lane[c]) grad_weight += grad_factor[c];
@@ -175,13 +179,14 @@ __global__ void __launch_bounds__(kRowThreads) backward_edges(Launch<A> l) {
       while (lanes) {
         const Chunk<A> chunk = take_chunk(lanes, edge.partner, edge.weight);
         A grad_factor[kChunk];
-        message_backward(l.message, l.gradients, s, p.nodes, row, chunk, l.grad_hidden, {false, true}, false,
-                         false, no_l2, lane, grad_factor);
+        const auto of_target = [&](int c, int64_t h) { return l.grad_hidden[chunk.partner[c] * H + h]; };
+        message_backward(l.message, l.gradients, s, nodes, row, chunk, of_target, false, false, no_l2, lane,
+                         grad_factor);
       }
     });
     finish_out_gradients(l.message, l.gradients, s, p.grad_out + row * d, l.scale[row], warp_sum(weight_sum),
                          lane);
-    finish_outer(l.message, static_cast<const A*>(nullptr), s.outer, p.nodes + row * d,
+    finish_outer(l.message, static_cast<const A*>(nullptr), s.outer, nodes, row,
                  gradients + l.gradients.hidden, p.grad_nodes + row * d, lane);
     move_to(gradients + l.gradients.hidden_bias, s.bias_sum, l.message.hidden_size, lane);
   }

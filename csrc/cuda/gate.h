@@ -57,7 +57,14 @@ struct GraphOfRow {
   int64_t graph, begin, end;  // the rows [begin, end)
 };
 
-// Stays in bounds whatever the offsets hold: they are on the device, and nobody has read them.
+// Both stay in bounds whatever the offsets hold: they are on the device, and nobody has read them.
+__device__ __forceinline__ GraphOfRow graph_at(const Graphs& graphs, int64_t graph) {
+  int64_t begin = graph * graphs.graph_size, end = begin + graphs.graph_size;
+  if (graphs.offsets) begin = graphs.offsets[graph], end = graphs.offsets[graph + 1];
+  begin = begin < 0 ? 0 : begin > graphs.num_nodes ? graphs.num_nodes : begin;
+  return {graph, begin, end < begin ? begin : end > graphs.num_nodes ? graphs.num_nodes : end};
+}
+
 __device__ __forceinline__ GraphOfRow graph_of_row(const Graphs& graphs, int64_t row) {
   if (!graphs.offsets) {
     const int64_t graph = row / graphs.graph_size;

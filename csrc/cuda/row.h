@@ -16,6 +16,52 @@ constexpr int kChunk = 8;  // pairs that go through a layer together
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
 
+// The rows that pairs are products of: row k is node k's, times scale(k).
+template <class A>
+struct NodeRows {
+  const A* rows;  // [N, width]
+  int width;
+
+  static __device__ NodeRows nodes(const CompleteGraph<A>& p) {
+    return {p.nodes, static_cast<int>(p.message.in)};
+  }
+  static __device__ NodeRows edges(const CompleteGraph<A>& p) {
+    return {p.edge_nodes, static_cast<int>(p.edge.in)};
+  }
+  __device__ __forceinline__ const A* row(int64_t k) const { return rows + k * width; }
+  __device__ __forceinline__ A scale(int64_t) const { return 1; }
+};
+
+// The same for nodes that are rows of a table. An id out of range reads none that is not there, and makes
+// everything that depends on it NaN: nobody waits for the GPU to say so.
+template <class A>
+struct TableRows {
+  const A* table;      // [J, width]
+  const int64_t* ids;  // [N]
+  const A* values;     // [N], or null: all ones
+  int64_t count;       // J
+  int width;
+
+  static __device__ TableRows nodes(const CompleteGraph<A>& p) {
+    return {p.nodes, p.ids, p.values, p.num_rows, static_cast<int>(p.message.in)};
+  }
+  static __device__ TableRows edges(const CompleteGraph<A>& p) {
+    return {p.edge_nodes, p.ids, nullptr, p.num_rows, static_cast<int>(p.edge.in)};
+  }
+  __device__ __forceinline__ const A* row(int64_t k) const {
+    const int64_t id = ids[k];
+    return table + (is_row(id) ? id : 0) * width;
+  }
+  __device__ __forceinline__ A scale(int64_t k) const {
+    return !is_row(ids[k]) ? static_cast<A>(NAN) : values ? values[k] : A(1);
+  }
+
+ private:
+  __device__ __forceinline__ bool is_row(int64_t id) const {
+    return static_cast<uint64_t>(id) < static_cast<uint64_t>(count);
+  }
+};
+
 // Up to kChunk partners; the same in all lanes.
 template <class A>
 struct Chunk {
@@ -42,25 +88,42 @@ __device__ __forceinline__ Chunk<A> take_chunk(unsigned& lanes, int64_t partner,
   return chunk;
 }
 
-// Unit h of the hidden layer, before the relu, for each pair (row, partner).
+// The partners' rows.
 template <class A>
-__device__ __forceinline__ void hidden_unit(const Network<A>& n, int h, const A* rows, int64_t row,
+struct PartnerRows {
+  const A* row[kChunk];
+  A scale[kChunk];
+
+  template <class Rows>
+  __device__ __forceinline__ PartnerRows(const Rows& rows, const Chunk<A>& chunk) {
+#pragma unroll
+    for (int c = 0; c < kChunk; ++c)
+      row[c] = rows.row(chunk.partner[c]), scale[c] = rows.scale(chunk.partner[c]);
+  }
+};
+
+// Unit h of the hidden layer, before the relu, for each pair (row, partner).
+template <class A, class Rows>
+__device__ __forceinline__ void hidden_unit(const Network<A>& n, int h, const Rows& rows, int64_t row,
                                             const Chunk<A>& chunk, A (&y)[kChunk]) {
-  const A* own = rows + row * n.in_size;
+  const A *own = rows.row(row), own_scale = rows.scale(row);
+  const PartnerRows<A> partners(rows, chunk);
 #pragma unroll
   for (int c = 0; c < kChunk; ++c) y[c] = n.hidden_bias[h];
   for (int k = 0; k < n.in_size; ++k) {
     const A weight = n.hidden_transposed[static_cast<int64_t>(k) * n.hidden_size + h], x = own[k];
 #pragma unroll
     for (int c = 0; c < kChunk; ++c)
-      y[c] = std::fma(weight, x * rows[chunk.partner[c] * n.in_size + k], y[c]);
+      y[c] = std::fma(weight, own_scale * partners.scale[c] * (x * partners.row[c][k]), y[c]);
   }
 }
 
-// The logit of one pair, by one lane. Unit by unit the same operations as hidden_unit, and so the same bits.
-template <class A>
-__device__ __forceinline__ A edge_logit(const Network<A>& n, const A* left, const A* right) {
+// The logit of one pair of nodes, by one lane. Unit by unit the same operations as hidden_unit, and so the
+// same bits: the rows of edges are not scaled, a scale says no more than whether there is a row.
+template <class A, class Rows>
+__device__ __forceinline__ A edge_logit(const Network<A>& n, const Rows& rows, int64_t i, int64_t j) {
   constexpr int kUnits = 4;
+  const A *left = rows.row(i), *right = rows.row(j);
   A logit = n.out_bias[0];
   for (int h = 0; h < n.hidden_size; h += kUnits) {
     A y[kUnits];
@@ -77,7 +140,20 @@ __device__ __forceinline__ A edge_logit(const Network<A>& n, const A* left, cons
     for (int m = 0; m < kUnits; ++m)
       if (h + m < n.hidden_size) logit = std::fma(n.out[h + m], relu(y[m]), logit);
   }
-  return logit;
+  return rows.scale(i) * rows.scale(j) * logit;
+}
+
+// This lane's part of |z|^2 for one pair, from its hidden units relu(...) [H].
+template <class A>
+__device__ __forceinline__ A squared_norm(const Network<A>& n, const A* hidden, int lane) {
+  A sum = 0;
+  for (int64_t k = lane; k < n.out_size; k += kWarp) {
+    A z = n.out_bias[k];
+    for (int64_t h = 0; h < n.hidden_size; ++h)
+      z = std::fma(n.out_transposed[h * n.out_size + k], hidden[h], z);
+    sum = std::fma(z, z, sum);
+  }
+  return sum;
 }
 
 template <class T>
@@ -120,20 +196,15 @@ struct MessageScratch {
   }
 };
 
-// Whose W2^T D an edge's message receives.
-struct Receivers {
-  bool own, partner;
-};
-
-// Adds a chunk of pairs of `row` to the sums. grad_hidden: [N, H] W2^T D, or null. l2_factor(c): what
-// d|z_c|^2 receives. Returns in `grad_factor` what the factor of each pair receives through the hidden units,
-// in all lanes.
-template <class A, class L2Factor>
+// Adds a chunk of pairs of `row` to the sums. grad_hidden(c, h): what unit h of pair c receives, but for the
+// pair's factor: W2^T D of the ends that the message goes to. l2_factor(c): what d|z_c|^2 receives. Returns
+// in `grad_factor` what the factor of each pair receives through the hidden units, in all lanes.
+template <class A, class Rows, class GradHidden, class L2Factor>
 __device__ __forceinline__ void message_backward(const Network<A>& n, const GradientLayout& at,
-                                                 const MessageScratch<A>& s, const A* nodes, int64_t row,
-                                                 const Chunk<A>& chunk, const A* grad_hidden,
-                                                 Receivers receivers, bool add_to_sum, bool l2,
-                                                 L2Factor l2_factor, int lane, A (&grad_factor)[kChunk]) {
+                                                 const MessageScratch<A>& s, const Rows& nodes, int64_t row,
+                                                 const Chunk<A>& chunk, GradHidden grad_hidden,
+                                                 bool add_to_sum, bool l2, L2Factor l2_factor, int lane,
+                                                 A (&grad_factor)[kChunk]) {
   const int64_t H = n.hidden_size, d = n.out_size;
   for (int h = lane; h < H; h += kWarp) {
     A y[kChunk];
@@ -156,18 +227,16 @@ __device__ __forceinline__ void message_backward(const Network<A>& n, const Grad
   }
 #pragma unroll
   for (int c = 0; c < kChunk; ++c) grad_factor[c] = 0;
+  const PartnerRows<A> partners(nodes, chunk);
   for (int h = lane; h < H; h += kWarp) {
-    const A own = grad_hidden && receivers.own ? grad_hidden[row * H + h] : A(0);
     A grads[kChunk], bias = 0, sum = 0;
 #pragma unroll
     for (int c = 0; c < kChunk; ++c) {
       grads[c] = 0;
       if (c >= chunk.count) continue;
-      const A y = s.hidden[c * H + h], on = relu(y);
-      A both = own;
-      if (grad_hidden && receivers.partner) both += grad_hidden[chunk.partner[c] * H + h];
-      grad_factor[c] += both * on;
-      A grad = chunk.factor[c] * both;
+      const A y = s.hidden[c * H + h], on = relu(y), received = grad_hidden(c, h);
+      grad_factor[c] += received * on;
+      A grad = chunk.factor[c] * received;
       if (l2)
         for (int64_t k = 0; k < d; ++k) {
           grad = std::fma(n.out[k * H + h], s.grad_z[c * d + k], grad);
@@ -183,7 +252,7 @@ __device__ __forceinline__ void message_backward(const Network<A>& n, const Grad
       A outer = 0;
 #pragma unroll
       for (int c = 0; c < kChunk; ++c)
-        if (c < chunk.count) outer = std::fma(grads[c], nodes[chunk.partner[c] * n.in_size + k], outer);
+        if (c < chunk.count) outer = std::fma(grads[c], partners.scale[c] * partners.row[c][k], outer);
       s.outer[k * H + h] += outer;
     }
   }
@@ -191,21 +260,23 @@ __device__ __forceinline__ void message_backward(const Network<A>& n, const Grad
   for (int c = 0; c < kChunk; ++c) grad_factor[c] = warp_sum(grad_factor[c]);
 }
 
-// From M_i: writes du_i = sum_h w_h W1_h o M_ih (w null: ones) and adds u_i o M_i to `sums`. Clears M_i.
-template <class A>
+// From M_i, i the node of `row`: writes the gradient of its row, x_i sum_h w_h W1_h o M_ih (w null: ones; x_i
+// its scale), and adds u_i o M_i to `sums`. Clears M_i.
+template <class A, class Rows>
 __device__ __forceinline__ void finish_outer(const Network<A>& n, const A* unit_weight, A* outer,
-                                             const A* own, A* sums, A* grad, int lane) {
+                                             const Rows& rows, int64_t row, A* sums, A* grad, int lane) {
   const int64_t H = n.hidden_size;
+  const A *own = rows.row(row), scale = rows.scale(row);
   for (int64_t k = 0; k < n.in_size; ++k) {
     A sum = 0;
     for (int64_t h = lane; h < H; h += kWarp) {
       const A m = outer[k * H + h];
       outer[k * H + h] = 0;
       sum = std::fma((unit_weight ? unit_weight[h] : A(1)) * n.hidden_transposed[k * H + h], m, sum);
-      sums[k * H + h] = std::fma(own[k], m, sums[k * H + h]);
+      sums[k * H + h] = std::fma(scale * own[k], m, sums[k * H + h]);
     }
     sum = warp_sum(sum);
-    if (lane == 0) grad[k] = sum;
+    if (lane == 0) grad[k] = scale * sum;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/rows.h"
 #include "problem.h"
 
 namespace l0sign::cuda {
@@ -22,6 +23,24 @@ void forward(const EdgeList<A>& problem, const torch::stable::Tensor& edge_index
 template <class A>
 void backward(const EdgeList<A>& problem, const torch::stable::Tensor& edge_index);
 
+// The positions of a batch by their ids; cuda/rows.h says what place and order are.
+struct RowGroups {
+  torch::stable::Tensor place, order;  // [N]
+  torch::stable::Tensor rows;          // unique: the ids, once each, ascending
+};
+
+// ids: [N], contiguous. Places are the ids, or (unique) where they stand in `rows`, whose number the host has
+// to wait for; then an id outside 0 .. num_rows - 1 is a std::runtime_error.
+RowGroups group_rows(const torch::stable::Tensor& ids, int64_t num_rows, bool unique);
+
+// Adds up the gradients [N, width] of each place into that row of `out` [num_rows, width].
+template <class A>
+void sum_rows(const RowGroups& groups, const A* grads, int64_t width, A* out, int64_t num_rows);
+
+// param: the table [J, width]. Rule: cpu::Adagrad or cpu::Adam of the same tables.
+template <class A, class Rule>
+void update_rows(const cpu::RowGradient<A>& gradient, const Rule& rule, const torch::stable::Tensor& param);
+
 // U of all pairs, in canonical order. seed: one element, on the device.
 void gate_noise(const Graphs& graphs, const int64_t* seed, int64_t num_pairs, float* noise,
                 const torch::stable::Tensor& like);
@@ -29,7 +48,7 @@ void gate_noise(const Graphs& graphs, const int64_t* seed, int64_t num_pairs, fl
 // Whether float32 products may be rounded to tf32. Asked anew for each launch; without a source they may not.
 void set_tf32_source(bool (*allowed)());
 
-// Names of the operators that have a CUDA kernel in this build; defined beside their registration.
-std::vector<std::string> operators();
+// Names of the operators that have a CUDA kernel in this build: their registrations add them.
+std::vector<std::string>& operators();
 
 }  // namespace l0sign::cuda

@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t row = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp; row < num_nodes;
        row += warps) {
     const A* grad = grad_out + row * d;
-    const A factor = scale[row];
+    const A factor = scale ? scale[row] : A(1);
     for (int h = lane; h < H; h += kWarp) {
       A sum = 0;
       for (int k = 0; k < d; ++k)

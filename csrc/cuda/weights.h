@@ -60,7 +60,8 @@ template <class A>
 cudaError_t finish_edge_gradients(const A* sums, const GradientLayout& layout, const Perceptron<A>& m,
                                   const PerceptronGrad<A>& grad, cudaStream_t stream);
 
-// grad_hidden [N, H] = W2^T D_i and grad_gate [N] = b2 . D_i of every node, with D_i = scale_i dL/dv'_i.
+// grad_hidden [N, H] = W2^T D_i and grad_gate [N] = b2 . D_i of every row, with D_i = scale_i grad_out_i
+// (scale null: ones).
 template <class A>
 cudaError_t hidden_gradients(const Network<A>& message, const A* grad_out, const A* scale, int64_t num_nodes,
                              A* grad_hidden, A* grad_gate, cudaStream_t stream);

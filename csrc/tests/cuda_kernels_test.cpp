@@ -2,11 +2,10 @@
 // has its exact size and is filled with NaNs, results and all gradients are compared with plain double loops,
 // and threads run in several orders, which must not change a bit.
 #include <array>
-#include <cstring>
 #include <limits>
-#include <memory>
 #include <numeric>
 
+#include "arrays.h"
 #include "cuda/complete_graph.h"
 #include "cuda/edge_list.h"
 #include "cuda/gate_noise.h"
@@ -18,35 +17,6 @@ namespace {
 using namespace l0sign;
 using plain::Case;
 using plain::Values;
-
-// ---- Arrays as a kernel gets them ----
-
-template <class T>
-struct Array {
-  std::unique_ptr<T[]> values;
-  int64_t size = 0;
-  T* get() const { return values.get(); }
-};
-
-template <class T>
-Array<T> poisoned(int64_t size) {
-  Array<T> a = {std::unique_ptr<T[]>(new T[size]), size};
-  std::memset(static_cast<void*>(a.get()), 0xFF, size * sizeof(T));
-  return a;
-}
-
-template <class T, class From>
-Array<T> copy(const std::vector<From>& from) {
-  Array<T> a = poisoned<T>(static_cast<int64_t>(from.size()));
-  std::transform(from.begin(), from.end(), a.get(), [](From x) { return static_cast<T>(x); });
-  return a;
-}
-
-// Null where there is nothing.
-template <class A>
-const A* or_null(const Array<A>& a) {
-  return a.size ? a.get() : nullptr;
-}
 
 // Inputs, results and gradients of one run. What they are called is in `names`, in the order of `results`.
 template <class A>
@@ -80,12 +50,6 @@ struct Run {
   }
 };
 
-template <class Launch>
-void in_workspace(int64_t bytes, Launch launch) {
-  const Array<unsigned char> workspace = poisoned<unsigned char>(bytes);
-  expect(launch(workspace.get(), cudaStream_t{}) == cudaSuccess, "a launch");
-}
-
 // ---- Comparison ----
 
 // Of the whole array's size, so that single sums that cancel do not count as errors.
@@ -104,11 +68,6 @@ void expect_close(const Run<A>& run, const std::string& name, const Values& expe
     if (!ok) worst = error;
   }
   expect(ok, what + ": " + name + ", error " + std::to_string(worst / tolerance) + " of the tolerance");
-}
-
-template <class T>
-bool same_bits(const Array<T>& x, const Array<T>& y) {
-  return x.size == y.size && (x.size == 0 || std::memcmp(x.get(), y.get(), x.size * sizeof(T)) == 0);
 }
 
 template <class A>
@@ -209,6 +168,67 @@ void check_complete_graph(const Case& c, const plain::Results& expected, bool de
     expect(std::equal(expected.degree.begin(), expected.degree.end(), run.degree.get()), what + ": degree");
   expect_close(run, "edge_nodes", expected.grad.edge_nodes, allowed, what);
   expect_gradients(run, "edge", expected.grad.edge, what, allowed);
+}
+
+// l0_sign_bag or, ungated, sign_bag: forward and backward.
+template <class A>
+Run<A> run_bag(const plain::Bag& bag, bool dense) {
+  const Case& c = bag.nodes;
+  Run<A> run;
+  CompleteGraph<A> p = {};
+  p.graphs = graphs_of(run, c, dense);
+  p.aggregation = c.aggregation;
+  p.message = run.perceptron(c.leaves.message, c.d, c.H, c.d);
+  p.pools = true;
+  p.nodes = run.input(bag.node_table), p.ids = run.index(bag.ids), p.num_rows = bag.num_rows;
+  p.values = bag.values.empty() ? nullptr : run.input(bag.values);
+  if (c.gated) {
+    p.gate = {plain::kTemperature, plain::kGamma, plain::kZeta, c.noisy ? run.index({c.seed}) : nullptr};
+    p.edge = run.perceptron(c.leaves.edge, c.b, c.He, 1);
+    p.edge_nodes = run.input(bag.edge_table);
+    p.l0 = run.result("l0", c.graphs());
+    run.num_edges = poisoned<int64_t>(c.graphs());
+    p.num_edges = run.num_edges.get();
+    if (c.aggregation == Aggregation::neighbor_mean) run.degree = poisoned<int32_t>(c.num_nodes());
+    p.degree = run.degree.size ? run.degree.get() : nullptr;
+  }
+  p.pooled = run.result("pooled", c.graphs() * c.d);
+  if (c.l2) p.l2 = run.result("l2", c.graphs());
+  in_workspace(cuda::forward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::forward(p, w, s); });
+
+  p.grad_pooled = bag.grad_pooled.empty() ? nullptr : run.input(bag.grad_pooled);
+  p.grad_l0 = c.gated && !c.grad_l0.empty() ? run.input(c.grad_l0) : nullptr;
+  p.grad_l2 = c.grad_l2.empty() ? nullptr : run.input(c.grad_l2);
+  if (p.grad_pooled || p.grad_l2) p.grad_nodes = run.result("nodes", c.leaves.nodes.size());
+  p.grad_message = run.gradients("message", c.leaves.message);
+  if (c.gated) {
+    p.grad_edge_nodes = run.result("edge_nodes", c.leaves.edge_nodes.size());
+    p.grad_edge = run.gradients("edge", c.leaves.edge);
+  }
+  in_workspace(cuda::backward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::backward(p, w, s); });
+  return run;
+}
+
+template <class A>
+void check_bag(const plain::Bag& bag, bool dense) {
+  const Case& c = bag.nodes;
+  const std::string what = c.name + (sizeof(A) == 8 ? " float64" : " float32") + (dense ? " dense" : "");
+  const plain::BagResults expected = plain::bag(bag);
+  const Run<A> run = in_all_orders<A>(what, [&] { return run_bag<A>(bag, dense); });
+  expect_close(run, "pooled", expected.pooled, tolerance<A>(), what);
+  if (c.l2) expect_close(run, "l2", expected.nodes.l2, tolerance<A>(), what);
+  if (!bag.grad_pooled.empty() || !c.grad_l2.empty())
+    expect_close(run, "nodes", expected.nodes.grad.nodes, tolerance<A>(), what);
+  expect_gradients(run, "message", expected.nodes.grad.message, what);
+  if (!c.gated) return;
+  expect_close(run, "l0", expected.nodes.l0, tolerance<A>(), what);
+  expect(std::equal(expected.nodes.num_edges.begin(), expected.nodes.num_edges.end(), run.num_edges.get()),
+         what + ": num_edges");
+  if (run.degree.size)
+    expect(std::equal(expected.nodes.degree.begin(), expected.nodes.degree.end(), run.degree.get()),
+           what + ": degree");
+  expect_close(run, "edge_nodes", expected.nodes.grad.edge_nodes, tolerance<A>(), what);
+  expect_gradients(run, "edge", expected.nodes.grad.edge, what);
 }
 
 // edge_gates: forward and backward.
@@ -328,6 +348,14 @@ void check_case(const Case& given, bool dense) {
   check_complete_graph<double>(c, expected, dense);
 }
 
+// Every other bag has values.
+void check_bags(const Case& given, bool dense) {
+  static int bags = 0;
+  const plain::Bag bag = plain::as_bag(as_operators_pass(given), 7, ++bags % 2, 5);
+  check_bag<float>(bag, dense);
+  check_bag<double>(bag, dense);
+}
+
 void check_float(const Case& given, bool dense) {
   const Case c = as_operators_pass(given);
   check_complete_graph<float>(c, plain::complete_graph(c), dense);
@@ -416,6 +444,46 @@ void check_missing_gradients() {
   }
 }
 
+// The same of a bag.
+void check_missing_bag_gradients() {
+  for (int missing = 1; missing < 8; ++missing) {
+    plain::Bag bag = plain::as_bag(make({5, 3}, 3, 4, 2, 5, 7), 4, true, 3);
+    if (missing & 1) bag.grad_pooled.clear();
+    if (missing & 2) bag.nodes.grad_l0.clear();
+    if (missing & 4) bag.nodes.grad_l2.clear();
+    bag.nodes.name += " missing=" + std::to_string(missing);
+    check_bag<double>(bag, false);
+  }
+}
+
+// An id that is in no table reads nothing out of bounds, and shows in its graph alone.
+void check_wrong_ids() {
+  for (const int options : {4, 7, 15})
+    for (const int64_t wrong : {int64_t{-1}, int64_t{6}, int64_t{1} << 60}) {
+      plain::Bag bag = plain::as_bag(make({4, 0, 3, 20}, 3, 5, 2, 4, options), 6, true, 9);
+      bag.ids[5] = wrong;
+      const Run<float> run = run_bag<float>(bag, false);
+      const auto at = std::find(run.names.begin(), run.names.end(), "pooled") - run.names.begin();
+      const float* pooled = run.results[at].get();
+      bool shown = true;
+      for (int64_t k = 0; k < 12; ++k) shown = shown && std::isnan(pooled[k]) == (k >= 6 && k < 9);
+      expect(shown, bag.nodes.name + ": an id out of range gives NaNs in its graph");
+    }
+}
+
+// Offsets that are none read and write nothing out of bounds. (What comes out means nothing.)
+void check_wrong_offsets() {
+  for (const std::vector<int64_t>& offsets :
+       {std::vector<int64_t>{0, 90, -5, 0}, {5, 2, 1, 0}, {0, int64_t{1} << 50, 40, 0}, {-9, -7, 60, 0}}) {
+    plain::Bag bag = plain::as_bag(make({18, 2, 20}, 3, 5, 2, 4, 15), 6, true, 9);
+    bag.nodes.grad_out.clear();
+    Case& c = bag.nodes;
+    const std::vector<int64_t> right = c.offsets;
+    c.offsets = {offsets[0], offsets[1], offsets[2], right[3]};  // the last one says how many nodes there are
+    run_bag<float>(bag, false);
+  }
+}
+
 // An edge that leaves its graph, or the batch, reads nothing out of bounds, and shows.
 void check_wrong_edges() {
   Case c = make({2, 2}, 3, 4, 2, 3, 0);
@@ -457,6 +525,17 @@ int main() {
       for (const int options : {0, 1, 3, 4, 7, 8, 9, 11, 15, 16, 20, 23})
         check_case(make(sizes, s[0], s[1], s[2], s[3], options), false);
   for (const int options : {4, 7, 15}) check_case(make({6, 6, 6}, 4, 16, 4, 16, options), true);
+  for (const auto& sizes : batches)
+    for (const auto& s : shapes)
+      for (const int options : {0, 3, 4, 7, 11, 15, 19})
+        check_bags(make(sizes, s[0], s[1], s[2], s[3], options), false);
+  for (const int options : {0, 3, 4, 7, 15}) {
+    check_bags(make({6, 6, 6}, 4, 16, 4, 16, options), true);
+    check_bags(make({17, 17}, 4, 16, 4, 16, options), true);
+  }
+  check_missing_bag_gradients();
+  check_wrong_ids();
+  check_wrong_offsets();
   check_tiles();
   check_precision();
   for (const int options : {1, 3}) {

@@ -19,7 +19,7 @@ constexpr double kTemperature = 2.0 / 3, kGamma = -0.1, kZeta = 1.1;
 
 // The float arguments, in the order of the operators; also their gradients.
 struct Leaves {
-  Values nodes, edge_nodes;
+  Values nodes, edge_nodes;    // of a bag as they are looked up and scaled
   Values message[4], edge[4];  // W1, b1, W2, b2
   Values weight;               // of the edges of a list
 };
@@ -202,6 +202,49 @@ inline Results complete_graph(const Case& c, bool message = true) {
   return r;
 }
 
+// ---- A bag ----
+
+// Nodes of tables: node k is row ids[k], times values[k] where there are values.
+struct Bag {
+  Case nodes;  // leaves.nodes and leaves.edge_nodes: what is looked up, a row a node
+  int64_t num_rows;
+  std::vector<int64_t> ids;
+  Values node_table, edge_table, values;
+  Values grad_pooled;
+
+  double value(int64_t k) const { return values.empty() ? 1 : values[k]; }
+};
+
+struct BagResults {
+  Results nodes;  // grad.nodes and grad.edge_nodes: of the looked-up row of each node
+  Values pooled;
+};
+
+// The pooled sum is the mean of x_i v'_i, so that every v'_i receives x_i / n of its gradient.
+inline BagResults bag(const Bag& bag) {
+  Case c = bag.nodes;
+  const auto for_nodes = [&](auto run) {
+    for (int64_t g = 0; g < c.graphs(); ++g)
+      for (int64_t i = c.offsets[g]; i < c.offsets[g + 1]; ++i)
+        run(g, i, bag.value(i) / static_cast<double>(c.offsets[g + 1] - c.offsets[g]));
+  };
+  c.grad_out.clear();
+  if (!bag.grad_pooled.empty()) {
+    c.grad_out.assign(c.num_nodes() * c.d, 0.0);
+    for_nodes([&](int64_t g, int64_t i, double share) {
+      for (int64_t k = 0; k < c.d; ++k) c.grad_out[i * c.d + k] = share * bag.grad_pooled[g * c.d + k];
+    });
+  }
+  BagResults r = {complete_graph(c), Values(c.graphs() * c.d, 0.0)};
+  for_nodes([&](int64_t g, int64_t i, double share) {
+    for (int64_t k = 0; k < c.d; ++k) {
+      r.pooled[g * c.d + k] += share * r.nodes.out[i * c.d + k];
+      r.nodes.grad.nodes[i * c.d + k] *= bag.value(i);
+    }
+  });
+  return r;
+}
+
 // ---- A list of edges ----
 
 inline Results edge_list(const Case& c) {
@@ -258,6 +301,29 @@ inline void fill(Case& c, unsigned at) {
   c.grad_out = grid(c.num_nodes() * c.d, 8, 1.0 / 8);
   c.grad_l0 = grid(c.graphs(), 8, 1.0 / 8);
   if (c.l2) c.grad_l2 = grid(c.graphs(), 8, 1.0 / 64);
+}
+
+// Nodes that are rows of tables, many of them the same, with values of both signs, on the same grid.
+inline Bag as_bag(Case c, int64_t num_rows, bool valued, unsigned at) {
+  std::mt19937 random(at);
+  const int64_t N = c.num_nodes();
+  Bag bag = {{}, num_rows, std::vector<int64_t>(N), Values(num_rows * c.d), Values(num_rows * c.b), {}, {}};
+  const auto draw = [&](Values& values, int64_t reach, double step) {
+    for (double& x : values)
+      x = step * static_cast<double>(static_cast<int64_t>(random() % (2 * reach + 1)) - reach);
+  };
+  draw(bag.node_table, 4, 1.0 / 4), draw(bag.edge_table, 4, 1.0 / 4);
+  if (valued) bag.values.resize(N), draw(bag.values, 2, 1.0);
+  bag.grad_pooled.resize(c.graphs() * c.d), draw(bag.grad_pooled, 8, 1.0 / 8);
+  for (int64_t k = 0; k < N; ++k) {
+    const int64_t id = bag.ids[k] = static_cast<int64_t>(random() % static_cast<unsigned>(num_rows));
+    for (int64_t m = 0; m < c.d; ++m)
+      c.leaves.nodes[k * c.d + m] = bag.value(k) * bag.node_table[id * c.d + m];
+    for (int64_t m = 0; m < c.b; ++m) c.leaves.edge_nodes[k * c.b + m] = bag.edge_table[id * c.b + m];
+  }
+  c.name += " bag of " + std::to_string(num_rows) + (valued ? " rows, valued" : " rows");
+  bag.nodes = std::move(c);
+  return bag;
 }
 
 }  // namespace l0sign::plain
