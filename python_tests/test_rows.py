@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -368,6 +372,30 @@ def test_lookup_of_a_single_id():
         expected = torch.zeros(8, grad.shape[1], dtype=torch.float64)
         expected[5] = value
         assert grad.is_sparse and torch.equal(grad.to_dense(), expected)
+
+
+def huge_kilobytes(table):
+    """How much of the mapping that the middle of a table lies in has large pages."""
+    inside, middle = False, table.data_ptr() + table.numel() * table.element_size() // 2
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(bound, 16) for bound in bounds.groups())
+            inside = begin <= middle < end
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1])
+    return 0
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file(), reason="no such pages")
+def test_a_copied_table_gets_large_pages():
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("they are switched off")
+    if tuple(map(int, platform.release().split(".")[:2])) < (6, 1):
+        pytest.skip("memory in use gets them from Linux 6.1 on")
+    table = torch.rand(1 << 20, 8).clone()
+    values = table[::1000].clone()
+    assert huge_kilobytes(rows.large_pages(table)) > 0
+    assert torch.equal(table[::1000], values)
 
 
 def test_a_large_fake_table():

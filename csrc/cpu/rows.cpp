@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kMaxDigitBits = 12;          // counters of one digit stay in the L1 cache
 constexpr size_t kKeptKeys = 1 << 19;      // sort buffers that a thread keeps between calls
-constexpr int64_t kRowsAhead = 32;         // rows that are under way from memory together
+constexpr int64_t kRowsAhead = 64;         // rows that are under way from memory together
 constexpr int64_t kGrainValues = 1 << 14;  // numbers that are worth a thread
 
 int bit_count(uint64_t largest) {
