@@ -1,0 +1,106 @@
+"""What can be trained, by name: the rules, the library's models, baselines, graph networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import l0sign_cuda
+from l0sign_cuda import functional
+from l0sign_cuda.config import TrainConfig
+
+from . import baselines, graphs, loop, rules
+from .loop import Problem, Trained
+
+#: "sign" is the library's model and training, with gates or without; "sign-edges" is SIGN on a share of the
+#: edges that a trained L0-SIGN predicts, or of all others.
+MODELS = (*rules.KINDS, "sign", *baselines.KINDS, *graphs.KINDS, "sign-edges")
+
+_BATCH = 4096
+
+
+def train(
+    name: str, dataset: str, problem: Problem, options: Mapping[str, Any], seed: int, cache: Path
+) -> Trained:
+    """Train a model on a problem, which is the data set of that name.
+
+    Args:
+        name: one of MODELS.
+        dataset: the name of the data set.
+        problem: its samples.
+        options: those of an entry.
+        seed: of the weights and of the order of samples.
+        cache: a file for what other trials may want again, named for that.
+    """
+    if name in rules.KINDS:
+        return rules.train(name, dataset, problem)
+    if name == "sign":
+        return fit(problem, options, seed)[1]
+    torch.manual_seed(seed)
+    if name in baselines.KINDS:
+        model: torch.nn.Module = baselines.Baseline(name, problem.data, options["embedding_dim"], seed)
+    elif name in graphs.KINDS:
+        model = graphs.make(name, problem.data, options)
+    elif name == "sign-edges":
+        laid = _laid_edges(problem, options, seed, cache)
+        torch.manual_seed(seed)
+        model = graphs.make("sign-conv", problem.data, options, laid)
+    else:
+        raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
+    return loop.train(model, problem, options, seed)
+
+
+def fit(problem: Problem, options: Mapping[str, Any], seed: int) -> tuple[l0sign_cuda.L0SIGN, Trained]:
+    """The library's own training; options are those of its config."""
+    config = TrainConfig.from_mapping({"on_collapse": "ignore", **options, "seed": seed}, "options")
+    data = problem.data
+    result = l0sign_cuda.fit((data, problem.train), (data, problem.valid), config)
+    valid, test = (
+        l0sign_cuda.evaluate(result.model, (data, part), batch_size=config.batch_size)
+        for part in (problem.valid, problem.test)
+    )
+    return result.model, Trained(
+        valid,
+        test,
+        result.best_epoch,
+        result.stopped,
+        result.history,
+        loop.count_parameters(result.model),
+        loop.median_seconds(result.history),
+    )
+
+
+def _laid_edges(problem: Problem, options: Mapping[str, Any], seed: int, cache: Path) -> NDArray[np.bool_]:
+    """A random share of the edges that L0-SIGN predicts for each sample, or of those that it does not."""
+    if not cache.exists():
+        model, _ = fit(problem, options["source"], seed)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        aside = cache.with_suffix(".partial.npy")
+        np.save(aside, predicted_edges(model, problem))
+        aside.replace(cache)
+    edges = np.load(cache)
+    return graphs.share_of(edges if options["edges"] == "predicted" else ~edges, options["share"], seed)
+
+
+@torch.no_grad()
+def predicted_edges(model: l0sign_cuda.L0SIGN, problem: Problem) -> NDArray[np.bool_]:
+    """Which pairs i <= j of each graph have an open gate, bool [B, n (n + 1) / 2]."""
+    data, layer = problem.data, model.interaction
+    if model.edge_embedding is None or layer.edge is None or not data.graph_size:
+        raise ValueError("expected a model with gates, and graphs of one size")
+    found = []
+    for start in range(0, len(data), _BATCH):
+        ids = data.batch(np.arange(start, min(start + _BATCH, len(data)))).ids
+        _, gates, _ = functional.pair_gates(
+            model.edge_embedding(ids),
+            layer.edge.weights(),
+            temperature=layer.temperature,
+            limits=layer.limits,
+        )
+        found.append((gates > 0).reshape(len(ids), -1).numpy())
+    return np.concatenate(found)

@@ -1,0 +1,63 @@
+"""A kept result as Markdown: mean ± deviation over the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_TITLES = {"auc": "AUC", "edges_kept": "edges kept"}
+
+
+def circumstances(result: Mapping[str, Any]) -> list[str]:
+    """Where the trials ran, as Markdown: machines, versions, commits."""
+    lines = []
+    for found in result["environments"]:
+        machine, git = found["machine"], found["git"]
+        commit = (git["commit"] or "unknown")[:12] + (" with changes" if git["dirty"] else "")
+        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+        lines.append(
+            f"- {found['trials']} trials: {machine['cpu']}, {machine['cores']} cores, commit {commit}, "
+            + versions
+        )
+    return lines
+
+
+def tables(result: Mapping[str, Any]) -> Iterable[str]:
+    """The lines of a result's table."""
+    yield from (f"Data: {result['data']}. {result['protocol']}", "")
+    names = _columns(result)
+    yield _line(
+        "", *(_TITLES.get(name, name) for name in names), "seeds", "parameters", "s an epoch", "chosen"
+    )
+    yield _line("---", *["---"] * (len(names) + 4))
+    for row in result["rows"]:
+        cells = [_cell(name, row["mean"].get(name), row["deviation"].get(name)) for name in names]
+        learnt = bool(row["parameters"])
+        yield _line(
+            row["label"],
+            *cells,
+            row["n"],
+            f"{row['parameters']:,}" if learnt else "–",
+            f"{row['seconds']:.1f}" if learnt else "–",
+            ", ".join(f"{name} {value:g}" for name, value in (row["chosen"] or {}).items()) or "–",
+        )
+    if result["missing"]:
+        yield from ("", f"Missing: {'; '.join(result['missing'])}.")
+
+
+def _columns(result: Mapping[str, Any]) -> list[str]:
+    """Those of the experiment, and the share of edges where a row's differs from all."""
+    shares = [row["mean"].get("edges_kept", 1.0) for row in result["rows"]]
+    return [*result["columns"], *(["edges_kept"] if any(share < 1 for share in shares) else [])]
+
+
+def _cell(name: str, mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "–"
+    if name == "edges_kept":
+        return f"{100 * mean:.1f} %" + ("" if not deviation else f" ± {100 * deviation:.1f}")
+    return f"{mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def _line(*cells: Any) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
