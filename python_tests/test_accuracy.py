@@ -87,7 +87,7 @@ def test_baselines_learn(name: str, tmp_path: Path) -> None:
 
 
 def test_the_loop_is_the_librarys_training() -> None:
-    """SIGN through the loop gives the losses and metrics that `l0sign_cuda.fit` gives from the same weights."""
+    """From the same weights, SIGN gets the losses and metrics that `l0sign_cuda.fit` gives it."""
 
     class Wrapped(nn.Module):
         def __init__(self) -> None:
