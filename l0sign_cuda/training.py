@@ -454,8 +454,9 @@ def _make_optimizer(model: L0SIGN, config: TrainConfig) -> torch.optim.Optimizer
     parameters: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         parameters[not name.startswith("interaction.edge.")].append(parameter)
+    of_edges = {"weight_decay": 0.0, "lr": config.lr * config.edge_lr}
     groups = [
-        {"params": members, "weight_decay": config.weight_decay if decayed else 0.0}
+        {"params": members, **({"weight_decay": config.weight_decay} if decayed else of_edges)}
         for decayed, members in parameters.items()
         if members
     ]

@@ -143,6 +143,16 @@ def test_rules_count_over_the_training_samples() -> None:
     assert both.test["auc"] == 0.5 and both.test["accuracy"] == pytest.approx(2 / 3)
 
 
+def test_stages_are_moments_of_one_training() -> None:
+    options = {**TRAINING, "loss": "mse", "optimizer": "adagrad", "patience": 0}
+    staged = models.fit(problem(), {**options, "stages": [1, 3]}, 0)[1]
+    assert [row["epoch"] for row in staged.history] == [1, 3] and "logloss" not in staged.test
+    for epochs, row in zip((1, 3), staged.history, strict=True):
+        direct = models.fit(problem(), {**options, "epochs": epochs}, 0)[1]
+        assert row["test auc"] == direct.test["auc"] and row["valid accuracy"] == direct.valid["accuracy"]
+    assert staged.test["accuracy"] > 0.4, "one half parts the classes"
+
+
 # -------------------- graphs
 
 
@@ -271,7 +281,9 @@ def test_the_point_of_the_best_validation_metric_is_chosen(tmp_path: Path) -> No
     records = Records(tmp_path)
     experiment = replace(EXPERIMENT, entries=EXPERIMENT.entries[:1])
     for lr, auc in ((0.01, 0.6), (0.02, 0.7)):
-        options = {**experiment.common, "gated": False, "weight_decay": 0.0, "lr": lr}
+        options = models.resolved(
+            "sign", {**experiment.common, "gated": False, "weight_decay": 0.0, "lr": lr}
+        )
         # Test metrics say the opposite, and must not be looked at.
         records.keep(Trial("planted", "sign", options, 0), {"valid": {"auc": auc}, "test": {"auc": 1 - auc}})
         [row] = runner.rows(experiment, records, (0,))

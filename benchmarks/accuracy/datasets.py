@@ -76,6 +76,15 @@ def _planted(path: Path) -> GraphDataset:
     return planted(4000, num_fields=6, cardinality=6, num_interactions=3)
 
 
+def _made_graphs(path: Path) -> GraphDataset:
+    """Graphs of unequal size whose label is whether one of two features occurs."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(2, 6, size=2000)
+    ids, offsets = rng.integers(20, size=sizes.sum()), np.concatenate([[0], sizes.cumsum()])
+    labels = np.add.reduceat(ids < 2, offsets[:-1]) > 0
+    return GraphDataset(ids, offsets, labels=labels, num_features=20)
+
+
 DATASETS = {
     "frappe": Dataset("frappe/frappe.csv.xz", prepare_frappe, "user", "item"),
     "movielens-tag": Dataset("ml-10m/tags.dat.xz", prepare_movielens_tag, "movie", "tag"),
@@ -83,4 +92,5 @@ DATASETS = {
     "twitter-distinct": Dataset("twitter/twitter.data.xz", _distinct),
     "dblp": Dataset("dblp/DBLP_v1.data.xz", _graphs),
     "planted": Dataset(None, _planted, "f0", "f1"),
+    "made-graphs": Dataset(None, _made_graphs),
 }

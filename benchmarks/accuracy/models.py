@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 import l0sign_cuda
 from l0sign_cuda import functional
 from l0sign_cuda.config import TrainConfig
+from l0sign_cuda.evaluation import Part, measure, run
 
 from . import baselines, graphs, loop, rules
 from .loop import Problem, Trained
@@ -22,6 +24,20 @@ from .loop import Problem, Trained
 MODELS = (*rules.KINDS, "sign", *baselines.KINDS, *graphs.KINDS, "sign-edges")
 
 _BATCH = 4096
+_NO_MATTER = ("seed", "device", "num_threads", "checkpoint_steps", "on_collapse")
+
+
+def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the library's defaults, which decide a trial too."""
+    if name == "sign":
+        own = {key: value for key, value in options.items() if key == "stages"}
+        config = TrainConfig.from_mapping(
+            {k: v for k, v in options.items() if k not in own}, "options"
+        ).to_dict()
+        return own | {key: value for key, value in config.items() if key not in _NO_MATTER}
+    if "source" in options:
+        return {**options, "source": resolved("sign", options["source"])}
+    return dict(options)
 
 
 def train(
@@ -56,23 +72,52 @@ def train(
 
 
 def fit(problem: Problem, options: Mapping[str, Any], seed: int) -> tuple[l0sign_cuda.L0SIGN, Trained]:
-    """The library's own training; options are those of its config."""
-    config = TrainConfig.from_mapping({"on_collapse": "ignore", **options, "seed": seed}, "options")
-    data = problem.data
-    result = l0sign_cuda.fit((data, problem.train), (data, problem.valid), config)
-    valid, test = (
-        l0sign_cuda.evaluate(result.model, (data, part), batch_size=config.batch_size)
-        for part in (problem.valid, problem.test)
-    )
+    """The library's own training; options are those of its config.
+
+    With the option "stages", numbers of epochs, training pauses at each of them to measure the model there;
+    the history has a row a stage instead of a row an epoch.
+    """
+    options = {"on_collapse": "ignore", **options, "seed": seed}
+    stages = options.pop("stages", None)
+    config = TrainConfig.from_mapping(options, "options")
+    train, valid = ((problem.data, part) for part in (problem.train, problem.valid))
+    if stages is None:
+        result = l0sign_cuda.fit(train, valid, config)
+        history = result.history
+        found = _measured(result.model, problem, config)
+    else:
+        history = []
+        with tempfile.TemporaryDirectory() as directory:
+            for epochs in stages:
+                result = l0sign_cuda.fit(train, valid, config, out=directory, resume=True, epochs=epochs)
+                found = _measured(result.model, problem, config)
+                about = {"epoch": epochs, "seconds": loop.median_seconds(result.history)}
+                history.append({**about, **{f"{of} {k}": v for of in found for k, v in found[of].items()}})
     return result.model, Trained(
-        valid,
-        test,
+        found["valid"],
+        found["test"],
         result.best_epoch,
         result.stopped,
-        result.history,
+        history,
         loop.count_parameters(result.model),
-        loop.median_seconds(result.history),
+        loop.median_seconds(history),
     )
+
+
+def _measured(
+    model: l0sign_cuda.L0SIGN, problem: Problem, config: TrainConfig
+) -> dict[str, dict[str, float]]:
+    """The metrics of validation and test samples; after training on squares, one half parts the classes."""
+    found = {}
+    for name, indices in (("valid", problem.valid), ("test", problem.test)):
+        part = Part((problem.data, indices))
+        predictions = run(model, part, config.batch_size)
+        squares = config.loss == "mse"
+        logits = predictions.logits - 0.5 if squares else predictions.logits
+        found[name] = measure(predictions._replace(logits=logits), torch.from_numpy(part.labels()), "bce")
+        if squares:
+            del found[name]["logloss"]
+    return found
 
 
 def _laid_edges(problem: Problem, options: Mapping[str, Any], seed: int, cache: Path) -> NDArray[np.bool_]:

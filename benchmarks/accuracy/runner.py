@@ -49,7 +49,8 @@ def run(
     """
     records, ends = Records(work), time.monotonic() + 3600 * hours
     problems = _Problems(data, work)
-    while (trial := next(missing(experiment, records, seeds, only), None)) is not None:
+    while (found := next(missing(experiment, records, seeds, only), None)) is not None:
+        label, trial = found
         if time.monotonic() > ends:
             return False
         began = time.perf_counter()
@@ -57,25 +58,27 @@ def run(
         records.keep(trial, record)
         monitored = record["valid"].get(experiment.monitor, math.nan)
         say(
-            f"{trial.dataset} {trial.model} seed {trial.seed} {_short(experiment, trial)}: "
-            f"valid {experiment.monitor} {monitored:.4f}, {time.perf_counter() - began:.0f} s"
+            f"{label}, seed {trial.seed}: valid {experiment.monitor} {monitored:.4f}, "
+            f"{time.perf_counter() - began:.0f} s"
         )
     return True
 
 
 def missing(
     experiment: Experiment, records: Records, seeds: Sequence[int], only: Sequence[str] = ()
-) -> Iterator[Trial]:
-    """Trials that are not done: the grids of all entries first, then seed by seed."""
+) -> Iterator[tuple[str, Trial]]:
+    """Trials that are not done, with a name: the grids of all entries first, then seed by seed."""
     found = [row for row in rows(experiment, records, seeds) if not only or row.entry.label in only]
     for row in found:
         for options, record in row.points:
             if record is None:
-                yield Trial(experiment.data, row.entry.model, options, experiment.tuning_seed)
+                point = "".join(f" {name} {options[name]}" for name in row.entry.grid)
+                trial = Trial(experiment.data, row.entry.model, options, experiment.tuning_seed)
+                yield row.entry.label + point, trial
     for seed in seeds:
         for row in found:
             if row.chosen is not None and row.seeds[seed] is None:
-                yield Trial(experiment.data, row.entry.model, row.chosen, seed)
+                yield row.entry.label, Trial(experiment.data, row.entry.model, row.chosen, seed)
 
 
 def run_trial(trial: Trial, problem: Problem, work: Path) -> Record:
@@ -95,8 +98,7 @@ def run_trial(trial: Trial, problem: Problem, work: Path) -> Record:
 
 
 def _row(experiment: Experiment, entry: Entry, records: Records, seeds: Sequence[int]) -> Row:
-    common = {} if entry.model.startswith("rule-") else experiment.common
-    tried = [{**common, **point} for point in entry.points()]
+    tried = [_options(experiment, entry, point) for point in entry.points()]
     points = [
         (options, records.find(Trial(experiment.data, entry.model, options, experiment.tuning_seed)))
         for options in tried
@@ -107,6 +109,11 @@ def _row(experiment: Experiment, entry: Entry, records: Records, seeds: Sequence
         for seed in seeds
     }
     return Row(entry, points, chosen, found)
+
+
+def _options(experiment: Experiment, entry: Entry, point: dict[str, Any]) -> dict[str, Any]:
+    common = {} if entry.model.startswith("rule-") else experiment.common
+    return models.resolved(entry.model, {**common, **point})
 
 
 def _best(points: list[tuple[dict[str, Any], Record | None]], monitor: str) -> dict[str, Any] | None:
@@ -120,12 +127,6 @@ def _best(points: list[tuple[dict[str, Any], Record | None]], monitor: str) -> d
         return -math.inf if math.isnan(value) else value
 
     return None if any(record is None for _, record in points) else max(points, key=worth)[0]
-
-
-def _short(experiment: Experiment, trial: Trial) -> str:
-    """What of the options is this trial's own."""
-    own = {name: value for name, value in trial.options.items() if experiment.common.get(name) != value}
-    return " ".join(f"{name}={value}" for name, value in own.items())
 
 
 class _Problems:
