@@ -74,8 +74,8 @@ _TABLE2_PROTOCOL = (
     + _EARLY.format("AUC")
     + _TUNED.format("AUC")
     + "Every model has dimension 8, embeddings that start from N(0, 0.1), other weights from torch's "
-    "defaults, Adam, batches of 1,024 and at most 30 epochs; the grid is the same for all. Hidden "
-    "layers are deepctr-torch's defaults, but xDeepFM's interaction network has 32 and 32 feature maps, since "
+    "defaults, Adam, batches of 1,024 and at most 30 epochs; the grid is the same for all. Hidden layers "
+    "are deepctr-torch's defaults, but xDeepFM's interaction network has 32 and 32 feature maps, since "
     "its default takes long here. The other options of L0-SIGN are the library's defaults."
 )
 
@@ -99,10 +99,11 @@ _TABLE3_PROTOCOL = (
     _SPLIT
     + _EARLY.format("AUC")
     + _TUNED.format("AUC")
-    + "Dimension 8, Adam, batches of 1,024 and at most 30 epochs, the same grid for all. GCN, Chebyshev (K = "
-    "2) and GIN are two layers of torch_geometric (8 to 32 to 8) with relu between, SIGN one layer; then the mean "
-    "over the nodes and a linear head. Without L0 the edges join neighbours in the order of the file (SIGN: "
-    "and each node with itself). With L0 in front they are predicted by l0sign_cuda.integrations.pyg. "
+    + "Dimension 8, Adam, batches of 1,024 and at most 30 epochs, the same grid for all. GCN, Chebyshev (K "
+    "= 2) and GIN are two layers of torch_geometric (8 to 32 to 8) with relu between, SIGN one layer; "
+    "then the mean over the nodes and a linear head. Without L0 the edges join neighbours in the order of "
+    "the file (SIGN: and each node with itself). With L0 in front they are predicted by "
+    "l0sign_cuda.integrations.pyg. "
 )
 
 _FIG5 = {
@@ -153,8 +154,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         common={**_TRAINING, "lr": 0.01, "weight_decay": 1e-5},
         protocol=_SPLIT
         + _EARLY.format("AUC")
-        + "Adam, learning rate 0.01, weight decay 1e-5, at most 30 epochs. This table is what the defaults were "
-        "chosen from: it tells how sure they are, and is no test of them.",
+        + "Adam, learning rate 0.01, weight decay 1e-5, at most 30 epochs. This table is what the defaults "
+        "were chosen from: it tells how sure they are, and is no test of them.",
     ),
     "table2-frappe": Experiment(
         title="Table 2, Frappe",
@@ -213,10 +214,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         common=_FIG5,
         protocol=_SPLIT
         + _EARLY.format("AUC")
-        + "L0-SIGN with the library's defaults is trained on the split of the seed; its open edges in "
-        "each sample are the predicted ones, all others (self-pairs among both) the reversed. A random share of "
-        "the one or the other set of each sample is drawn, and SIGN is trained on those edges from new weights, "
-        "with the same options.",
+        + "L0-SIGN with the library's defaults is trained on the split of the seed; its open edges in each "
+        "sample are the predicted ones, all others (self-pairs among both) the reversed. A random share "
+        "of the one or the other set of each sample is drawn, and SIGN is trained on those edges from new "
+        "weights, with the same options.",
     ),
 }
 
