@@ -267,7 +267,7 @@ def test_a_run_goes_on_and_tells_what_is_missing(tmp_path: Path) -> None:
     assert runner.run(EXPERIMENT, tmp_path, tmp_path, (0,), ["SIGN"], say=lines.append)
     assert len(lines) == 2, "seed 0 has been trained for the grid"
     result = kept.document("made", EXPERIMENT, rows(), quick=False)
-    assert result["missing"] == ["SIGN: seed 1", "rule: tuning seed", "rule: seed 0", "rule: seed 1"]
+    assert result["missing"] == ["SIGN: seed 1", "rule: seeds 0, 1"]
     assert result["rows"][0]["n"] == 1 and result["rows"][0]["deviation"]["auc"] is None
     assert runner.run(EXPERIMENT, tmp_path, tmp_path, EXPERIMENT.seeds, say=lines.append)
     assert len(lines) == 5

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written, _ = kept.write(result, options.out)
         lacking = result["missing"]
         complete &= not lacking
-        print(f"{written}: " + ("complete" if not lacking else f"{len(lacking)} trials are missing"))
+        print(f"{written}: " + ("complete" if not lacking else "missing: " + "; ".join(lacking)))
     return 0 if complete else 1
 
 

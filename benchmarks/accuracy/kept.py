@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def _row(row: Row, experiment: Experiment) -> dict[str, Any]:
             {
                 "seed": seed,
                 **{k: record[k] for k in ("test", "valid", "best_epoch", "stopped", "parameters", "seconds")},
-                "epochs": len(record["history"]),
+                "epochs": record["history"][-1]["epoch"] if record["history"] else 0,
                 **({"history": record["history"]} if experiment.curves else {}),
                 "load_average": record["load_average"]["before"][0],
             }
@@ -86,15 +86,14 @@ def _row(row: Row, experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _missing(rows: Iterable[Row]) -> Iterable[str]:
+def _missing(rows: Iterable[Row]) -> Iterator[str]:
+    """What a row lacks: points of its grid, and seeds."""
     for row in rows:
-        for options, record in row.points:
-            if record is None:
-                point = ", ".join(f"{name} {options[name]}" for name in row.entry.grid)
-                yield f"{row.entry.label}: grid point {point}" if point else f"{row.entry.label}: tuning seed"
-        for seed, record in row.seeds.items():
-            if record is None:
-                yield f"{row.entry.label}: seed {seed}"
+        points = sum(record is None for _, record in row.points) if row.entry.grid else 0
+        if points:
+            yield f"{row.entry.label}: {points} of {len(row.points)} points of the grid"
+        if seeds := [str(seed) for seed, record in row.seeds.items() if record is None]:
+            yield f"{row.entry.label}: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
 
 
 def _environments(rows: Iterable[Row]) -> list[dict[str, Any]]:

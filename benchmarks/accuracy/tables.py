@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+_SHOWN_EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 100, 150, 200)
 _TITLES = {"auc": "AUC", "edges_kept": "edges kept"}
 
 
@@ -41,8 +43,35 @@ def tables(result: Mapping[str, Any]) -> Iterable[str]:
             f"{row['seconds']:.1f}" if learnt else "–",
             ", ".join(f"{name} {value:g}" for name, value in (row["chosen"] or {}).items()) or "–",
         )
+    yield from _curves(result["rows"])
     if result["missing"]:
         yield from ("", f"Missing: {'; '.join(result['missing'])}.")
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """The means of AUC, accuracy and edges kept by epoch, of the rows whose history was kept."""
+    means: dict[tuple[int, str, str], float] = {}
+    for row in rows:
+        histories = [seed["history"] for seed in row["seeds"] if "history" in seed]
+        for epoch in _SHOWN_EPOCHS:
+            there = [found for history in histories for found in history if found["epoch"] == epoch]
+            for name in ("auc", "accuracy", "edges_kept"):
+                # Stages have the metrics of both parts, epochs those of the validation samples.
+                values = [found.get(f"test {name}", found.get(name)) for found in there]
+                if values and None not in values:
+                    means[epoch, row["label"], name] = statistics.fmean(values)
+    if not means:
+        return
+    columns = [(row["label"], name) for row in rows for name in ("auc", "accuracy", "edges_kept")]
+    columns = [column for column in columns if any(key[1:] == column for key in means)]
+    columns = [
+        c for c in columns if c[1] != "edges_kept" or any(v < 1 for k, v in means.items() if k[1:] == c)
+    ]
+    yield ""
+    yield _line("epoch", *(f"{label}: {_TITLES.get(name, name)}" for label, name in columns))
+    yield _line("---", *["---"] * len(columns))
+    for epoch in dict.fromkeys(key[0] for key in sorted(means)):
+        yield _line(epoch, *(_cell(name, means.get((epoch, label, name)), None) for label, name in columns))
 
 
 def _columns(result: Mapping[str, Any]) -> list[str]:
