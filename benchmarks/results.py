@@ -78,6 +78,16 @@ _ACCURACY = {
         {"machine": _DOCUMENT["machine"], "versions": _DOCUMENT["versions"], "git": dict, "trials": int}
     ],
 }
+_INTERACTIONS = {
+    **{name: _ACCURACY[name] for name in ("format", "kind", "quick", "written", "experiment", "title")},
+    **{name: _ACCURACY[name] for name in ("protocol", "environments")},
+    "test": dict,
+    "feature": str,
+    "fields": [dict],
+    "strongest": [dict],
+    "samples": [{"logit": _NUMBER, "bias": _NUMBER, "nodes": [str], "pairs": [dict]}],
+}
+_OTHERS = {"accuracy": _ACCURACY, "interactions": _INTERACTIONS}  # kinds that have no timed runs
 KINDS: dict[str, dict[str, Any]] = {  # what a kind adds to runs and to measurements' cases
     "layer": {"run": {"peak": _PEAK}, "case": {"shape": str, "mode": str, "gflop": _NUMBER, "pairs": int}},
     "model": {
@@ -111,8 +121,8 @@ def document(kind: str, quick: bool, settings: Mapping[str, Any], runs: Sequence
 
 def check(result: Document) -> None:
     """Raise ValueError naming the first field that is missing, empty or of another type."""
-    if result.get("kind") == "accuracy":
-        _check(result, _ACCURACY, "result")
+    if result.get("kind") in _OTHERS:
+        _check(result, _OTHERS[result["kind"]], "result")
         return
     _check(result, _DOCUMENT, "result")
     kind = KINDS.get(result["kind"])

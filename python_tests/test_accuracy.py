@@ -20,7 +20,7 @@ from l0sign_cuda.data import GraphDataset, planted
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are no part of the package
 
 from benchmarks import results
-from benchmarks.accuracy import baselines, datasets, graphs, kept, loop, models, rules, runner
+from benchmarks.accuracy import baselines, datasets, figures, gmail, graphs, kept, loop, models, rules, runner
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.experiments import EXPERIMENTS, Entry, Experiment, quick
 from benchmarks.accuracy.loop import Problem
@@ -251,6 +251,32 @@ def test_copies_of_a_graph_are_found() -> None:
 def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="twitter"):
         datasets.load("twitter", tmp_path, tmp_path / "work")
+
+
+# -------------------- figures
+
+
+def test_the_strongest_pairs_of_a_feature_are_its_own() -> None:
+    model, _ = models.fit(problem(), {**TRAINING, "epochs": 1}, 0)
+    found = gmail.interactions(model, DATA, problem().test, DATA.vocabulary, "f1=2")
+    strengths = [abs(pair["mean_contribution"]) for pair in found["strongest"]]
+    assert strengths == sorted(strengths, reverse=True) and len(strengths) > 3
+    assert all("f1=2" in (pair["first"], pair["second"]) for pair in found["strongest"])
+    for sample in found["samples"]:
+        assert "f1=2" in sample["nodes"]
+        total = sample["bias"] + sum(pair["contribution"] for pair in sample["pairs"])
+        assert total == pytest.approx(sample["logit"], abs=1e-5)
+
+
+def test_figures_are_drawn_from_kept_results(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model, _ = models.fit(problem(), {**TRAINING, "epochs": 1}, 0)
+    found = gmail.interactions(model, DATA, problem().test, DATA.vocabulary, "f1=2")
+    (tmp_path / "fig6-frappe.json").write_text(json.dumps(found))
+    [path] = figures.draw(tmp_path, tmp_path / "figures")
+    first = path.read_text()
+    assert first.startswith("<?xml") and "strongest pairs of f1=2" in first.replace("<!--", "")
+    assert figures.draw(tmp_path, tmp_path / "figures") == [path] and path.read_text() == first
 
 
 # -------------------- runs
