@@ -135,6 +135,8 @@ def _recipes() -> tuple[Entry, ...]:
             "l0_weight": 0.1,
             "l0_warmup_epochs": 5.0,
         },
+        "edge_lr 0.1, l0_weight 0.02": {"edge_lr": 0.1, "l0_weight": 0.02},
+        "edge_lr 0.1, l0_weight 0.05": {"edge_lr": 0.1, "l0_weight": 0.05},
         "edge_lr 0.03, l0_weight 0.02": {"edge_lr": 0.03, "l0_weight": 0.02},
         "edge_lr 0.03, l0_weight 0.05": {"edge_lr": 0.03, "l0_weight": 0.05},
         "edge_lr 0.03, l0_weight 0.1": {"edge_lr": 0.03, "l0_weight": 0.1},
