@@ -73,7 +73,7 @@ class TrainConfig:
     batch_size: int = _option(1024, "samples in a step", least=1)
     epochs: int = _option(15, "passes over the training samples, at most", least=0)
     l0_weight: float = _option(
-        0.02, "weight of the expected share (or number) of open edges in the loss", least=0
+        0.05, "weight of the expected share (or number) of open edges in the loss", least=0
     )
     l0_reduction: Literal["mean", "sum"] = _option(
         "mean", "l0_weight counts for the mean over a sample's pairs, or for their sum as in the paper"

@@ -27,10 +27,12 @@ class Dataset:
 def load(name: str, directory: Path, work: Path) -> GraphDataset:
     """A data set, from the work directory where it has been prepared before."""
     dataset = DATASETS[name]
+    if dataset.file is None:
+        return dataset.prepare(directory)
     prepared = work / "data" / name
     if not prepared.exists():
-        source = directory / (dataset.file or "")
-        if dataset.file is not None and not source.exists():
+        source = directory / dataset.file
+        if not source.exists():
             raise FileNotFoundError(f"{name}: no {dataset.file} in the directory that --data names")
         dataset.prepare(source).save(prepared)
     return GraphDataset.load(prepared)
@@ -72,6 +74,10 @@ def _distinct(path: Path) -> GraphDataset:
     return subset(data, first_copies(data))
 
 
+def _demo(path: Path) -> GraphDataset:
+    return planted()
+
+
 def _planted(path: Path) -> GraphDataset:
     return planted(4000, num_fields=6, cardinality=6, num_interactions=3)
 
@@ -91,6 +97,7 @@ DATASETS = {
     "twitter": Dataset("twitter/twitter.data.xz", _graphs),
     "twitter-distinct": Dataset("twitter/twitter.data.xz", _distinct),
     "dblp": Dataset("dblp/DBLP_v1.data.xz", _graphs),
+    "planted-demo": Dataset(None, _demo, "f0", "f1"),
     "planted": Dataset(None, _planted, "f0", "f1"),
     "made-graphs": Dataset(None, _made_graphs),
 }

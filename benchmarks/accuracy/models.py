@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 import l0sign_cuda
 from l0sign_cuda import functional
 from l0sign_cuda.config import TrainConfig
+from l0sign_cuda.data import PlantedData
+from l0sign_cuda.demo import DETECTED, score
 from l0sign_cuda.evaluation import Part, measure, run
+from l0sign_cuda.interactions import field_interactions
 
 from . import baselines, graphs, loop, rules
 from .loop import Problem, Trained
@@ -24,6 +28,8 @@ from .loop import Problem, Trained
 MODELS = (*rules.KINDS, "sign", *baselines.KINDS, *graphs.KINDS, "sign-edges")
 
 _BATCH = 4096
+_OF_GATES = ("edge_dim", "edge_hidden_dim", "edge_lr", "temperature", "limits")
+_OF_GATES += ("l0_weight", "l0_reduction", "l0_warmup_epochs")
 _NO_MATTER = ("seed", "device", "num_threads", "checkpoint_steps", "on_collapse")
 
 
@@ -34,7 +40,8 @@ def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         config = TrainConfig.from_mapping(
             {k: v for k, v in options.items() if k not in own}, "options"
         ).to_dict()
-        return own | {key: value for key, value in config.items() if key not in _NO_MATTER}
+        unused = _NO_MATTER if config["gated"] else (*_NO_MATTER, *_OF_GATES)
+        return own | {key: value for key, value in config.items() if key not in unused}
     if "source" in options:
         return {**options, "source": resolved("sign", options["source"])}
     return dict(options)
@@ -93,6 +100,8 @@ def fit(problem: Problem, options: Mapping[str, Any], seed: int) -> tuple[l0sign
                 found = _measured(result.model, problem, config)
                 about = {"epoch": epochs, "seconds": loop.median_seconds(result.history)}
                 history.append({**about, **{f"{of} {k}": v for of in found for k, v in found[of].items()}})
+    if isinstance(problem.data, PlantedData) and config.gated:
+        found["test"] |= _detected(result.model, problem.data, problem)
     return result.model, Trained(
         found["valid"],
         found["test"],
@@ -118,6 +127,18 @@ def _measured(
         if squares:
             del found[name]["logloss"]
     return found
+
+
+def _detected(model: l0sign_cuda.L0SIGN, data: PlantedData, problem: Problem) -> dict[str, float]:
+    """Precision (0 where nothing is open) and recall of the pairs of fields that are mostly open."""
+    assert data.vocabulary is not None
+    names = data.vocabulary.field_names
+    found = field_interactions(model, (data, problem.test))
+    scores = score(
+        {(pair.first, pair.second) for pair in found if pair.open_share > DETECTED},
+        {(names[i], names[j]) for i, j in data.interactions},
+    )
+    return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()}
 
 
 def _laid_edges(problem: Problem, options: Mapping[str, Any], seed: int, cache: Path) -> NDArray[np.bool_]:
