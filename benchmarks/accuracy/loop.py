@@ -70,41 +70,6 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
         weight_decay=options["weight_decay"],
         fused=True,
     )
-    history: list[dict[str, float]]
-    parameters: int
-    seconds: float
-    """an epoch, the median"""
-
-
-class Outcome(NamedTuple):
-    """What a model makes of (a batch of b graphs, their indices in the data set)."""
-
-    logits: Tensor  # [b]
-    l0_penalty: Tensor | None = None  # scalar: the expected share of open pairs, its mean over the graphs
-    open_edges: int = 0
-    pairs: int = 0
-
-
-def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: int) -> Trained:
-    """Adam on the cross entropy; the model then has the weights of the best epoch by the metric `monitor`.
-
-    Samples come in the order in which `l0sign_cuda.fit` takes them. As there, the network that the gates come
-    from has no weight decay, and `edge_lr` times the learning rate.
-    """
-    data, monitor = problem.data, options.get("monitor", "auc")
-    assert data.labels is not None
-    decayed: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        decayed[".edge." not in name].append(parameter)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": group, "weight_decay": options["weight_decay"] if on else 0.0}
-            for on, group in decayed.items()
-            if group
-        ],
-        lr=options["lr"],
-        fused=True,
-    )
     history: list[dict[str, float]] = []
     best, best_epoch, weights, stopped = math.nan, 0, copy.deepcopy(model.state_dict()), "epochs"
     for epoch in range(options["epochs"]):

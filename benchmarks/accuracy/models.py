@@ -28,8 +28,10 @@ from .loop import Problem, Trained
 MODELS = (*rules.KINDS, "sign", *baselines.KINDS, *graphs.KINDS, "sign-edges")
 
 _BATCH = 4096
-_OF_GATES = ("edge_dim", "edge_hidden_dim", "edge_lr", "temperature", "limits")
-_OF_GATES += ("l0_weight", "l0_reduction", "l0_warmup_epochs")
+_OF_GATES = (
+    "edge_dim", "edge_hidden_dim", "edge_lr", "temperature", "limits",
+    "l0_weight", "l0_reduction", "l0_warmup_epochs",
+)  # fmt: skip
 _NO_MATTER = ("seed", "device", "num_threads", "checkpoint_steps", "on_collapse")
 
 
