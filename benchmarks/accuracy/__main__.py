@@ -64,13 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options.hours,
                 lambda text: print(text, flush=True),
             )
-        result = kept.document(
-            name, experiment, runner.rows(experiment, Records(options.work), seeds), options.quick
-        )
+        found = runner.rows(experiment, Records(options.work), seeds)
+        result = kept.document(name, experiment, found, options.quick)
+        complete &= not result["missing"]
+        if not result["environments"]:
+            print(f"{name}: no trial is done")
+            continue
         written, _ = kept.write(result, options.out)
-        lacking = result["missing"]
-        complete &= not lacking
-        print(f"{written}: " + ("complete" if not lacking else "missing: " + "; ".join(lacking)))
+        print(
+            f"{written}: " + ("; ".join(["missing", *result["missing"]]) if result["missing"] else "complete")
+        )
     return 0 if complete else 1
 
 

@@ -11,27 +11,29 @@ _TITLES = {"auc": "AUC", "edges_kept": "edges kept"}
 
 
 def circumstances(result: Mapping[str, Any]) -> list[str]:
-    """Where the trials ran, as Markdown: machines, versions, commits."""
-    lines = []
+    """Where the trials ran, as Markdown: a line for each machine with its versions, and the commits."""
+    groups: dict[str, dict[str, Any]] = {}
     for found in result["environments"]:
         machine, git = found["machine"], found["git"]
-        commit = (git["commit"] or "unknown")[:12] + (" with changes" if git["dirty"] else "")
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-        lines.append(
-            f"- {found['trials']} trials: {machine['cpu']}, {machine['cores']} cores, commit {commit}, "
-            + versions
-        )
-    return lines
+        where = f"{machine['cpu']}, {machine['cores']} cores, {versions}"
+        group = groups.setdefault(where, {"trials": 0, "commits": {}})
+        group["trials"] += found["trials"]
+        group["commits"][(git["commit"] or "unknown")[:12] + " with changes" * bool(git["dirty"])] = None
+    return [
+        f"- {group['trials']} trials: {where}; commits {', '.join(sorted(group['commits']))}"
+        for where, group in groups.items()
+    ]
 
 
 def tables(result: Mapping[str, Any]) -> Iterable[str]:
     """The lines of a result's table."""
-    yield from (f"Data: {result['data']}. {result['protocol']}", "")
+    yield from ("", f"Data: {result['data']}. {result['protocol']}", "")
     names = _columns(result)
-    yield _line(
-        "", *(_TITLES.get(name, name) for name in names), "seeds", "parameters", "s an epoch", "chosen"
-    )
-    yield _line("---", *["---"] * (len(names) + 4))
+    titles = [*(_TITLES.get(name, name) for name in names), "seeds", "parameters", "s an epoch"]
+    tuned = any(row["grid"] for row in result["rows"])
+    yield _line("", *titles, *["chosen"] * tuned)
+    yield _line("---", *["---"] * (len(titles) + tuned))
     for row in result["rows"]:
         cells = [_cell(name, row["mean"].get(name), row["deviation"].get(name)) for name in names]
         learnt = bool(row["parameters"])
@@ -41,7 +43,7 @@ def tables(result: Mapping[str, Any]) -> Iterable[str]:
             row["n"],
             f"{row['parameters']:,}" if learnt else "–",
             f"{row['seconds']:.1f}" if learnt else "–",
-            ", ".join(f"{name} {value:g}" for name, value in (row["chosen"] or {}).items()) or "–",
+            *[", ".join(f"{name} {value:g}" for name, value in (row["chosen"] or {}).items()) or "–"] * tuned,
         )
     yield from _curves(result["rows"])
     if result["missing"]:
