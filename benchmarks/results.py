@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import environment
+from .accuracy import tables as accuracy
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -52,6 +53,41 @@ _DOCUMENT = {
     "settings": dict,
     "runs": [_RUN],
 }
+_ROW = {
+    "label": str,
+    "model": str,
+    "options": dict,
+    "grid": dict,
+    "points": [{"options": dict, "valid": (dict, type(None))}],
+    "chosen": (dict, type(None)),
+    "seeds": list,
+    "n": int,
+    "mean": dict,
+    "deviation": dict,
+}
+_ACCURACY = {
+    **{name: _DOCUMENT[name] for name in ("format", "kind", "quick", "written")},
+    "experiment": str,
+    "title": str,
+    "data": str,
+    "protocol": str,
+    "seeds": [int],
+    "rows": [_ROW],
+    "missing": list,
+    "environments": [
+        {"machine": _DOCUMENT["machine"], "versions": _DOCUMENT["versions"], "git": dict, "trials": int}
+    ],
+}
+_INTERACTIONS = {
+    **{name: _ACCURACY[name] for name in ("format", "kind", "quick", "written", "experiment", "title")},
+    **{name: _ACCURACY[name] for name in ("protocol", "environments")},
+    "test": dict,
+    "feature": str,
+    "fields": [dict],
+    "strongest": [dict],
+    "samples": [{"logit": _NUMBER, "bias": _NUMBER, "nodes": [str], "pairs": [dict]}],
+}
+_OTHERS = {"accuracy": _ACCURACY, "interactions": _INTERACTIONS}  # kinds that have no timed runs
 KINDS: dict[str, dict[str, Any]] = {  # what a kind adds to runs and to measurements' cases
     "layer": {"run": {"peak": _PEAK}, "case": {"shape": str, "mode": str, "gflop": _NUMBER, "pairs": int}},
     "model": {
@@ -85,6 +121,9 @@ def document(kind: str, quick: bool, settings: Mapping[str, Any], runs: Sequence
 
 def check(result: Document) -> None:
     """Raise ValueError naming the first field that is missing, empty or of another type."""
+    if result.get("kind") in _OTHERS:
+        _check(result, _OTHERS[result["kind"]], "result")
+        return
     _check(result, _DOCUMENT, "result")
     kind = KINDS.get(result["kind"])
     if kind is None:
@@ -169,7 +208,9 @@ def table(result: Document) -> str:
 
 def tables(result: Document) -> Iterable[str]:
     """The lines of a result's tables, without the heading."""
-    if result["kind"] == "layer":
+    if result["kind"] == "accuracy":
+        yield from accuracy.tables(result)
+    elif result["kind"] == "layer":
         yield from _layer_tables(result["runs"])
     elif result["kind"] == "model":
         yield from _model_tables(result["runs"])
@@ -180,12 +221,15 @@ def tables(result: Document) -> Iterable[str]:
 
 def _heading(result: Document) -> list[str]:
     quick = " (quick: no timing)" * result["quick"]
-    title = f"# {result['kind'].capitalize()}, {result['written'][:10]}{quick}"
+    name = result["title"] if result["kind"] == "accuracy" else result["kind"].capitalize()
+    title = f"# {name}, {result['written'][:10]}{quick}"
     return [title, "", *circumstances(result)]
 
 
 def circumstances(result: Document) -> list[str]:
     """Machine, versions, commit, and what each process ran with, as Markdown."""
+    if result["kind"] == "accuracy":
+        return accuracy.circumstances(result)
     machine, versions, git = result["machine"], result["versions"], result["git"]
     commit = (git["commit"] or "unknown")[:12] + (" with changes" if git["dirty"] else "")
     lines = [

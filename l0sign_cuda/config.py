@@ -68,11 +68,12 @@ class TrainConfig:
         "optimizer; the paper's authors use adagrad; row_*: for large vocabularies, on touched rows only",
     )
     lr: float = _option(0.01, "learning rate", above=0)
+    edge_lr: float = _option(0.1, "learning rate of the edge network, as a multiple of lr", above=0)
     weight_decay: float = _option(1e-5, "weight decay of everything but the edge network", least=0)
     batch_size: int = _option(1024, "samples in a step", least=1)
     epochs: int = _option(15, "passes over the training samples, at most", least=0)
     l0_weight: float = _option(
-        0.02, "weight of the expected share (or number) of open edges in the loss", least=0
+        0.05, "weight of the expected share (or number) of open edges in the loss", least=0
     )
     l0_reduction: Literal["mean", "sum"] = _option(
         "mean", "l0_weight counts for the mean over a sample's pairs, or for their sum as in the paper"

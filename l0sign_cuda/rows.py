@@ -96,8 +96,8 @@ def row_adagrad_(
         row_steps: int32 [J], the last step that touched each row, 0 before the first, changed in place: a row
             makes up for the weight decay of the steps it missed since. Empty: it does not. Of a dense
             gradient it may be one number for all rows.
-        rows: int64 [U], ascending, each once. (On a GPU nobody looks whether they are; what is out of range is
-            left out.)
+        rows: int64 [U], ascending, each once. (On a GPU nobody looks whether they are; what is out of range
+            is left out.)
         grads: [U, w], the gradients of these rows; of the parameters after them the whole gradients.
         lr: learning rate.
         lr_decay: the learning rate of step t is lr / (1 + (t - 1) lr_decay).

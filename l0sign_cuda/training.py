@@ -454,8 +454,13 @@ def _make_optimizer(model: L0SIGN, config: TrainConfig) -> torch.optim.Optimizer
     parameters: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         parameters[not name.startswith("interaction.edge.")].append(parameter)
+    # The network moves the gates of all pairs together, and Adam's step does not get smaller with a small
+    # penalty. At the full rate it closes all edges, or opens them for good, before the messages have learned
+    # which of them are worth keeping: which of the two is up to the initial weights. The edge embeddings,
+    # which tell pairs apart, keep the full rate.
+    of_edges = {"weight_decay": 0.0, "lr": config.lr * config.edge_lr}
     groups = [
-        {"params": members, "weight_decay": config.weight_decay if decayed else 0.0}
+        {"params": members, **({"weight_decay": config.weight_decay} if decayed else of_edges)}
         for decayed, members in parameters.items()
         if members
     ]

@@ -432,8 +432,9 @@ def test_models_are_measured(tmp_path: Path) -> None:
 
 
 class TestReport:
-    def test_the_page_has_the_figures_of_the_kept_results(self) -> None:
-        page = report.PAGE.read_text(encoding="utf-8")
+    @pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
+    def test_the_page_has_the_figures_of_the_kept_results(self, path: Path) -> None:
+        page = path.read_text(encoding="utf-8")
         assert page == report.filled(page), "run python -m benchmarks.report"
 
     def test_marked_places_are_filled_with_the_newest_result(self, tmp_path: Path) -> None:

@@ -166,6 +166,20 @@ def test_only_the_edge_network_is_spared_weight_decay(parts: list, optimizer: st
     assert {value for value in decay.values()} == {0.0, 0.5}
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "row_adam"])
+def test_the_edge_network_has_a_learning_rate_of_its_own(parts: list, optimizer: str) -> None:
+    """A step of Adam or Adagrad is at most lr from the start, whatever the gradient."""
+    config = QUICK.replace(lr=0.01, edge_lr=0.1, optimizer=optimizer, epochs=1, batch_size=10**6)
+    steps = {}
+    for epochs in (0, 1):
+        model = fit(parts[0], config=config.replace(epochs=epochs)).model
+        steps[epochs] = model.state_dict()
+    moved = {name: (steps[1][name] - steps[0][name]).abs().max().item() for name in steps[0]}
+    edge = [moved.pop(name) for name in list(moved) if name.startswith("interaction.edge.")]
+    assert max(edge) == pytest.approx(0.001, rel=1e-2)
+    assert min(moved.values()) == pytest.approx(0.01, rel=1e-2)
+
+
 def test_row_adagrad_is_adagrad(parts: list) -> None:
     """Rows that a batch does not touch stay as they are with either; rounding adds up over the steps."""
     options = {"epochs": 1, "lr": 0.1, "clip_norm": 0.05}

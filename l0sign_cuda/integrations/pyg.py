@@ -160,6 +160,10 @@ class L0EdgePredictor(nn.Module):
     - GINConv takes none: pass ``edges.adjacency()`` in place of edge_index.
     - SIGNConv: pass ``edge_weight`` and ``batch``; with the same weights this is :class:`L0SIGNLayer`.
 
+    In training with Adam give the parameters of ``.edge`` a tenth of the learning rate and no weight decay,
+    as :func:`l0sign_cuda.fit` does: at the full rate the penalty closes all edges, or they open for good,
+    before the other layers have learned.
+
     Args:
         edge_channels: b, columns of the edge embeddings e.
         hidden_channels: hidden units of the perceptron.

@@ -1,0 +1,81 @@
+"""Runs experiments and keeps their results; what was interrupted goes on.
+
+python -m benchmarks.accuracy table2-frappe --data ../shared/data
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .. import environment
+from ..results import RESULTS
+from . import kept, runner
+from .experiments import EXPERIMENTS, quick
+from .records import Records
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description=__doc__)
+    add = parser.add_argument
+    add(
+        "experiment",
+        nargs="+",
+        choices=[*EXPERIMENTS, "all"],
+        metavar="EXPERIMENT",
+        help=", ".join(EXPERIMENTS),
+    )
+    add(
+        "--data", type=Path, default=environment.ROOT.parent / "shared" / "data", help="directory of the data"
+    )
+    add(
+        "--work",
+        type=Path,
+        default=environment.ROOT / "build" / "accuracy",
+        help="finished trials, prepared data",
+    )
+    add(
+        "--out", type=Path, default=RESULTS / "accuracy", help="results; default: benchmarks/results/accuracy"
+    )
+    add("--seeds", type=int, nargs="+", help="default: those of the experiment")
+    add("--rows", nargs="+", default=(), metavar="LABEL", help="run only these rows")
+    add("--hours", type=float, default=float("inf"), help="begin no trial after so long")
+    add("--threads", type=int, default=1, help="default: 1")
+    add("--quick", action="store_true", help="made data, two epochs: whether it works")
+    add("--assemble", action="store_true", help="run nothing; write the results of what is there")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    names = list(EXPERIMENTS) if "all" in options.experiment else options.experiment
+    complete = True
+    for name in names:
+        experiment = quick(EXPERIMENTS[name]) if options.quick else EXPERIMENTS[name]
+        seeds = options.seeds or experiment.seeds
+        if not options.assemble:
+            runner.run(
+                experiment,
+                options.data,
+                options.work,
+                seeds,
+                options.rows,
+                options.hours,
+                lambda text: print(text, flush=True),
+            )
+        found = runner.rows(experiment, Records(options.work), seeds)
+        result = kept.document(name, experiment, found, options.quick)
+        complete &= not result["missing"]
+        if not result["environments"]:
+            print(f"{name}: no trial is done")
+            continue
+        written, _ = kept.write(result, options.out)
+        print(
+            f"{written}: " + ("; ".join(["missing", *result["missing"]]) if result["missing"] else "complete")
+        )
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The baselines of Table 2, from deepctr-torch, driven by our own loop.
+
+Its models take one matrix of the ids within each field; its own `fit` copies that and is several times slower
+than its `forward`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from l0sign_cuda._extras import require
+from l0sign_cuda.data import Batch, GraphDataset
+
+from .loop import Ints, Outcome
+
+#: Name -> (class, options). FM is DeepFM without its network, as its authors document it.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fm": ("DeepFM", {"dnn_hidden_units": ()}),
+    "afm": ("AFM", {}),
+    "nfm": ("NFM", {}),
+    "deepfm": ("DeepFM", {}),
+    "xdeepfm": ("xDeepFM", {"cin_layer_size": (32, 32)}),
+    "autoint": ("AutoInt", {}),
+}
+INIT_STD = 0.1  # of the embeddings, as L0SIGN's
+_EXACT = 1 << 24  # deepctr-torch takes ids as float32
+
+
+class Baseline(nn.Module):
+    """A model of deepctr-torch over the fields of a data set whose graphs have one node a field."""
+
+    def __init__(self, name: str, data: GraphDataset, embedding_dim: int, seed: int) -> None:
+        super().__init__()
+        if data.vocabulary is None or not data.graph_size:
+            raise ValueError("expected a data set with a vocabulary and one node for each field")
+        if max(map(len, data.vocabulary.fields)) > _EXACT:
+            raise ValueError(f"expected at most {_EXACT} values a field")
+        deepctr = _deepctr()
+        self.register_buffer("first", torch.from_numpy(np.asarray(data.vocabulary.offsets[:-1])))
+        columns = [
+            deepctr.inputs.SparseFeat(field.name, len(field), embedding_dim=embedding_dim)
+            for field in data.vocabulary.fields
+        ]
+        kind, options = KINDS[name]
+        # L2 comes from the optimizer, as for every model. "regression": the logit itself.
+        unpenalised = {"l2_reg_linear": 0.0, "l2_reg_embedding": 0.0}
+        if kind == "AutoInt":
+            del unpenalised["l2_reg_linear"]
+        if kind == "AFM":
+            unpenalised["l2_reg_att"] = 0.0
+        self.model = getattr(deepctr.models, kind)(
+            columns, columns, task="regression", seed=seed, **unpenalised, **options
+        )
+        # Its standard deviation of 0.0001 is that of the networks' weights too, and nearly a standstill.
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, 0.0, INIT_STD if module.embedding_dim > 1 else 1e-4)
+            elif isinstance(module, nn.Linear):
+                module.reset_parameters()
+
+    def forward(self, batch: Batch, indices: Ints) -> Outcome:
+        local: Tensor = batch.ids - self.first  # type: ignore[operator]
+        return Outcome(self.model(local.float()).squeeze(-1))
+
+
+def _deepctr() -> ModuleType:
+    """The package, imported without the thread that asks an index for newer versions."""
+    if "deepctr_torch" not in sys.modules:
+        with _no_threads():
+            require("deepctr_torch", "bench")
+    require("deepctr_torch.inputs", "bench")
+    require("deepctr_torch.models", "bench")
+    return sys.modules["deepctr_torch"]
+
+
+@contextlib.contextmanager
+def _no_threads() -> Iterator[None]:
+    with mock.patch.object(threading.Thread, "start"):
+        yield

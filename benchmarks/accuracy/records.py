@@ -1,0 +1,54 @@
+"""Finished trials, one JSON file each in the work directory: a run that was interrupted goes on from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..results import write_aside
+
+# Part of a trial's name: raise it when the same options mean another computation.
+REVISION = 1
+
+Record = dict[str, Any]
+
+
+class Trial(NamedTuple):
+    """One training: everything that decides its numbers. Experiments that need the same one share it."""
+
+    dataset: str
+    model: str
+    options: Mapping[str, Any]
+    seed: int
+
+    def key(self) -> str:
+        """A name that no other trial has."""
+        what = json.dumps([REVISION, *self._replace(options=dict(self.options))], sort_keys=True)
+        return f"{self.dataset}-{self.model}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+
+
+class Records:
+    """The records in a work directory."""
+
+    def __init__(self, work: Path) -> None:
+        self.directory = work / "trials"
+
+    def find(self, trial: Trial) -> Record | None:
+        """The record of a trial, if it is done."""
+        path = self._path(trial)
+        if not path.exists():
+            return None
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        return record
+
+    def keep(self, trial: Trial, record: Record) -> None:
+        """Write the record of a trial, aside and renamed."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        what = trial._asdict() | {"options": dict(trial.options)}
+        write_aside(self._path(trial), json.dumps({"trial": what, **record}, indent=1) + "\n")
+
+    def _path(self, trial: Trial) -> Path:
+        return self.directory / f"{trial.key()}.json"

@@ -1,0 +1,144 @@
+"""Runs the trials of an experiment that are missing, in an order in which what is there is worth reading."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from l0sign_cuda.metrics import SMALLER_IS_BETTER
+
+from .. import environment
+from . import datasets, models
+from .experiments import Entry, Experiment
+from .loop import Problem
+from .records import Record, Records, Trial
+
+Say = Callable[[str], None]
+
+
+class Row(NamedTuple):
+    """What is known of an entry: the points of its grid with their records, and a record for each seed."""
+
+    entry: Entry
+    points: list[tuple[dict[str, Any], Record | None]]
+    chosen: dict[str, Any] | None
+    """None while a point is missing"""
+    seeds: dict[int, Record | None]
+
+
+def rows(experiment: Experiment, records: Records, seeds: Sequence[int]) -> list[Row]:
+    """Every entry with the records that are there."""
+    return [_row(experiment, entry, records, seeds) for entry in experiment.entries]
+
+
+def run(
+    experiment: Experiment,
+    data: Path,
+    work: Path,
+    seeds: Sequence[int],
+    only: Sequence[str] = (),
+    hours: float = math.inf,
+    say: Say = lambda text: None,
+) -> bool:
+    """Run what is missing, of the entries whose label is in `only` (none: all); whether nothing is missing.
+
+    No trial begins after `hours`.
+    """
+    records, ends = Records(work), time.monotonic() + 3600 * hours
+    problems = _Problems(data, work)
+    while (found := next(missing(experiment, records, seeds, only), None)) is not None:
+        label, trial = found
+        if time.monotonic() > ends:
+            return False
+        began = time.perf_counter()
+        record = run_trial(trial, problems(trial), work)
+        records.keep(trial, record)
+        monitored = record["valid"].get(experiment.monitor, math.nan)
+        say(
+            f"{label}, seed {trial.seed}: valid {experiment.monitor} {monitored:.4f}, "
+            f"{time.perf_counter() - began:.0f} s"
+        )
+    return True
+
+
+def missing(
+    experiment: Experiment, records: Records, seeds: Sequence[int], only: Sequence[str] = ()
+) -> Iterator[tuple[str, Trial]]:
+    """Trials that are not done, with a name: the grids of all entries first, then seed by seed."""
+    found = [row for row in rows(experiment, records, seeds) if not only or row.entry.label in only]
+    for row in found:
+        for options, record in row.points:
+            if record is None:
+                point = "".join(f" {name} {options[name]}" for name in row.entry.grid)
+                trial = Trial(experiment.data, row.entry.model, options, experiment.tuning_seed)
+                yield row.entry.label + point, trial
+    for seed in seeds:
+        for row in found:
+            if row.chosen is not None and row.seeds[seed] is None:
+                yield row.entry.label, Trial(experiment.data, row.entry.model, row.chosen, seed)
+
+
+def run_trial(trial: Trial, problem: Problem, work: Path) -> Record:
+    """Train, and say what came out and what it was measured with."""
+    load = environment.load_average()
+    source = trial._replace(model="sign", options=trial.options.get("source", {}))
+    cache = work / "edges" / f"{source.key()}.npy"
+    trained = models.train(trial.model, trial.dataset, problem, trial.options, trial.seed, cache)
+    return {
+        **trained._asdict(),
+        "machine": environment.machine(),
+        "versions": environment.versions(),
+        "git": environment.git(),
+        "process": environment.process(),
+        "load_average": {"before": load, "after": environment.load_average()},
+    }
+
+
+def _row(experiment: Experiment, entry: Entry, records: Records, seeds: Sequence[int]) -> Row:
+    tried = [_options(experiment, entry, point) for point in entry.points()]
+    points = [
+        (options, records.find(Trial(experiment.data, entry.model, options, experiment.tuning_seed)))
+        for options in tried
+    ]
+    chosen = _best(points, experiment.monitor)
+    found = {
+        seed: None if chosen is None else records.find(Trial(experiment.data, entry.model, chosen, seed))
+        for seed in seeds
+    }
+    return Row(entry, points, chosen, found)
+
+
+def _options(experiment: Experiment, entry: Entry, point: dict[str, Any]) -> dict[str, Any]:
+    common = {} if entry.model.startswith("rule-") else experiment.common
+    return models.resolved(entry.model, {**common, **point})
+
+
+def _best(points: list[tuple[dict[str, Any], Record | None]], monitor: str) -> dict[str, Any] | None:
+    if len(points) == 1:
+        return points[0][0]
+    sign = -1 if monitor in SMALLER_IS_BETTER else 1
+
+    def worth(point: tuple[dict[str, Any], Record | None]) -> float:
+        assert point[1] is not None
+        value = sign * point[1]["valid"][monitor]
+        return -math.inf if math.isnan(value) else value
+
+    return None if any(record is None for _, record in points) else max(points, key=worth)[0]
+
+
+class _Problems:
+    """The last problem that was asked for stays in memory."""
+
+    def __init__(self, data: Path, work: Path) -> None:
+        self.data, self.work = data, work
+        self.last: tuple[tuple[str, int], Problem] | None = None
+
+    def __call__(self, trial: Trial) -> Problem:
+        key = trial.dataset, trial.seed
+        if self.last is None or self.last[0] != key:
+            loaded = datasets.load(trial.dataset, self.data, self.work)
+            self.last = key, Problem(loaded, *datasets.split(loaded, trial.seed))
+        return self.last[1]

@@ -1,0 +1,94 @@
+"""A kept result as Markdown: mean ± deviation over the seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_SHOWN_EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 100, 150, 200)
+_TITLES = {"auc": "AUC", "edges_kept": "edges kept"}
+
+
+def circumstances(result: Mapping[str, Any]) -> list[str]:
+    """Where the trials ran, as Markdown: a line for each machine with its versions, and the commits."""
+    groups: dict[str, dict[str, Any]] = {}
+    for found in result["environments"]:
+        machine, git = found["machine"], found["git"]
+        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+        where = f"{machine['cpu']}, {machine['cores']} cores, {versions}"
+        group = groups.setdefault(where, {"trials": 0, "commits": {}})
+        group["trials"] += found["trials"]
+        group["commits"][(git["commit"] or "unknown")[:12] + " with changes" * bool(git["dirty"])] = None
+    return [
+        f"- {group['trials']} trials: {where}; commits {', '.join(sorted(group['commits']))}"
+        for where, group in groups.items()
+    ]
+
+
+def tables(result: Mapping[str, Any]) -> Iterable[str]:
+    """The lines of a result's table."""
+    yield from ("", f"Data: {result['data']}. {result['protocol']}", "")
+    names = _columns(result)
+    titles = [*(_TITLES.get(name, name) for name in names), "seeds", "parameters", "s an epoch"]
+    tuned = any(row["grid"] for row in result["rows"])
+    yield _line("", *titles, *["chosen"] * tuned)
+    yield _line("---", *["---"] * (len(titles) + tuned))
+    for row in result["rows"]:
+        cells = [_cell(name, row["mean"].get(name), row["deviation"].get(name)) for name in names]
+        learnt = bool(row["parameters"])
+        yield _line(
+            row["label"],
+            *cells,
+            row["n"],
+            f"{row['parameters']:,}" if learnt else "–",
+            f"{row['seconds']:.1f}" if learnt else "–",
+            *[", ".join(f"{name} {value:g}" for name, value in (row["chosen"] or {}).items()) or "–"] * tuned,
+        )
+    yield from _curves(result["rows"])
+    if result["missing"]:
+        yield from ("", f"Missing: {'; '.join(result['missing'])}.")
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """The means of AUC, accuracy and edges kept by epoch, of the rows whose history was kept."""
+    means: dict[tuple[int, str, str], float] = {}
+    for row in rows:
+        histories = [seed["history"] for seed in row["seeds"] if "history" in seed]
+        for epoch in _SHOWN_EPOCHS:
+            there = [found for history in histories for found in history if found["epoch"] == epoch]
+            for name in ("auc", "accuracy", "edges_kept"):
+                # Stages have the metrics of both parts, epochs those of the validation samples.
+                values = [found.get(f"test {name}", found.get(name)) for found in there]
+                if values and None not in values:
+                    means[epoch, row["label"], name] = statistics.fmean(values)
+    if not means:
+        return
+    columns = [(row["label"], name) for row in rows for name in ("auc", "accuracy", "edges_kept")]
+    columns = [column for column in columns if any(key[1:] == column for key in means)]
+    columns = [
+        c for c in columns if c[1] != "edges_kept" or any(v < 1 for k, v in means.items() if k[1:] == c)
+    ]
+    yield ""
+    yield _line("epoch", *(f"{label}: {_TITLES.get(name, name)}" for label, name in columns))
+    yield _line("---", *["---"] * len(columns))
+    for epoch in dict.fromkeys(key[0] for key in sorted(means)):
+        yield _line(epoch, *(_cell(name, means.get((epoch, label, name)), None) for label, name in columns))
+
+
+def _columns(result: Mapping[str, Any]) -> list[str]:
+    """Those of the experiment, and the share of edges where a row's differs from all."""
+    shares = [row["mean"].get("edges_kept", 1.0) for row in result["rows"]]
+    return [*result["columns"], *(["edges_kept"] if any(share < 1 for share in shares) else [])]
+
+
+def _cell(name: str, mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "–"
+    if name == "edges_kept":
+        return f"{100 * mean:.1f} %" + ("" if not deviation else f" ± {100 * deviation:.1f}")
+    return f"{mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def _line(*cells: Any) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"

@@ -1,0 +1,351 @@
+"""The paper's experiments: every kind of trial runs, runs go on where they stopped, and results are whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import l0sign_cuda
+from l0sign_cuda.data import GraphDataset, planted
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are no part of the package
+
+from benchmarks import results
+from benchmarks.accuracy import baselines, datasets, figures, gmail, graphs, kept, loop, models, rules, runner
+from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.experiments import EXPERIMENTS, Entry, Experiment, quick
+from benchmarks.accuracy.loop import Problem
+from benchmarks.accuracy.records import Records, Trial
+
+needs_deepctr = pytest.mark.skipif(
+    importlib.util.find_spec("deepctr_torch") is None, reason="needs deepctr-torch (extra: bench)"
+)
+TRAINING = {
+    "epochs": 2,
+    "patience": 3,
+    "batch_size": 256,
+    "embedding_dim": 4,
+    "lr": 0.01,
+    "weight_decay": 1e-6,
+}
+DATA = planted(1200, num_fields=4, cardinality=4, num_interactions=2)
+EXPERIMENT = Experiment(
+    title="Made",
+    data="planted",
+    entries=(
+        Entry("SIGN", "sign", {"gated": False, "weight_decay": 0.0}, {"lr": (0.01, 0.02)}),
+        Entry("rule", "rule-rate"),
+    ),
+    seeds=(0, 1),
+    protocol="Two points.",
+    common={"epochs": 1, "embedding_dim": 4},
+)
+
+
+def problem(data: GraphDataset = DATA, seed: int = 0) -> Problem:
+    return Problem(data, *datasets.split(data, seed))
+
+
+# -------------------- models
+
+
+@needs_deepctr
+def test_factorization_machine_is_its_definition() -> None:
+    """deepctr-torch's FM against Rendle's formula, from its own weights."""
+    model = baselines.Baseline("fm", DATA, 4, seed=0)
+    batch = DATA.batch(np.arange(50))
+    local = batch.ids - model.first
+    tables = [table.weight for table in model.model.embedding_dict.values()]
+    vectors = torch.stack([table[column] for table, column in zip(tables, local.T, strict=True)], 1)
+    first_order = [table.weight for table in model.model.linear_model.embedding_dict.values()]
+    expected = sum(table[column, 0] for table, column in zip(first_order, local.T, strict=True))
+    for i, j in itertools.combinations(range(4), 2):
+        expected = expected + (vectors[:, i] * vectors[:, j]).sum(1)
+    torch.testing.assert_close(model(batch, np.arange(50)).logits, expected + model.model.out.bias)
+    assert expected.std() > 0
+
+
+@needs_deepctr
+@pytest.mark.parametrize("name", baselines.KINDS)
+def test_baselines_learn(name: str, tmp_path: Path) -> None:
+    options = {**TRAINING, "epochs": 1}
+    trained = models.train(name, "planted", problem(), options, 0, tmp_path / "cache")
+    again = models.train(name, "planted", problem(), options, 0, tmp_path / "cache")
+    assert trained.test == again.test
+    other = models.train(name, "planted", problem(), options, 1, tmp_path / "cache")
+    assert trained.test != other.test
+    assert 0 < trained.test["logloss"] < 1 and trained.parameters > 4 * 16 + 16
+
+
+def test_the_loop_is_the_librarys_training() -> None:
+    """From the same weights, SIGN gets the losses and metrics that `l0sign_cuda.fit` gives it."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.model = l0sign_cuda.L0SIGN(DATA.num_features, 4, gated=False)
+
+        def forward(self, batch: l0sign_cuda.data.Batch, indices: loop.Ints) -> loop.Outcome:
+            return loop.Outcome(self.model(batch.ids).logits)
+
+    options = {**TRAINING, "weight_decay": 1e-3, "epochs": 3, "gated": False}
+    ours, theirs = loop.train(Wrapped(), problem(), options, 3), models.fit(problem(), options, 3)[1]
+    for mine, its in zip(ours.history, theirs.history, strict=True):
+        for name in ("loss", "auc", "accuracy", "logloss"):
+            assert mine[name] == pytest.approx(its[name], rel=1e-5)
+    assert ours.best_epoch == theirs.best_epoch and ours.parameters == theirs.parameters
+    assert ours.test["auc"] == pytest.approx(theirs.test["auc"], rel=1e-5)
+
+
+def test_the_loop_takes_the_best_epoch_and_stops() -> None:
+    class Worse(nn.Module):
+        """Its logits know the labels less with every step."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = nn.Parameter(torch.zeros(()))
+
+        def forward(self, batch: l0sign_cuda.data.Batch, indices: loop.Ints) -> loop.Outcome:
+            if self.training:
+                self.steps.data += 1
+            hidden = torch.from_numpy(np.random.default_rng(0).normal(size=len(batch.labels))).float()
+            return loop.Outcome(batch.labels + self.steps.detach() * hidden + 0 * self.steps)
+
+    trained = loop.train(Worse(), problem(), {**TRAINING, "epochs": 9, "patience": 2}, 0)
+    assert trained.best_epoch == 1 and len(trained.history) == 3 and trained.stopped == "patience"
+    assert trained.valid["auc"] == trained.history[0]["auc"] > trained.history[2]["auc"]
+
+
+def test_rules_count_over_the_training_samples() -> None:
+    data = GraphDataset.from_dense(
+        [[0, 2], [0, 3], [1, 2], [0, 2], [1, 3], [1, 2]],
+        labels=[1, 0, 0, 1, 1, 0],
+        vocabulary=planted(0, num_fields=2, cardinality=2, num_interactions=0).vocabulary,
+    )
+    made = Problem(data, np.arange(3), np.arange(3, 6), np.arange(3, 6))
+    seen = rules.train("rule-seen", "planted", made)
+    assert seen.test["auc"] == 0.75 and seen.test["accuracy"] == pytest.approx(2 / 3)
+    # Of the item 2 one of two was positive, of the item 3 none of one: with two samples of 1/3, 5/12 and 2/9.
+    rate = rules.train("rule-rate", "planted", made)
+    assert rate.test["auc"] == 0.25 and rate.test["accuracy"] == pytest.approx(1 / 3)
+    assert "logloss" not in rate.test
+    both = rules.train("rule-both", "planted", made)
+    assert both.test["auc"] == 0.5 and both.test["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_stages_are_moments_of_one_training() -> None:
+    options = {**TRAINING, "loss": "mse", "optimizer": "adagrad", "patience": 0}
+    staged = models.fit(problem(), {**options, "stages": [1, 3]}, 0)[1]
+    assert [row["epoch"] for row in staged.history] == [1, 3] and "logloss" not in staged.test
+    for epochs, row in zip((1, 3), staged.history, strict=True):
+        direct = models.fit(problem(), {**options, "epochs": epochs}, 0)[1]
+        assert row["test auc"] == direct.test["auc"] and row["valid accuracy"] == direct.valid["accuracy"]
+    assert staged.test["accuracy"] > 0.4, "one half parts the classes"
+
+
+# -------------------- graphs
+
+
+def ragged() -> GraphDataset:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(2, 6, size=300)
+    ids = rng.integers(20, size=sizes.sum())
+    return GraphDataset(
+        ids, np.concatenate([[0], sizes.cumsum()]), labels=rng.integers(2, size=300), num_features=20
+    )
+
+
+def test_chains_join_neighbours_of_a_graph() -> None:
+    data = GraphDataset([5, 3, 4, 7, 7], [0, 3, 5], labels=[0, 1])
+    batch = graphs.Graphs.of(data.batch(np.arange(2)), np.arange(2))
+    edges = set(map(tuple, graphs.Chain(loops=False)(batch).T.tolist()))
+    assert edges == {(0, 1), (1, 0), (1, 2), (2, 1), (3, 4), (4, 3)}
+    assert graphs.Chain(loops=True)(batch).shape[1] == 6 + 5
+
+
+def test_edges_that_are_laid_down_are_those_of_each_sample() -> None:
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    laid = np.random.default_rng(0).random((4, 6)) < 0.5
+    data = GraphDataset.from_dense(np.arange(12).reshape(4, 3), labels=[0, 1, 0, 1])
+    chosen = np.array([2, 0])
+    found = graphs.Given(laid, 3)(graphs.Graphs.of(data.batch(chosen), chosen))
+    expected = {
+        (3 * at + a, 3 * at + b)
+        for at, graph in enumerate(chosen)
+        for k, (i, j) in enumerate(pairs)
+        if laid[graph, k]
+        for a, b in ((i, j), (j, i))
+    }
+    assert set(map(tuple, found.T.tolist())) == expected and found.shape[1] == len(expected)
+
+
+def test_a_share_of_edges_is_drawn_in_each_graph() -> None:
+    edges = np.random.default_rng(1).random((50, 15)) < 0.6
+    for share in (0, 0.2, 0.5, 1):
+        chosen = graphs.share_of(edges, share, seed=0)
+        assert not (chosen & ~edges).any()
+        assert (chosen.sum(1) == np.rint(share * edges.sum(1))).all()
+    assert (graphs.share_of(edges, 0.5, 0) != graphs.share_of(edges, 0.5, 1)).any()
+
+
+@pytest.mark.parametrize("edges", ["chain", "predicted"])
+@pytest.mark.parametrize("name", graphs.KINDS)
+def test_graph_networks_train(name: str, edges: str, tmp_path: Path) -> None:
+    if name != "sign-conv":
+        pytest.importorskip("torch_geometric")
+    data = ragged()
+    torch.manual_seed(0)
+    model = graphs.make(name, data, {**TRAINING, "edges": edges})
+    batch = data.batch(np.arange(40))
+    outcome = model(batch, np.arange(40))
+    (outcome.logits.sum() + (0 if outcome.l0_penalty is None else outcome.l0_penalty)).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    options = {**TRAINING, "edges": edges, "l0_weight": 0.02}
+    trained = models.train(name, "made", problem(data), options, 0, tmp_path / "cache")
+    assert ("edges_kept" in trained.test) == (edges == "predicted")
+
+
+def test_sign_on_all_pairs_is_sign() -> None:
+    model = graphs.make("sign-conv", DATA, TRAINING, np.ones((len(DATA), 10), np.bool_))
+    same = l0sign_cuda.L0SIGN(DATA.num_features, 4, gated=False)
+    same.node_embedding.weight.data = model.embedding.weight.data
+    same.interaction.message.load_state_dict(model.convolutions[0].message.state_dict())
+    same.head.load_state_dict(model.head.state_dict())
+    batch = DATA.batch(np.arange(30))
+    torch.testing.assert_close(model(batch, np.arange(30)).logits, same(batch.ids).logits)
+
+
+def test_sign_runs_on_predicted_and_reversed_edges(tmp_path: Path) -> None:
+    cache = tmp_path / "edges.npy"
+    source = {**TRAINING, "l0_weight": 2.0, "l0_reduction": "mean", "lr": 0.1}
+    made = problem()
+    for edges in ("predicted", "reversed"):
+        options = {**TRAINING, "edges": edges, "share": 1.0, "source": source}
+        models.train("sign-edges", "planted", made, options, 0, cache)
+    model, trained = models.fit(made, source, 0)
+    open_pairs = models.predicted_edges(model, made)
+    assert (np.load(cache) == open_pairs).all()
+    assert open_pairs[made.test].mean() == pytest.approx(trained.test["edges_kept"])
+
+
+# -------------------- data
+
+
+def test_copies_of_a_graph_are_found() -> None:
+    data = GraphDataset([1, 2, 1, 2, 2, 1, 1, 2], [0, 2, 4, 6, 8], labels=[1, 1, 1, 0])
+    assert datasets.first_copies(data).tolist() == [0, 2, 3]
+    part = datasets.subset(data, np.array([2, 3]))
+    assert part.ids.tolist() == [2, 1, 1, 2] and part.labels.tolist() == [1, 0] and part.num_features == 3
+
+
+def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="twitter"):
+        datasets.load("twitter", tmp_path, tmp_path / "work")
+
+
+# -------------------- figures
+
+
+def test_the_strongest_pairs_of_a_feature_are_its_own() -> None:
+    model, _ = models.fit(problem(), {**TRAINING, "epochs": 1}, 0)
+    found = gmail.interactions(model, DATA, problem().test, DATA.vocabulary, "f1=2")
+    strengths = [abs(pair["mean_contribution"]) for pair in found["strongest"]]
+    assert strengths == sorted(strengths, reverse=True) and len(strengths) > 3
+    assert all("f1=2" in (pair["first"], pair["second"]) for pair in found["strongest"])
+    for sample in found["samples"]:
+        assert "f1=2" in sample["nodes"]
+        total = sample["bias"] + sum(pair["contribution"] for pair in sample["pairs"])
+        assert total == pytest.approx(sample["logit"], abs=1e-5)
+
+
+def test_figures_are_drawn_from_kept_results(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model, _ = models.fit(problem(), {**TRAINING, "epochs": 1}, 0)
+    found = gmail.interactions(model, DATA, problem().test, DATA.vocabulary, "f1=2")
+    (tmp_path / "fig6-frappe.json").write_text(json.dumps(found))
+    [path] = figures.draw(tmp_path, tmp_path / "figures")
+    first = path.read_text()
+    assert first.startswith("<?xml") and "strongest pairs of f1=2" in first.replace("<!--", "")
+    assert figures.draw(tmp_path, tmp_path / "figures") == [path] and path.read_text() == first
+
+
+# -------------------- runs
+
+
+def test_a_run_goes_on_and_tells_what_is_missing(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+
+    def rows() -> list[runner.Row]:
+        return runner.rows(EXPERIMENT, records, EXPERIMENT.seeds)
+
+    assert not runner.run(EXPERIMENT, tmp_path, tmp_path, EXPERIMENT.seeds, hours=-1)
+    lines: list[str] = []
+    assert runner.run(EXPERIMENT, tmp_path, tmp_path, (0,), ["SIGN"], say=lines.append)
+    assert len(lines) == 2, "seed 0 has been trained for the grid"
+    result = kept.document("made", EXPERIMENT, rows(), quick=False)
+    assert result["missing"] == ["SIGN: seed 1", "rule: seeds 0, 1"]
+    assert result["rows"][0]["n"] == 1 and result["rows"][0]["deviation"]["auc"] is None
+    assert runner.run(EXPERIMENT, tmp_path, tmp_path, EXPERIMENT.seeds, say=lines.append)
+    assert len(lines) == 5
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert runner.run(EXPERIMENT, tmp_path, tmp_path, EXPERIMENT.seeds)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert not kept.document("made", EXPERIMENT, rows(), quick=False)["missing"]
+
+
+def test_the_point_of_the_best_validation_metric_is_chosen(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    experiment = replace(EXPERIMENT, entries=EXPERIMENT.entries[:1])
+    for lr, auc in ((0.01, 0.6), (0.02, 0.7)):
+        options = models.resolved(
+            "sign", {**experiment.common, "gated": False, "weight_decay": 0.0, "lr": lr}
+        )
+        # Test metrics say the opposite, and must not be looked at.
+        records.keep(Trial("planted", "sign", options, 0), {"valid": {"auc": auc}, "test": {"auc": 1 - auc}})
+        [row] = runner.rows(experiment, records, (0,))
+        assert (row.chosen is None) == (lr == 0.01)
+    assert row.chosen is not None and row.chosen["lr"] == 0.02
+    [row] = runner.rows(replace(experiment, monitor="logloss"), Records(tmp_path / "none"), (0,))
+    assert row.chosen is None
+
+
+def test_trials_differ_in_their_names() -> None:
+    trial = Trial("planted", "sign", {"lr": 0.1, "gated": True}, 0)
+    assert trial.key() == Trial("planted", "sign", {"gated": True, "lr": 0.1}, 0).key()
+    others = [trial._replace(seed=1), trial._replace(options={"lr": 0.2, "gated": True})]
+    assert len({trial.key(), *(other.key() for other in others)}) == 3
+
+
+@needs_deepctr
+def test_the_command_writes_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    command = ["table2-frappe", "--quick", "--work", str(work), "--out", str(out), "--seeds", "0"]
+    assert main([*command, "--rows", "SIGN", "seen with this user"]) == 1
+    result = results.read(out / "table2-frappe-quick.json")
+    assert result["missing"] and [row["n"] for row in result["rows"]].count(1) == 2
+    assert "Missing: " in (out / "table2-frappe-quick.md").read_text()
+    assert main(command) == 0
+    text = (out / "table2-frappe-quick.json").read_text()
+    assert not json.loads(text)["missing"] and str(tmp_path) not in text
+    assert "| DeepFM | 0." in (out / "table2-frappe-quick.md").read_text()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_are_whole(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    for made in (experiment, quick(experiment)):
+        assert made.data in datasets.DATASETS
+        assert all(entry.model in models.MODELS for entry in made.entries)
+        labels = [entry.label for entry in made.entries]
+        assert len(set(labels)) == len(labels)
+        assert made.tuning_seed in made.seeds
