@@ -200,11 +200,14 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(PairLaunch<A> l) {
     if (l.small_apart && n <= kSmallBag) continue;
     const A grad_l0 = p.grad_l0 ? p.grad_l0[graph.graph] : A(0);
     const A grad_l2 = p.grad_l2 ? p.grad_l2[graph.graph] : A(0);
-    // Where grad_out, grad_hidden and grad_gate have what node `row` and a partner receive, and times what.
-    const int64_t own = p.pools ? graph.graph : row;
-    const auto ends = [&](const A* of_rows, int64_t width, int64_t k, int64_t partner) {
-      return p.pools ? (l.scale[row] + l.scale[partner]) * of_rows[own * width + k]
-                     : of_rows[row * width + k] + of_rows[partner * width + k];
+    // Whose grad_hidden and grad_gate `row` has; of a bag its graph's, times scale. And those of both ends.
+    const int64_t own = Rows::kOfTable ? graph.graph : row;
+    const auto ends = [&](const A* received, int64_t width, int64_t k, int64_t partner) {
+      if constexpr (Rows::kOfTable) {
+        return (l.scale[row] + l.scale[partner]) * received[own * width + k];
+      } else {
+        return received[own * width + k] + received[partner * width + k];
+      }
     };
     A gate_sum = 0, logit_sum = 0;
     for (int64_t first = graph.begin; first < graph.end; first += kWarp) {
@@ -248,7 +251,6 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(PairLaunch<A> l) {
       unsigned has_gradient = __ballot_sync(kAllLanes, grad_logit != 0);
       while (has_gradient) {
         const Chunk<A> chunk = take_chunk(has_gradient, partner, grad_logit);
-        const PartnerRows<A> partners(edge_nodes, chunk);
         for (int64_t h = lane; h < He; h += kWarp) {
           A y[kChunk], bias = 0;
           hidden_unit(l.edge, static_cast<int>(h), edge_nodes, row, chunk, y);
@@ -258,11 +260,12 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(PairLaunch<A> l) {
             bias += y[c];
           }
           edge_bias[h] += bias;
+          const PartnerRows<A, Rows> partners(edge_nodes, chunk);
           for (int64_t k = 0; k < b; ++k) {
             A sum = 0;
 #pragma unroll
             for (int c = 0; c < kChunk; ++c)
-              if (c < chunk.count) sum = std::fma(y[c], partners.row[c][k], sum);
+              if (c < chunk.count) sum = std::fma(y[c], partners(c, k), sum);
             edge_outer[k * He + h] += sum;
           }
         }
@@ -271,7 +274,7 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(PairLaunch<A> l) {
     if (message) {
       if (l.grad_hidden)
         finish_out_gradients(l.message, l.message_gradients, s,
-                             (p.pools ? p.grad_pooled : p.grad_out) + own * d, l.scale[row],
+                             (Rows::kOfTable ? p.grad_pooled : p.grad_out) + own * d, l.scale[row],
                              warp_sum(gate_sum), lane);
       finish_outer(l.message, static_cast<const A*>(nullptr), s.outer, nodes, row,
                    gradients + l.message_gradients.hidden, p.grad_nodes + row * d, lane);

@@ -277,7 +277,6 @@ __device__ __forceinline__ void add_first_layer(const Network<A>& n, const A* un
                                                 int count, A* product, const A* unit, A* sums, A* bias_sums,
                                                 A* grad_rows, int lane) {
   const int64_t H = n.hidden_size;
-  __syncwarp();  // all lanes wrote `unit`
   for (int64_t h = lane; h < H; h += kWarp) {
     A bias = 0;
 #pragma unroll

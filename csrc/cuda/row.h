@@ -19,6 +19,7 @@ constexpr int kChunk = 8;  // pairs that go through a layer together
 // The rows that pairs are products of: row k is node k's, times scale(k).
 template <class A>
 struct NodeRows {
+  static constexpr bool kOfTable = false;
   const A* rows;  // [N, width]
   int width;
 
@@ -36,6 +37,7 @@ struct NodeRows {
 // everything that depends on it NaN: nobody waits for the GPU to say so.
 template <class A>
 struct TableRows {
+  static constexpr bool kOfTable = true;
   const A* table;      // [J, width]
   const int64_t* ids;  // [N]
   const A* values;     // [N], or null: all ones
@@ -88,18 +90,33 @@ __device__ __forceinline__ Chunk<A> take_chunk(unsigned& lanes, int64_t partner,
   return chunk;
 }
 
-// The partners' rows.
-template <class A>
-struct PartnerRows {
-  const A* row[kChunk];
-  A scale[kChunk];
-
-  template <class Rows>
+// The partners' rows. Those of a table are looked up once.
+template <class A, class Rows>
+class PartnerRows {
+ public:
   __device__ __forceinline__ PartnerRows(const Rows& rows, const Chunk<A>& chunk) {
 #pragma unroll
     for (int c = 0; c < kChunk; ++c)
-      row[c] = rows.row(chunk.partner[c]), scale[c] = rows.scale(chunk.partner[c]);
+      row_[c] = rows.row(chunk.partner[c]), scale_[c] = rows.scale(chunk.partner[c]);
   }
+  __device__ __forceinline__ A operator()(int c, int64_t k) const { return scale_[c] * row_[c][k]; }
+
+ private:
+  const A* row_[kChunk];
+  A scale_[kChunk];
+};
+template <class A>
+class PartnerRows<A, NodeRows<A>> {
+ public:
+  __device__ __forceinline__ PartnerRows(const NodeRows<A>& rows, const Chunk<A>& chunk)
+      : rows_(rows), chunk_(chunk) {}
+  __device__ __forceinline__ A operator()(int c, int64_t k) const {
+    return rows_.rows[chunk_.partner[c] * rows_.width + k];
+  }
+
+ private:
+  const NodeRows<A>& rows_;
+  const Chunk<A>& chunk_;
 };
 
 // Unit h of the hidden layer, before the relu, for each pair (row, partner).
@@ -107,14 +124,13 @@ template <class A, class Rows>
 __device__ __forceinline__ void hidden_unit(const Network<A>& n, int h, const Rows& rows, int64_t row,
                                             const Chunk<A>& chunk, A (&y)[kChunk]) {
   const A *own = rows.row(row), own_scale = rows.scale(row);
-  const PartnerRows<A> partners(rows, chunk);
+  const PartnerRows<A, Rows> partners(rows, chunk);
 #pragma unroll
   for (int c = 0; c < kChunk; ++c) y[c] = n.hidden_bias[h];
   for (int k = 0; k < n.in_size; ++k) {
-    const A weight = n.hidden_transposed[static_cast<int64_t>(k) * n.hidden_size + h], x = own[k];
+    const A weight = n.hidden_transposed[static_cast<int64_t>(k) * n.hidden_size + h], x = own_scale * own[k];
 #pragma unroll
-    for (int c = 0; c < kChunk; ++c)
-      y[c] = std::fma(weight, own_scale * partners.scale[c] * (x * partners.row[c][k]), y[c]);
+    for (int c = 0; c < kChunk; ++c) y[c] = std::fma(weight, x * partners(c, k), y[c]);
   }
 }
 
@@ -227,7 +243,6 @@ __device__ __forceinline__ void message_backward(const Network<A>& n, const Grad
   }
 #pragma unroll
   for (int c = 0; c < kChunk; ++c) grad_factor[c] = 0;
-  const PartnerRows<A> partners(nodes, chunk);
   for (int h = lane; h < H; h += kWarp) {
     A grads[kChunk], bias = 0, sum = 0;
 #pragma unroll
@@ -248,11 +263,12 @@ __device__ __forceinline__ void message_backward(const Network<A>& n, const Grad
     }
     s.bias_sum[h] += bias;
     if (add_to_sum) s.hidden_sum[h] += sum;
+    const PartnerRows<A, Rows> partners(nodes, chunk);
     for (int k = 0; k < n.in_size; ++k) {
       A outer = 0;
 #pragma unroll
       for (int c = 0; c < kChunk; ++c)
-        if (c < chunk.count) outer = std::fma(grads[c], partners.scale[c] * partners.row[c][k], outer);
+        if (c < chunk.count) outer = std::fma(grads[c], partners(c, k), outer);
       s.outer[k * H + h] += outer;
     }
   }
