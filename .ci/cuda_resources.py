@@ -20,7 +20,8 @@ ARCHITECTURES = ("80", "90", "100", "120")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
-SHAPE = re.compile(r"TileShape<(\d+), (\d+), (\d+), (\d+), (\d+), (\d+)>, (\w+)(, true)?")
+KERNEL = re.compile(r"tile_(forward|backward)<TileShape<\d+, \d+, \d+, (\d+), (\d+)>, \w+(?:, (\w+))?>")
+PRECISIONS = ("tf32x3", "tf32", "bf16", "fp16")  # of tile_config.h
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def short_name(name: str) -> str:
     name = re.sub(r"\((anonymous namespace)\)::|l0sign::cuda::|l0sign::|^void ", "", name)
     name = re.sub(r"\(int\)(\d+)", r"\1", name)
     name = re.sub(r"\(bool\)1|\(bool\)0", lambda found: "true" if found[0].endswith("1") else "false", name)
+    name = re.sub(r"\(Precision\)(\d)", lambda found: PRECISIONS[int(found[1])], name)
     depth = 0
     for at, character in enumerate(name):
         depth += {"<": 1, ">": -1}.get(character, 0)
@@ -73,11 +75,11 @@ def short_name(name: str) -> str:
 
 def register_limit(name: str, threads: int) -> int | None:
     """Return the registers that the launch bounds of a kernel on the matrix units leave, None for others."""
-    shape = SHAPE.search(name)
-    if shape is None:
+    kernel = KERNEL.match(name)
+    if kernel is None:
         return None
     # A forward with the messages' norms makes room for a block less.
-    blocks = int(shape[6]) if name.startswith("tile_backward") else int(shape[5]) - bool(shape[8])
+    blocks = int(kernel[3]) if kernel[1] == "backward" else int(kernel[2]) - (kernel[4] == "true")
     return min(255, REGISTERS // (threads * blocks) // 8 * 8)
 
 

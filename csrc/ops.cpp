@@ -161,6 +161,12 @@ struct PerceptronGradTensors {
   }
 };
 
+HalfType half_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::BFloat16 ? HalfType::bfloat16
+         : t.scalar_type() == ScalarType::Half   ? HalfType::float16
+                                                 : HalfType::none;
+}
+
 // Runs a problem where its tensors are.
 template <class Problem>
 void forward(const Problem& problem, const Tensor& like) {
@@ -281,6 +287,7 @@ CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor&
   p.edge = in.perceptron("edge", ew1, eb1, ew2, eb2, edge_nodes.sizes()[1], 1);
   p.nodes = in(nodes);
   p.edge_nodes = in(edge_nodes);
+  p.half = half_type(nodes);
   return p;
 }
 
@@ -466,6 +473,7 @@ CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tenso
   const int64_t d = nodes.sizes()[1];
   p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
   p.nodes = in(nodes);
+  p.half = half_type(nodes);
   return p;
 }
 

@@ -7,6 +7,8 @@ namespace l0sign {
 
 enum class Aggregation : int64_t { mean = 0, neighbor_mean = 1, sum = 2 };
 
+enum class HalfType { none, bfloat16, float16 };
+
 struct Graphs {
   const int64_t* offsets;  // [G + 1], or null: every graph has graph_size nodes
   int64_t graph_size;
@@ -80,6 +82,7 @@ struct CompleteGraph {
 
   int64_t num_pairs;  // P, where gates or logits are wanted on CUDA; pair_offsets are made there
   bool tf32;          // CUDA may round factors to tf32
+  HalfType half;      // the type that its tensors had: CUDA may round factors to it
 };
 
 // The pairs of a given list: the message of edge e goes from source[e] to target[e], times weight[e].

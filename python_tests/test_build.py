@@ -383,7 +383,7 @@ class TestCuda:
 
 
 class TestCudaResources:
-    NAME = "tile_backward<TileShape<1, 2, 1, 2, 4, 3>, true>"
+    NAME = "tile_backward<TileShape<1, 1, 2, 4, 3>, tf32x3>"
     REPORT = """
 ptxas info    : Compiling entry function '_Zone' for 'sm_90'
 ptxas info    : Function properties for _Zone
@@ -409,16 +409,20 @@ ptxas info    : Used 255 registers
 
     def test_limits(self):
         assert cuda_resources.faults_of(self.kernels(), 128) == []
+        assert cuda_resources.register_limit("tile_forward<TileShape<1, 1, 2, 4, 3>, fp16, true>", 128) == 168
+        assert (
+            cuda_resources.register_limit("tile_forward<TileShape<1, 1, 2, 4, 3>, fp16, false>", 128) == 128
+        )
         for wrong in ({"stack": 8}, {"spill": 4}, {"registers": 176}):
             assert len(cuda_resources.faults_of(self.kernels(**wrong), 128)) == 1, wrong
         assert cuda_resources.faults_of(self.kernels()[1:], 128)  # nothing was looked at
 
     def test_names(self):
         long = (
-            "void l0sign::cuda::f<l0sign::cuda::T<(int)1, 2>, (bool)1>"
+            "void l0sign::cuda::f<l0sign::cuda::T<(int)1, 2>, (l0sign::cuda::Precision)2, (bool)1>"
             "(l0sign::cuda::(anonymous namespace)::L<float>)"
         )
-        assert cuda_resources.short_name(long) == "f<T<1, 2>, true>"
+        assert cuda_resources.short_name(long) == "f<T<1, 2>, bf16, true>"
 
     def test_block_size_is_that_of_the_sources(self):
         config = (ROOT / "csrc" / "cuda" / "tile_config.h").read_text()

@@ -48,13 +48,19 @@ L0SIGN_HD float uniform_from_word(uint32_t word) {
   return (static_cast<float>(word >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
-// U of one pair: `pair` is its canonical index in the graph, `graph` the graph's index in the batch.
-L0SIGN_HD float gate_uniform(int64_t seed, int64_t graph, int64_t pair) {
+// The words of pairs 4 (pair / 4) to 4 (pair / 4) + 3: `pair` is a canonical index in the graph, `graph` the
+// graph's index in the batch.
+L0SIGN_HD Philox4<uint32_t> gate_words(int64_t seed, int64_t graph, int64_t pair) {
   const uint64_t block = static_cast<uint64_t>(pair) >> 2;
   const Philox4<uint32_t> counter = {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
                                       static_cast<uint32_t>(graph), static_cast<uint32_t>(graph >> 32)}};
-  const Philox4<uint32_t> words = philox4x32<ScalarPhilox>(
-      counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32));
+  return philox4x32<ScalarPhilox>(counter, static_cast<uint32_t>(seed),
+                                  static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32));
+}
+
+// U of one pair.
+L0SIGN_HD float gate_uniform(int64_t seed, int64_t graph, int64_t pair) {
+  const Philox4<uint32_t> words = gate_words(seed, graph, pair);
   // Not words.x[pair & 3]: a register has no address.
   const uint32_t low = pair & 1 ? words.x[1] : words.x[0], high = pair & 1 ? words.x[3] : words.x[2];
   return uniform_from_word(pair & 2 ? high : low);

@@ -1,4 +1,12 @@
-// What the kernels on the matrix units hold in fragments: weights as the left operand, split for float32.
+// Operands of products on the matrix units, and the weights as operands. Every
+// product here is X Y^T: the *columns* of both operands are its inner index. An
+// operand's columns may be counted in any order that is the same for both; here
+// a lane always holds columns 2 in_group and 2 in_group + 1 of rows group (and
+// group
+// + 8), and so
+//   - 16 rows as a left operand are two times 8 rows as a right one;
+//   - the result of a product, as it lies in the registers, is the left or
+//   right operand of the next.
 #pragma once
 #include "cuda/mma.h"
 #include "cuda/tile_config.h"
@@ -6,154 +14,233 @@
 
 namespace l0sign::cuda {
 
-#if defined(__CUDACC__) || defined(L0SIGN_SIMT)
+constexpr bool is_half(Precision p) { return p == Precision::bf16 || p == Precision::fp16; }
 
-// A value as tf32, and what is left of it; without Precise only the first. hi hi + hi lo + lo hi has the
-// error of float32 (3xTF32).
-template <bool Precise>
-struct Split {
-  float high, low;
-  __device__ __forceinline__ explicit Split(float x)
-      : high(to_tf32(x)), low(Precise ? to_tf32(x - to_tf32(x)) : 0.0f) {}
-};
-
-template <bool Precise>
-struct SplitA {
-  FragmentA high, low;
-  __device__ __forceinline__ void set(int part, float x) {
-    const Split<Precise> split(x);
-    high.x[part] = split.high;
-    low.x[part] = split.low;
-  }
-};
-
-template <bool Precise>
-struct SplitB {
-  FragmentB high, low;
-  __device__ __forceinline__ void set(int part, float x) {
-    const Split<Precise> split(x);
-    high.x[part] = split.high;
-    low.x[part] = split.low;
-  }
-};
-
-template <bool Precise>
-__device__ __forceinline__ void multiply_add(FragmentC& c, const SplitA<Precise>& a,
-                                             const SplitB<Precise>& b) {
-  if (Precise) {
-    mma_tf32(c, a.low, b.high);
-    mma_tf32(c, a.high, b.low);
-  }
-  mma_tf32(c, a.high, b.high);
+constexpr Factor factor_of(Precision p) {
+  return p == Precision::bf16 ? Factor::bf16 : p == Precision::fp16 ? Factor::fp16 : Factor::tf32;
 }
 
-// Row and column of part `part` of this lane's fragments.
+// Parts of 8 columns in an operand: the inner index of one instruction.
+constexpr int parts_of(Precision p) { return is_half(p) ? 2 : 1; }
+
+// Operands that `inner` parts of columns take.
+constexpr int steps_of(Precision p, int inner) { return (inner + parts_of(p) - 1) / parts_of(p); }
+
+#if defined(__CUDACC__) || defined(L0SIGN_SIMT)
+
+struct alignas(8) Two {
+  float x[2];
+};
+__device__ __forceinline__ Two two_at(const float* from) { return *reinterpret_cast<const Two*>(from); }
+
+// Where a lane is in fragments.
 struct LanePlace {
   int group, in_group;
   __device__ __forceinline__ explicit LanePlace(int lane) : group(lane / 4), in_group(lane % 4) {}
-  // Of A: hidden unit and component.
-  __device__ __forceinline__ int a_row(int part) const { return group + part % 2 * 8; }
-  __device__ __forceinline__ int a_column(int part) const { return in_group + part / 2 * 4; }
-  // Of C: hidden unit and pair (or component).
-  __device__ __forceinline__ int c_row(int part) const { return group + part / 2 * 8; }
-  __device__ __forceinline__ int c_column(int part) const { return in_group * 2 + part % 2; }
 };
 
-// A weight matrix [hidden, in] (or, transposed, [in, hidden]) as left operands, padded with zeros: kept in
-// registers, or in the block's shared memory.
-template <int Units, int Inner, bool Precise, bool kInRegisters>
-class WeightFragments {
+// A value as tf32, and what is left of it: high high + high low + low high has
+// the error of float32. The first is cut off, the second rounded, in four
+// instructions; of a NaN the first is one.
+struct Split {
+  uint32_t high, low;
+  __device__ __forceinline__ explicit Split(float x)
+      : high(bits_of(x) & kTf32Bits), low((bits_of(x - float_of(high)) + kTf32Half) & kTf32Bits) {}
+};
+
+// 8 rows.
+template <Precision P>
+struct Right {
+  FragmentB high, low;  // low of tf32x3 only
+
+  __device__ __forceinline__ void set(int part, float x0, float x1) {
+    if constexpr (P == Precision::tf32x3) {
+      const Split first(x0), second(x1);
+      high.x[0] = first.high, high.x[1] = second.high;
+      low.x[0] = first.low, low.x[1] = second.low;
+    } else if constexpr (P == Precision::tf32) {
+      high.x[0] = to_tf32(x0), high.x[1] = to_tf32(x1);
+    } else {
+      high.x[part] = to_halves<factor_of(P)>(x0, x1);
+    }
+  }
+};
+
+// 16 rows.
+template <Precision P>
+struct Left {
+  FragmentA high, low;
+
+  Left() = default;
+  __device__ __forceinline__ Left(const Right<P>& top, const Right<P>& bottom) {
+    set(0, top), set(1, bottom);
+  }
+  __device__ __forceinline__ void set(int half, const Right<P>& rows) {
+    high.x[half] = rows.high.x[0], high.x[2 + half] = rows.high.x[1];
+    if constexpr (P == Precision::tf32x3) low.x[half] = rows.low.x[0], low.x[2 + half] = rows.low.x[1];
+  }
+  __device__ __forceinline__ void set(int half, int part, float x0, float x1) {
+    if constexpr (is_half(P)) {
+      high.x[part * 2 + half] = to_halves<factor_of(P)>(x0, x1);
+    } else {
+      Right<P> rows;
+      rows.set(part, x0, x1);
+      set(half, rows);
+    }
+  }
+  __device__ __forceinline__ Right<P> rows(int half) const {
+    Right<P> some;
+    some.high.x[0] = high.x[half], some.high.x[1] = high.x[2 + half];
+    if constexpr (P == Precision::tf32x3) some.low.x[0] = low.x[half], some.low.x[1] = low.x[2 + half];
+    return some;
+  }
+  // The values that were set, up to rounding.
+  __device__ __forceinline__ Two values(int half, int part) const {
+    if constexpr (P == Precision::tf32x3) {
+      return {{float_of(high.x[half]) + float_of(low.x[half]),
+               float_of(high.x[2 + half]) + float_of(low.x[2 + half])}};
+    } else if constexpr (P == Precision::tf32) {
+      return {{float_of(high.x[half]), float_of(high.x[2 + half])}};
+    } else {
+      const uint32_t word = high.x[part * 2 + half];
+      return {{from_halves<factor_of(P)>(word, 0), from_halves<factor_of(P)>(word, 1)}};
+    }
+  }
+};
+
+// c += x y^T
+template <Precision P>
+__device__ __forceinline__ void multiply_add(FragmentC& c, const Left<P>& x, const Right<P>& y) {
+  if constexpr (P == Precision::tf32x3) {
+    mma<Factor::tf32>(c, x.low, y.high);
+    mma<Factor::tf32>(c, x.high, y.low);
+  }
+  mma<factor_of(P)>(c, x.high, y.high);
+}
+
+// A matrix [rows, columns] (or given transposed) as left operands, padded with
+// zeros, in the block's shared memory. 3xTF32 may split on writing, or on every
+// reading, which halves the memory. With AsRows it is for right operands only,
+// whose words lie side by side then.
+template <Precision P, bool kSplitsFirst, bool AsRows = false>
+class SharedWeights {
+  static constexpr bool kSplit = P == Precision::tf32x3 && kSplitsFirst;
+  static constexpr bool kSplitsLater = P == Precision::tf32x3 && !kSplitsFirst;
+
  public:
-  static constexpr int kParts = Precise ? 8 : 4;
-  static constexpr int kSharedFloats = kInRegisters ? 0 : Units * Inner * kWarp * kParts;
+  static constexpr int kWords = kSplit ? 8 : 4;  // of a lane and a fragment
+  static __host__ __device__ constexpr int shared_words(int fragments, int steps) {
+    return fragments * steps * kWarp * kWords;
+  }
 
   // All threads of the block together; a barrier has to follow.
-  __device__ __forceinline__ WeightFragments(const float* weight, int hidden, int in, bool transposed,
-                                             float* shared, int lane, int warp)
-      : shared_(shared + lane * kParts) {
+  __device__ __forceinline__ SharedWeights(const float* weight, int64_t rows, int64_t columns,
+                                           bool transposed, int fragments, int steps, float* shared, int lane,
+                                           int warp)
+      : own_(reinterpret_cast<uint32_t*>(shared) + lane * kWords), steps_(steps) {
     const LanePlace place(lane);
-    const auto value = [&](int m, int k, int part) {
-      const int row = m * kUnits + place.a_row(part), column = k * kInner + place.a_column(part);
-      if (row >= hidden || column >= in) return 0.0f;
-      return transposed ? weight[static_cast<int64_t>(column) * hidden + row]
-                        : weight[static_cast<int64_t>(row) * in + column];
+    const auto value = [&](int row, int column) {
+      if (row >= rows || column >= columns) return 0.0f;
+      return transposed ? weight[column * rows + row] : weight[row * columns + column];
     };
-    if (kInRegisters) {
-#pragma unroll
-      for (int f = 0; f < kCount; ++f)
-#pragma unroll
-        for (int part = 0; part < 4; ++part) fragments_[f].set(part, value(f / Inner, f % Inner, part));
-    } else {
-      for (int f = warp; f < Units * Inner; f += kTileWarps)
-        for (int part = 0; part < 4; ++part) {
-          const Split<Precise> split(value(f / Inner, f % Inner, part));
-          shared_[f * kWarp * kParts + part] = split.high;
-          if (Precise) shared_[f * kWarp * kParts + 4 + part] = split.low;
+#pragma unroll 1
+    for (int f = warp; f < fragments * steps; f += kTileWarps) {
+      const int m = f / steps, k = f % steps;
+      Left<P> x;
+      FragmentA whole = {};
+      for (int half = 0; half < 2; ++half)
+        for (int part = 0; part < parts_of(P); ++part) {
+          const int row = m * kUnits + half * 8 + place.group;
+          const int column = (k * parts_of(P) + part) * kComponents + place.in_group * 2;
+          const float x0 = value(row, column), x1 = value(row, column + 1);
+          if constexpr (kSplitsLater) {
+            whole.x[half] = bits_of(x0), whole.x[2 + half] = bits_of(x1);
+          } else {
+            x.set(half, part, x0, x1);
+          }
         }
+      auto* const to = reinterpret_cast<FragmentA*>(own_ + f * kWarp * kWords);
+      to[0] = ordered(kSplitsLater ? whole : x.high);
+      if constexpr (kSplit) to[1] = ordered(x.low);
     }
   }
 
-  __device__ __forceinline__ SplitA<Precise> get(int m, int k) const {
-    if (kInRegisters) return fragments_[kInRegisters ? m * Inner + k : 0];
-    const float* from = shared_ + (m * Inner + k) * kWarp * kParts;
-    SplitA<Precise> a;
-    a.high = *reinterpret_cast<const FragmentA*>(from);
-    if (Precise) a.low = *reinterpret_cast<const FragmentA*>(from + 4);
-    return a;
-  }
-
- private:
-  static constexpr int kCount = kInRegisters ? Units * Inner : 1;
-  SplitA<Precise> fragments_[kCount];
-  float* shared_;
-};
-
-// A lane's sum for each hidden unit, as the rows of C see it: parts 0 and 1 share one value, parts 2 and 3
-// the other.
-template <int Units>
-struct UnitSums {
-  float x[Units][2];
-  __device__ __forceinline__ UnitSums() { clear(); }
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int m = 0; m < Units; ++m) x[m][0] = x[m][1] = 0;
-  }
-};
-
-// A weight for each hidden unit, likewise; in registers or in the block's shared memory.
-template <int Units, bool kInRegisters>
-class UnitWeights {
- public:
-  static constexpr int kSharedFloats = kInRegisters ? 0 : Units * kUnits;
-
-  // All threads of the block together; a barrier has to follow.
-  __device__ __forceinline__ UnitWeights(const float* weight, int hidden, float* shared, int lane, int warp)
-      : shared_(shared + lane / 4) {
-    if (kInRegisters) {
-#pragma unroll
-      for (int m = 0; m < kCount; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int h = m * kUnits + lane / 4 + half * 8;
-          x_[m][half] = h < hidden ? weight[h] : 0.0f;
-        }
+  // 8 rows each, of fragment m.
+  __device__ __forceinline__ void rows(int m, int k, Right<P> (&to)[2]) const {
+    if constexpr (!AsRows || kSplitsLater) {
+      const Left<P> x = get(m, k);
+      to[0] = x.rows(0), to[1] = x.rows(1);
     } else {
-      for (int h = warp * kWarp + lane; h < Units * kUnits; h += kTileThreads)
-        shared[h] = h < hidden ? weight[h] : 0.0f;
+      const auto* const from = reinterpret_cast<const FragmentA*>(own_ + (m * steps_ + k) * kWarp * kWords);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        to[half].high = {{from[0].x[half * 2], from[0].x[half * 2 + 1]}};
+        if constexpr (kSplit) to[half].low = {{from[1].x[half * 2], from[1].x[half * 2 + 1]}};
+      }
     }
   }
 
-  __device__ __forceinline__ float operator()(int m, int half) const {
-    return kInRegisters ? x_[kInRegisters ? m : 0][half] : shared_[m * kUnits + half * 8];
+  __device__ __forceinline__ Left<P> get(int m, int k) const {
+    static_assert(!AsRows || kSplitsLater, "these are right operands");
+    const auto* const from = reinterpret_cast<const FragmentA*>(own_ + (m * steps_ + k) * kWarp * kWords);
+    Left<P> x;
+    if constexpr (kSplitsLater) {
+      const FragmentA whole = ordered(from[0]);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        x.set(half, 0, float_of(whole.x[half]), float_of(whole.x[2 + half]));
+    } else {
+      x.high = from[0];
+      if constexpr (kSplit) x.low = from[1];
+    }
+    return x;
   }
 
  private:
-  static constexpr int kCount = kInRegisters ? Units : 1;
-  float x_[kCount][2];
-  const float* shared_;
+  // To memory, and back.
+  static __device__ __forceinline__ FragmentA ordered(const FragmentA& x) {
+    return AsRows ? FragmentA{{x.x[0], x.x[2], x.x[1], x.x[3]}} : x;
+  }
+
+  uint32_t* own_;
+  int steps_;
 };
 
-// The sum over the lanes that hold the same rows of C, or the same columns.
+// A vector [size], padded with zeros to `padded`, in the block's shared memory.
+// All threads together.
+__device__ __forceinline__ void share_vector(const float* from, int64_t size, int padded, float* shared) {
+#pragma unroll 1
+  for (int h = static_cast<int>(threadIdx.x); h < padded; h += kTileThreads)
+    shared[h] = h < size ? from[h] : 0.0f;
+}
+
+// A vector of the rows of fragments of C, or of their columns, as it is added
+// to each: what a lane needs lies side by side in the block's shared memory,
+// padded with zeros. All threads together.
+constexpr int kRowWords = 2, kColumnWords = 2;  // of an element
+__device__ __forceinline__ void share_rows(const float* from, int64_t size, int padded, float* shared) {
+#pragma unroll 1
+  for (int e = static_cast<int>(threadIdx.x); e < padded * kRowWords; e += kTileThreads) {
+    const int h = e / 32 * kUnits + e % 4 / 2 * 8 + e % 32 / 4;
+    shared[e] = h < size ? from[h] : 0.0f;
+  }
+}
+__device__ __forceinline__ FragmentC rows_at(const float* shared, int m, const LanePlace& place) {
+  return *reinterpret_cast<const FragmentC*>(shared + m * 32 + place.group * 4);
+}
+__device__ __forceinline__ void share_columns(const float* from, int64_t size, int padded, float* shared) {
+#pragma unroll 1
+  for (int e = static_cast<int>(threadIdx.x); e < padded * kColumnWords; e += kTileThreads) {
+    const int h = e / 4 * 2 + e % 2;
+    shared[e] = h < size ? from[h] : 0.0f;
+  }
+}
+__device__ __forceinline__ FragmentC columns_at(const float* shared, int eight, const LanePlace& place) {
+  return *reinterpret_cast<const FragmentC*>(shared + eight * 16 + place.in_group * 4);
+}
+
+// The sum over the lanes that hold the same rows of a fragment, or the same
+// columns.
 __device__ __forceinline__ float sum_in_group(float x) {
   x += __shfl_xor_sync(kAllLanes, x, 1);
   return x + __shfl_xor_sync(kAllLanes, x, 2);

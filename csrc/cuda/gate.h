@@ -1,4 +1,5 @@
-// The hard concrete gate of one pair, and the graph of one row: device functions that every kernel shares.
+// The hard concrete gate of one pair, and the graph of one row: device
+// functions that every kernel shares.
 #pragma once
 #include <cmath>
 
@@ -30,15 +31,29 @@ struct GateFunction {
         seed(gate.seed) {}
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
-  static __device__ __forceinline__ A sigmoid(A x) { return 1 / (1 + std::exp(-x)); }
+  // In float32 by the GPU's own functions: off by a few units in the last
+  // place.
+  static __device__ __forceinline__ A sigmoid(A x) {
+#ifdef __CUDA_ARCH__
+    if constexpr (sizeof(A) == 4) return __fdividef(1, 1 + __expf(-x));
+#endif
+    return 1 / (1 + std::exp(-x));
+  }
+  static __device__ __forceinline__ A log_odds(A u) {
+#ifdef __CUDA_ARCH__
+    if constexpr (sizeof(A) == 4) return __logf(u) - __logf(1 - u);
+#endif
+    return std::log(u) - std::log(1 - u);
+  }
 
   // pair: the canonical index in the graph.
   __device__ __forceinline__ Gate<A> operator()(A logit, int64_t graph, int64_t pair) const {
-    A x = logit;
-    if (seed) {
-      const A u = gate_uniform(*seed, graph, pair);
-      x = (std::log(u) - std::log(1 - u) + logit) * steepness;
-    }
+    return at(logit, seed ? A(gate_uniform(*seed, graph, pair)) : A(0.5));
+  }
+
+  // u: the pair's noise, where there is any.
+  __device__ __forceinline__ Gate<A> at(A logit, A u) const {
+    const A x = seed ? (log_odds(u) + logit) * steepness : logit;
     const A s = sigmoid(x), open = sigmoid(logit - shift);
     const A stretched = s * span + low;
     Gate<A> gate;
@@ -88,7 +103,8 @@ __device__ __forceinline__ int64_t unordered_pair(int64_t i, int64_t j, int64_t 
   return i < j ? pair_index(i, j, n) : pair_index(j, i, n);
 }
 
-// What the sum over a node's partners is multiplied by: n nodes in its graph, `degree` open partners.
+// What the sum over a node's partners is multiplied by: n nodes in its graph,
+// `degree` open partners.
 template <class A>
 __device__ __forceinline__ A aggregation_scale(Aggregation aggregation, int64_t n, int64_t degree) {
   const int64_t divisor = aggregation == Aggregation::sum ? 1 : aggregation == Aggregation::mean ? n : degree;

@@ -1,4 +1,5 @@
-// The sole home of tile sizes: what the kernels on the matrix units (tiles.h) are built for.
+// The sole home of tile sizes: what the kernels on the matrix units (tiles.h)
+// are built for.
 #pragma once
 #include <stdint.h>
 
@@ -6,43 +7,58 @@
 
 namespace l0sign::cuda {
 
-// The matrix units multiply [kUnits, kInner] by [kInner, kPairs].
-constexpr int kUnits = 16;  // hidden units of a fragment
-constexpr int kInner = 8;   // components of a node
-constexpr int kPairs = 8;   // pairs
+// A fragment of a product is [16, 8].
+constexpr int kUnits = 16;      // hidden units (or pairs, or nodes) that are its rows
+constexpr int kPairs = 8;       // pairs that are its columns
+constexpr int kComponents = 8;  // components of a node that are its columns
+constexpr int kStepPairs = 16;  // pairs that go through a layer together
 
 constexpr int kTileWarps = 4;
 constexpr int kTileThreads = 32 * kTileWarps;
-constexpr int kTileRows = 8;     // consecutive rows that a warp takes at a time
-constexpr int kSmallGraph = 16;  // nodes: up to here a warp takes the graph, and evaluates each gate once
-constexpr int kTileGates = 256;  // of a warp: those of a small graph, or one row of a larger one, in parts
-constexpr int kPassUnits = 2;    // fragments of units whose sums a backward pass keeps in registers
+constexpr int kSmallGraph = 16;   // nodes: up to here a warp takes the graph, and
+                                  // evaluates each gate once
+constexpr int kForwardRows = 16;  // consecutive rows that a warp takes at a time
+constexpr int kBackwardRows = 8;
+constexpr int kTileGates = 256;  // pairs whose gates a warp has at a time
+constexpr int kPassUnits = 2;    // fragments of hidden units whose sums a pass
+                                 // over pairs keeps in registers
+constexpr int kMaxUnits = 8;     // fragments of hidden units of a network
 
-static_assert(kTileGates <= 256 && kTileGates >= kSmallGraph * kSmallGraph, "columns are kept as bytes");
+static_assert(kTileGates >= kSmallGraph * (kSmallGraph + 1) / 2, "a small graph is one piece");
+static_assert(kTileGates == kForwardRows * 16, "a piece of a large graph in the forward has 16 columns");
 
-// Whether weights of so many fragments stay in registers: a backward has other uses for them.
-constexpr bool weights_in_registers(int fragments, bool backward) { return !backward && fragments <= 2; }
+// Factors of products: float32 in three products of tf32 (3xTF32), or rounded.
+enum class Precision { tf32x3, tf32, bf16, fp16 };
 
-// Kernels for up to Inner * 8 components and Units * 16 hidden units of either network; smaller sizes are
-// padded with zeros. A multiprocessor has to hold so many blocks of the forward and of the backward: their
-// launch bounds.
-template <int MessageInner, int MessageUnits, int EdgeInner, int EdgeUnits, int ForwardBlocks,
-          int BackwardBlocks>
+// Kernels for up to 8 MessageInner and 8 EdgeInner components, padded with
+// zeros. Hidden units: of both networks 16 FixedUnits, or, if that is 0, any
+// number up to 16 kMaxUnits. A multiprocessor has to hold so many blocks of the
+// forward and of the backward: their launch bounds.
+template <int MessageInner, int EdgeInner, int FixedUnits, int ForwardBlocks, int BackwardBlocks>
 struct TileShape {
-  static constexpr int kMessageInner = MessageInner, kMessageUnits = MessageUnits;
-  static constexpr int kEdgeInner = EdgeInner, kEdgeUnits = EdgeUnits;
+  static constexpr int kMessageInner = MessageInner, kEdgeInner = EdgeInner, kFixedUnits = FixedUnits;
   static constexpr int kForwardBlocks = ForwardBlocks, kBackwardBlocks = BackwardBlocks;
+
+  // Fragments of units, a multiple of kPassUnits.
+  static constexpr int units(int64_t hidden) {
+    return FixedUnits
+               ? FixedUnits
+               : static_cast<int>((hidden + kUnits * kPassUnits - 1) / (kUnits * kPassUnits)) * kPassUnits;
+  }
 
   template <class A>
   static bool fits(const CompleteGraph<A>& p) {
-    return p.message.in <= MessageInner * kInner && p.message.hidden <= MessageUnits * kUnits &&
-           p.edge.in <= EdgeInner * kInner && p.edge.hidden <= EdgeUnits * kUnits;
+    const int64_t most = (FixedUnits ? FixedUnits : kMaxUnits) * kUnits;
+    return p.message.in <= MessageInner * kComponents && p.edge.in <= EdgeInner * kComponents &&
+           p.message.hidden <= most && p.edge.hidden <= most;
   }
 };
 
-// From the smallest: the first that fits is taken. Each is compiled by the tiles_*.cu of its name.
-using TileShape8x32 = TileShape<1, 2, 1, 2, 4, 3>;
-using TileShape16x32 = TileShape<2, 2, 1, 2, 3, 2>;
-using TileShape16x64 = TileShape<2, 4, 1, 2, 2, 2>;
+// From the smallest: the first that fits is taken. Each is compiled by the
+// tiles_*.cu of its name.
+using TileShape8 = TileShape<1, 1, kPassUnits, 3, 2>;
+using TileShape16 = TileShape<2, 1, 0, 3, 2>;
+using TileShape32 = TileShape<4, 4, 0, 2, 2>;
+using TileShape64 = TileShape<8, 8, 0, 2, 2>;
 
 }  // namespace l0sign::cuda

@@ -6,39 +6,59 @@
 
 namespace l0sign::cuda {
 
-// Defined by tiles_instance.h, shape by shape.
-template <class Shape>
-cudaError_t start_tile_forward(const TileLaunch& l, cudaStream_t stream);
-template <class Shape>
-cudaError_t start_tile_backward(const TileLaunch& l, cudaStream_t stream);
-
-#define DECLARE(Shape)                                                             \
-  template <>                                                                      \
-  cudaError_t start_tile_forward<Shape>(const TileLaunch& l, cudaStream_t stream); \
-  template <>                                                                      \
-  cudaError_t start_tile_backward<Shape>(const TileLaunch& l, cudaStream_t stream);
-DECLARE(TileShape8x32)
-DECLARE(TileShape16x32)
-DECLARE(TileShape16x64)
+#define DECLARE(Shape) \
+  template <>          \
+  TileStarters tile_starters<Shape>();
+DECLARE(TileShape8)
+DECLARE(TileShape16)
+DECLARE(TileShape32)
+DECLARE(TileShape64)
 #undef DECLARE
 
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kSumThreads = 256;
+constexpr int kSlices = kSumThreads / kWarp;  // of the partial sums of one element
+constexpr size_t kSharedForSums = 100 << 10;  // of a block: leaves room for a second one
 
 // Calls run(Shape{}) with the smallest shape that fits; whether there is one.
 template <class Run>
 bool with_shape(const CompleteGraph<float>& p, Run run) {
-  if (TileShape8x32::fits(p)) {
-    run(TileShape8x32{});
-  } else if (TileShape16x32::fits(p)) {
-    run(TileShape16x32{});
-  } else if (TileShape16x64::fits(p)) {
-    run(TileShape16x64{});
+  if (TileShape8::fits(p)) {
+    run(TileShape8{});
+  } else if (TileShape16::fits(p)) {
+    run(TileShape16{});
+  } else if (TileShape32::fits(p)) {
+    run(TileShape32{});
+  } else if (TileShape64::fits(p)) {
+    run(TileShape64{});
   } else {
     return false;
   }
   return true;
+}
+
+Precision precision_of(const CompleteGraph<float>& p) {
+  if (p.half == HalfType::bfloat16) return Precision::bf16;
+  if (p.half == HalfType::float16) return Precision::fp16;
+  return p.tf32 ? Precision::tf32 : Precision::tf32x3;
+}
+
+template <class Shape>
+TileSums sums_layout(const CompleteGraph<float>& p) {
+  const int message = Shape::units(p.message.hidden) * kUnits, edge = Shape::units(p.edge.hidden) * kUnits;
+  TileSums at = {};
+  const auto take = [&](int words) { return at.size += words, at.size - words; };
+  at.message_hidden = take(message * Shape::kMessageInner * kComponents);
+  at.message_out = take(message * Shape::kMessageInner * kComponents);
+  at.edge_hidden = take(edge * Shape::kEdgeInner * kComponents);
+  at.message_bias = take(message);
+  at.edge_bias = take(edge);
+  at.edge_out = take(edge);
+  at.out_bias = take(Shape::kMessageInner * kComponents);
+  at.logit = take(4);
+  return at;
 }
 
 // Graphs whose sums no warp has written: those of more than kSmallGraph nodes, and those without any.
@@ -65,26 +85,99 @@ __global__ void __launch_bounds__(kThreads) sum_large_graphs(TileLaunch l) {
 
 bool may_have_large_graphs(const Graphs& graphs) { return graphs.offsets || !is_small(graphs.graph_size); }
 
+// Hidden unit and component of a word of a matrix of sums.
+struct Place {
+  int unit, component;
+};
+template <int Inner>
+__device__ __forceinline__ Place place_of(int word) {
+  const int part = word % 4, lane = word / 4 % kWarp, fragment = word / (4 * kWarp);
+  return {fragment / Inner * kUnits + part / 2 * 8 + lane / 4,
+          fragment % Inner * kComponents + lane % 4 * 2 + part % 2};
+}
+
+// Adds up the warps' partial sums in a fixed order, and writes the gradients of the weights. The sums are
+// over *ordered* pairs, see weights.h: hidden layers take half. A block takes a warp's width of words, each
+// of its warps every kSlices-th partial sum.
+template <class Shape>
+__global__ void __launch_bounds__(kSumThreads) finish_sums(TileLaunch l) {
+  const CompleteGraph<float>& p = l.problem;
+  const TileSums& at = l.at;
+  float* const slices = dynamic_shared<float>();  // [kSlices, kWarp]
+  const int lane = threadIdx.x % kWarp, slice = threadIdx.x / kWarp;
+  const int word = static_cast<int>(blockIdx.x) * kWarp + lane;
+  const int64_t rows = l.blocks * kTileWarps;
+  float sum = 0;
+  if (word < at.size && word <= at.logit)
+    for (int64_t row = slice; row < rows; row += kSlices) sum += l.partials[row * at.size + word];
+  slices[slice * kWarp + lane] = sum;
+  __syncthreads();
+  if (slice != 0 || word > at.logit) return;
+  for (int other = 1; other < kSlices; ++other) sum += slices[other * kWarp + lane];
+  const auto H = static_cast<int>(p.message.hidden), d = static_cast<int>(p.message.in);
+  const auto He = static_cast<int>(p.edge.hidden), b = static_cast<int>(p.edge.in);
+  const float half = 0.5f * sum;
+  if (word < at.message_out) {
+    const Place to = place_of<Shape::kMessageInner>(word - at.message_hidden);
+    if (to.unit < H && to.component < d) p.grad_message.hidden_weight[to.unit * d + to.component] = half;
+  } else if (word < at.edge_hidden) {
+    const Place to = place_of<Shape::kMessageInner>(word - at.message_out);
+    if (to.unit < H && to.component < d) p.grad_message.out_weight[to.component * H + to.unit] = sum;
+  } else if (word >= at.message_bias && word < at.edge_bias) {
+    if (const int h = word - at.message_bias; h < H) p.grad_message.hidden_bias[h] = half;
+  } else if (word >= at.out_bias && word < at.logit) {
+    if (const int k = word - at.out_bias; k < d) p.grad_message.out_bias[k] = sum;
+  } else if (!p.edge_nodes) {
+    return;
+  } else if (word < at.message_bias) {
+    const Place to = place_of<Shape::kEdgeInner>(word - at.edge_hidden);
+    if (to.unit < He && to.component < b)
+      p.grad_edge.hidden_weight[to.unit * b + to.component] = p.edge.out_weight[to.unit] * half;
+  } else if (word < at.edge_out) {
+    if (const int h = word - at.edge_bias; h < He) p.grad_edge.hidden_bias[h] = p.edge.out_weight[h] * half;
+  } else if (word < at.out_bias) {
+    if (const int h = word - at.edge_out; h < He) p.grad_edge.out_weight[h] = half;
+  } else {
+    p.grad_edge.out_bias[0] = half;
+  }
+}
+
+// Shared memory that a block may ask for.
+size_t most_shared_bytes() {
+#ifdef L0SIGN_SIMT
+  return 227 << 10;
+#else
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+    return 0;
+  return bytes;
+#endif
+}
+
 TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
   Arena arena(memory);
   TileLaunch l = {};
   l.problem = p;
   l.gate = GateFunction<float>(p.gate);
   const int64_t N = p.graphs.num_nodes;
-  const int64_t units = (N + kTileRows * kTileWarps - 1) / (kTileRows * kTileWarps);
+  const int64_t rows = kTileWarps * (backward ? kBackwardRows : kForwardRows);
+  const int64_t units = (N + rows - 1) / rows;
   if (!backward) {
     l.blocks = units < kMaxFreeBlocks ? units : kMaxFreeBlocks;
-    const int64_t rows = may_have_large_graphs(p.graphs) ? N : 0;
-    l.l0 = arena.take<float>(p.l0 ? rows : 0);
-    l.l2 = arena.take<float>(p.l2 ? rows : 0);
-    l.edges = arena.take<int32_t>(p.num_edges ? rows : 0);
+    const int64_t kept = may_have_large_graphs(p.graphs) ? N : 0;
+    l.l0 = arena.take<float>(p.l0 ? kept : 0);
+    l.l2 = arena.take<float>(p.l2 ? kept : 0);
+    l.edges = arena.take<int32_t>(p.num_edges ? kept : 0);
   } else {
-    l.message_gradients = gradient_layout(0, p.message);
-    l.edge_gradients = gradient_layout(l.message_gradients.end, p.edge);
-    const int64_t size = l.edge_gradients.end;
-    l.blocks = blocks_for(units, kTileWarps * size * sizeof(float));
-    l.partials = arena.take<float>(l.blocks * kTileWarps * size);
-    l.sums = arena.take<float>(size);
+    with_shape(p, [&](auto shape) {
+      using Shape = decltype(shape);
+      l.at = sums_layout<Shape>(p);
+      l.sums_shared = !Shape::kFixedUnits && tile_starters<Shape>().shared_bytes(p, precision_of(p), true,
+                                                                                 l.at.size) <= kSharedForSums;
+    });
+    l.blocks = blocks_for(units, kTileWarps * l.at.size * sizeof(float));
+    l.partials = arena.take<float>(l.blocks * kTileWarps * l.at.size);
   }
   l.bytes = arena.used();
   return l;
@@ -93,9 +186,14 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
 }  // namespace
 
 bool tiles_take(const CompleteGraph<float>& p, bool backward) {
-  if (!p.nodes || p.gates) return false;
+  if (!p.nodes || p.gates || p.ids || p.values || p.pools) return false;
   if (backward && (!p.grad_out || p.grad_l2 || p.grad_gates || p.grad_logits)) return false;
-  return with_shape(p, [](auto) {});
+  bool fits = false;
+  with_shape(p, [&](auto shape) {
+    const auto bytes = tile_starters<decltype(shape)>().shared_bytes;
+    fits = bytes(p, precision_of(p), backward, 0) <= most_shared_bytes();
+  });
+  return fits;
 }
 
 int64_t tiles_workspace(const CompleteGraph<float>& problem, bool backward) {
@@ -106,7 +204,9 @@ cudaError_t tiles_forward(const CompleteGraph<float>& problem, void* workspace, 
   const TileLaunch l = plan(problem, false, workspace);
   cudaError_t error = cudaSuccess;
   if (problem.graphs.num_nodes)
-    with_shape(problem, [&](auto shape) { error = start_tile_forward<decltype(shape)>(l, stream); });
+    with_shape(problem, [&](auto shape) {
+      error = tile_starters<decltype(shape)>().forward(l, precision_of(problem), stream);
+    });
   const bool sums = problem.l0 || problem.l2 || problem.num_edges;
   if (error != cudaSuccess || !sums || !problem.graphs.count || !may_have_large_graphs(problem.graphs))
     return error;
@@ -118,13 +218,14 @@ cudaError_t tiles_forward(const CompleteGraph<float>& problem, void* workspace, 
 cudaError_t tiles_backward(const CompleteGraph<float>& problem, void* workspace, cudaStream_t stream) {
   const TileLaunch l = plan(problem, true, workspace);
   cudaError_t error = cudaSuccess;
-  with_shape(problem, [&](auto shape) { error = start_tile_backward<decltype(shape)>(l, stream); });
-  if (error != cudaSuccess) return error;
-  L0SIGN_TRY(sum_partials(l.partials, l.blocks * kTileWarps, l.edge_gradients.end, l.sums, stream));
-  L0SIGN_TRY(
-      finish_message_gradients(l.sums, l.message_gradients, problem.message, problem.grad_message, stream));
-  if (!problem.edge_nodes) return cudaSuccess;
-  return finish_edge_gradients(l.sums, l.edge_gradients, problem.edge, problem.grad_edge, stream);
+  with_shape(problem, [&](auto shape) {
+    using Shape = decltype(shape);
+    error = tile_starters<Shape>().backward(l, precision_of(problem), stream);
+    if (error != cudaSuccess) return;
+    error = launch(finish_sums<Shape>, (l.at.logit + kWarp) / kWarp, kSumThreads, kSumThreads * sizeof(float),
+                   stream, l);
+  });
+  return error;
 }
 
 }  // namespace l0sign::cuda

@@ -1,234 +1,430 @@
-// The kernels on the matrix units over all pairs of each graph, for the common sizes. As in row.h a warp owns
-// rows of the pair matrix and meets each pair from both ends; eight pairs of a row go through a layer
-// together:
-//   hidden [units, 8 pairs] = W1 (u_i o u_j) + b1            the left operand W1 stays, the right one is made
-//   in registers S_i += relu(hidden) g                                    backward: M_i += m U, with m in the
-//   place where hidden was
-// A warp takes kTileRows rows: a graph of up to kSmallGraph nodes as a whole, when its first row is among
-// them, and each row of a larger graph by itself. Only open pairs go through the message network: they are
-// listed first.
+// The kernels on the matrix units over all pairs of each graph, for the common
+// sizes. A warp takes some consecutive rows of the pair matrix at a time: a
+// graph of up to kSmallGraph nodes as a whole, when its first row is among
+// them, and the rows of a larger graph. It works through *pieces* of up to
+// kTileGates pairs, and in a piece through steps of 16 pairs at once:
+//   hidden [16 units, 16 pairs] = W1 (x_i o x_j)^T + b1
+// The rows of nodes that a piece needs are first copied to the warp's shared
+// memory, padded with zeros; a pair is two *slots* there. Only open pairs go
+// through the message network: they are listed first.
 #pragma once
 #include "cuda/fragments.h"
 #include "cuda/gate.h"
 
 namespace l0sign::cuda {
 
+// Where the sums over a warp's rows lie in its partial sums, [size] floats;
+// matrices [16 units, 8 Inner] as fragments of C, four words a lane.
+struct TileSums {
+  int message_hidden, message_out,
+      edge_hidden;                        // matrices: dW1, dW2^T, and sum_i e_i o M_i
+  int message_bias, edge_bias, edge_out;  // [16 units]
+  int out_bias;                           // [8 Inner]
+  int logit;                              // one
+  int size;
+};
+
 // What a launch of these kernels needs, forward or backward.
 struct TileLaunch {
   CompleteGraph<float> problem;
   GateFunction<float> gate;
   // What the rows of large graphs add to their graph's sums (forward).
-  float *l0, *l2;  // [N]
-  int32_t* edges;  // [N]
-  // Sums of a warp over its rows (backward).
-  GradientLayout message_gradients, edge_gradients;
-  float *partials, *sums;  // [warps, size], [size]
+  float *l0, *l2;    // [N]
+  int32_t* edges;    // [N]
+  TileSums at;       // backward
+  float* partials;   // [warps, size]
+  bool sums_shared;  // whether they fit into shared memory while the warp works
   int64_t blocks, bytes;
 };
+
+// How the kernels of one shape are started; defined by tiles_instance.h, shape
+// by shape.
+struct TileStarters {
+  // Of a block; sums: words of a warp's sums that lie there (backward).
+  size_t (*shared_bytes)(const CompleteGraph<float>& p, Precision precision, bool backward, int sums);
+  cudaError_t (*forward)(const TileLaunch& l, Precision precision, cudaStream_t stream);
+  cudaError_t (*backward)(const TileLaunch& l, Precision precision, cudaStream_t stream);
+};
+template <class Shape>
+TileStarters tile_starters();
 
 __host__ __device__ inline bool is_small(int64_t nodes) { return nodes <= kSmallGraph; }
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
 
-// A piece of the pair matrix: rows [row, row + rows) and columns [column, column + columns), local to the
-// graph.
+// A piece of the pair matrix: rows [row, row + rows) and columns [column,
+// column + columns), local to the graph.
 struct Piece {
   GraphOfRow graph;
-  int nodes_small;  // nodes of a small graph, else 0
+  int small;  // nodes of a small graph, all pairs i <= j of which are the piece;
+              // else 0
   int64_t row, column;
   int rows, columns;
 };
 
-// A warp's shared memory.
-struct TileMemory {
-  // One entry a gate; a small graph's gate (i, j) is at i * kSmallGraph + j.
-  float gate[kTileGates];
-  // Pairs of a row that go through a network: the column, and the gate or the logit's gradient.
-  float list_value[kTileGates];
-  uint8_t list_column[kTileGates];
+// Two slots; the second in the high byte.
+using SlotPair = uint16_t;
+__device__ __forceinline__ SlotPair slot_pair(int i, int j) { return static_cast<SlotPair>(i | j << 8); }
 
-  // The partner's row of the pair at a place of the list; -1 past its end.
-  __device__ __forceinline__ int64_t listed(const Piece& piece, int at, int count) const {
-    return at < count ? piece.graph.begin + piece.column + list_column[at] : -1;
-  }
-  __device__ __forceinline__ float value(int at, int count) const {
-    return at < count ? list_value[at] : 0.0f;
-  }
+constexpr int kSmallPairs = (kSmallGraph * (kSmallGraph + 1) / 2 + kStepPairs - 1) / kStepPairs * kStepPairs;
+
+// A warp's shared memory. Pairs of a piece are numbered; those of a small graph
+// in their canonical order.
+struct alignas(16) TileMemory {
+  float gate[kTileGates];
+  // Pairs that go through a network, a multiple of kStepPairs: their slots (or
+  // column), and the gate or the logit's gradient, 0 past the last. While gates
+  // are drawn, the values are their noise.
+  float list_value[kTileGates];
+  SlotPair list_pair[kTileGates];
+  SlotPair small_pairs[kSmallPairs];  // of a small graph
 };
 struct TileGradients {
   float slope[kTileGates];       // dg / da
-  float grad_logit[kTileGates];  // what the logit receives besides
-  float grad_gate[kTileGates];   // of the row that is at work
+  float grad_logit[kTileGates];  // what the logit receives besides; then its
+                                 // gradient
+  float grad_gate[kTileGates];
 };
 
-// Eight pairs of one row through a first layer.
-template <class Shape, bool Precise, bool Backward>
+// Rows of nodes in the warp's shared memory, padded with zeros.
+template <int Inner>
+struct RowCache {
+  static constexpr int kWidth = Inner * kComponents;
+  static constexpr int kStride = kWidth + (Inner > 1 ? kComponents : 0);  // spreads rows over the banks
+  float* rows;
+
+  __device__ __forceinline__ const float* row(int slot) const { return rows + slot * kStride; }
+
+  // Slot first + k gets row from(k), times scale(k), for k < count; a row < 0
+  // is zero. A barrier has to follow.
+  template <class From, class Scale>
+  __device__ __forceinline__ void load(int first, int count, const float* matrix, int size, int lane,
+                                       From from, Scale scale) const {
+#pragma unroll 1
+    for (int e = lane; e < count * kWidth; e += kWarp) {
+      const int k = e / kWidth, component = e % kWidth;
+      const int64_t row = from(k);
+      rows[(first + k) * kStride + component] =
+          row >= 0 && component < size ? scale(k) * matrix[row * size + component] : 0.0f;
+    }
+  }
+  template <class From>
+  __device__ __forceinline__ void load(int first, int count, const float* matrix, int size, int lane,
+                                       From from) const {
+    load(first, count, matrix, size, lane, from, [](int) { return 1.0f; });
+  }
+};
+
+// What both directions have in common.
+template <class Shape, Precision P, bool Backward>
 class Tiles {
  public:
-  static constexpr int kMI = Shape::kMessageInner, kMU = Shape::kMessageUnits;
-  static constexpr int kEI = Shape::kEdgeInner, kEU = Shape::kEdgeUnits;
-  static constexpr bool kMessageInRegisters = weights_in_registers(kMU * kMI, Backward);
-  static constexpr bool kEdgeInRegisters = weights_in_registers(kEU * kEI, Backward);
-  using MessageWeights = WeightFragments<kMU, kMI, Precise, kMessageInRegisters>;
-  using MessageBias = UnitWeights<kMU, !Backward>;
+  static constexpr int kMI = Shape::kMessageInner, kEI = Shape::kEdgeInner;
+  static constexpr int kMaxInner = kMI > kEI ? kMI : kEI;
+  static constexpr int kFixed = Shape::kFixedUnits;
+  static constexpr bool kSplitsFirst = kMaxInner <= 2;
+  using Weights = SharedWeights<P, kSplitsFirst>;
+  using RowWeights = SharedWeights<P, kSplitsFirst, true>;
+  // The backward wants them both ways.
+  using EdgeWeights = SharedWeights<P, kSplitsFirst, !Backward>;
 
-  // The edge network but for its last bias: what gates are made of.
-  struct Edge {
-    using Weights = WeightFragments<kEU, kEI, Precise, kEdgeInRegisters>;
-    using PerUnit = UnitWeights<kEU, !Backward>;
-    static constexpr int kSharedFloats = Weights::kSharedFloats + 2 * PerUnit::kSharedFloats;
-    Weights hidden;
-    PerUnit bias, out;
+  // Slots of RowCache. Forward: of a small graph its nodes; else the rows and
+  // from 16 on the columns. Backward: of a small graph its nodes; else the
+  // columns of a step, and the row.
+  static constexpr int kSlots = Backward ? 18 : 33;
+  static constexpr int kOwnSlot = 16, kZeroSlot = kSlots - 1;
+  static constexpr int kColumnShift = Backward ? 8 : 4;  // log2 of a large piece's columns
 
-    __device__ __forceinline__ Edge(const Perceptron<float>& m, float* shared, int lane, int warp)
-        : hidden(m.hidden_weight, static_cast<int>(m.hidden), static_cast<int>(m.in), false, shared, lane,
-                 warp),
-          bias(m.hidden_bias, static_cast<int>(m.hidden), shared + Weights::kSharedFloats, lane, warp),
-          out(m.out_weight, static_cast<int>(m.hidden),
-              shared + Weights::kSharedFloats + PerUnit::kSharedFloats, lane, warp) {}
-  };
-
-  // The right operand x_i o x_j for the pair in this lane's column: `partner` a row, or -1 for none.
-  template <int Inner>
-  static __device__ __forceinline__ void product(const float* rows, int size, int64_t row, int64_t partner,
-                                                 const LanePlace& place, SplitB<Precise> (&b)[Inner]) {
-#pragma unroll
-    for (int k = 0; k < Inner; ++k)
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const int component = k * kInner + place.in_group + part * 4;
-        const bool inside = partner >= 0 && component < size;
-        b[k].set(part, inside ? rows[row * size + component] * rows[partner * size + component] : 0.0f);
-      }
+  // Calls run(first fragment) for each pass over the hidden units.
+  template <class Run>
+  static __device__ __forceinline__ void for_passes(int units, Run run) {
+    static_assert(kFixed == 0 || kFixed == kPassUnits, "fixed units are one pass");
+    if constexpr (kFixed != 0) {
+      run(0);
+    } else {
+#pragma unroll 1
+      for (int unit = 0; unit < units; unit += kPassUnits) run(unit);
+    }
   }
 
-  template <class Weights, int Inner, class Bias>
-  static __device__ __forceinline__ FragmentC hidden(const Weights& weights, const Bias& bias, int m,
-                                                     const SplitB<Precise> (&b)[Inner]) {
-    FragmentC c = {{bias(m, 0), bias(m, 0), bias(m, 1), bias(m, 1)}};
+  // Operands of the inner index of a network with so many components.
+  template <int Inner>
+  static __host__ __device__ __forceinline__ int steps(int64_t in) {
+    if (Inner <= 2) return steps_of(P, Inner);
+    return static_cast<int>((in + parts_of(P) * kComponents - 1) / (parts_of(P) * kComponents));
+  }
+
+  // The network of the gates but for its last bias.
+  struct Edge {
+    EdgeWeights hidden;
+    const float *bias, *columns, *out;  // of the units, in shared memory: twice
+                                        // the bias, see share_columns
+    int units, steps;
+
+    static __host__ __device__ __forceinline__ int shared_words(const Perceptron<float>& m) {
+      const int units = Shape::units(m.hidden);
+      return Weights::shared_words(units, Tiles::steps<kEI>(m.in)) + (2 + kColumnWords) * units * kUnits;
+    }
+    __device__ __forceinline__ Edge(const Perceptron<float>& m, float* shared, int lane, int warp)
+        : hidden(m.hidden_weight, m.hidden, m.in, false, Shape::units(m.hidden), Tiles::steps<kEI>(m.in),
+                 shared, lane, warp),
+          units(Shape::units(m.hidden)),
+          steps(Tiles::steps<kEI>(m.in)) {
+      float* const vectors = shared + Weights::shared_words(units, steps);
+      share_vector(m.hidden_bias, m.hidden, units * kUnits, vectors);
+      share_vector(m.out_weight, m.hidden, units * kUnits, vectors + units * kUnits);
+      share_columns(m.hidden_bias, m.hidden, units * kUnits, vectors + 2 * units * kUnits);
+      bias = vectors, out = vectors + units * kUnits, columns = vectors + 2 * units * kUnits;
+    }
+  };
+
+  // The right operand of components [8 k, ..) of eight pairs: x_i o x_j of this
+  // lane's pair.
+  template <int Inner>
+  static __device__ __forceinline__ Right<P> product(const float* x, const float* y, int k, int in_group) {
+    Right<P> b;
 #pragma unroll
-    for (int k = 0; k < Inner; ++k) multiply_add(c, weights.get(m, k), b[k]);
-    return c;
+    for (int part = 0; part < parts_of(P); ++part) {
+      const int inner = k * parts_of(P) + part;
+      if (inner >= Inner) {
+        b.set(part, 0, 0);
+        continue;
+      }
+      const Two own = two_at(x + inner * kComponents + in_group * 2);
+      const Two other = two_at(y + inner * kComponents + in_group * 2);
+      b.set(part, own.x[0] * other.x[0], own.x[1] * other.x[1]);
+    }
+    return b;
+  }
+
+  // The slots of pair `at` of a piece.
+  static __device__ __forceinline__ SlotPair slots(const Piece& piece, const TileMemory& memory, int at) {
+    if (piece.small) return memory.small_pairs[at];
+    const int r = at >> kColumnShift, c = at & ((1 << kColumnShift) - 1);
+    if (r >= piece.rows || c >= piece.columns) return slot_pair(kZeroSlot, kZeroSlot);
+    return Backward ? slot_pair(kOwnSlot, c % kStepPairs) : slot_pair(r, 16 + c);
+  }
+
+  // How many pairs a piece has, some of which may not exist.
+  static __device__ __forceinline__ int pairs(const Piece& piece) {
+    if (piece.small) return piece.small * (piece.small + 1) / 2;
+    return Backward ? piece.columns : piece.rows << kColumnShift;
+  }
+
+  // The rows of a whole piece into the cache: not for a large graph in the
+  // backward.
+  template <int Inner>
+  static __device__ __forceinline__ void cache_piece(const Piece& piece, const RowCache<Inner>& cache,
+                                                     const float* matrix, int size, int lane) {
+    const int64_t row = piece.graph.begin + piece.row, column = piece.graph.begin + piece.column;
+    cache.load(0, piece.rows, matrix, size, lane, [&](int k) { return row + k; });
+    if (!piece.small) cache.load(16, piece.columns, matrix, size, lane, [&](int k) { return column + k; });
+    cache.load(kZeroSlot, 1, matrix, size, lane, [](int) { return int64_t{-1}; });
+    __syncwarp();
+  }
+
+  // Numbers the pairs of a small graph.
+  static __device__ __forceinline__ void number_pairs(const Piece& piece, TileMemory& memory, int lane) {
+    const int n = piece.small, count = n * (n + 1) / 2;
+#pragma unroll 1
+    for (int e = lane; e < n * n; e += kWarp) {
+      const int i = e / n, j = e % n;
+      if (i <= j) memory.small_pairs[i * n - i * (i - 1) / 2 + j - i] = slot_pair(i, j);
+    }
+#pragma unroll 1
+    for (int at = count + lane; at < (count + kStepPairs - 1) / kStepPairs * kStepPairs; at += kWarp)
+      memory.small_pairs[at] = slot_pair(kZeroSlot, kZeroSlot);
+    __syncwarp();
+  }
+
+  // logits, but for the last bias, into memory.gate. The result of a product is
+  // [16 pairs, 8 units] here: its sum over units is over few lanes.
+  static __device__ __forceinline__ void logits(const CompleteGraph<float>& p, const Edge& edge,
+                                                const Piece& piece, TileMemory& memory,
+                                                const RowCache<kEI>& cache, int lane) {
+    const LanePlace place(lane);
+    const int count = pairs(piece), size = static_cast<int>(p.edge.in);
+    const bool staged = Backward && !piece.small;
+    const int64_t first_column = piece.graph.begin + piece.column;
+    if (!staged) {
+      cache_piece(piece, cache, p.edge_nodes, size, lane);
+    } else {
+      const int64_t own = piece.graph.begin + piece.row;
+      cache.load(kOwnSlot, 1, p.edge_nodes, size, lane, [&](int) { return own; });
+      cache.load(kZeroSlot, 1, p.edge_nodes, size, lane, [](int) { return int64_t{-1}; });
+    }
+#pragma unroll 1
+    for (int at = 0; at < count; at += kStepPairs) {
+      if (staged) {
+        cache.load(0, kStepPairs, p.edge_nodes, size, lane,
+                   [&](int k) { return at + k < piece.columns ? first_column + at + k : int64_t{-1}; });
+        __syncwarp();
+      }
+      const SlotPair top = slots(piece, memory, at + place.group);
+      const SlotPair bottom = slots(piece, memory, at + 8 + place.group);
+      const auto pairs_at = [&](int k) {
+        return Left<P>(product<kEI>(cache.row(top & 0xFF), cache.row(top >> 8), k, place.in_group),
+                       product<kEI>(cache.row(bottom & 0xFF), cache.row(bottom >> 8), k, place.in_group));
+      };
+      constexpr bool kKept = kEI <= 2;
+      Left<P> kept[kKept ? steps_of(P, kEI) : 1];
+      if constexpr (kKept)
+#pragma unroll
+        for (int k = 0; k < steps_of(P, kEI); ++k) kept[k] = pairs_at(k);
+      float logit[2] = {0, 0};
+      const int units = kFixed ? kFixed : edge.units;
+#pragma unroll(kFixed ? kFixed : 1)
+      for (int m = 0; m < units; ++m) {
+        FragmentC c[2] = {columns_at(edge.columns, m * 2, place), columns_at(edge.columns, m * 2 + 1, place)};
+        const auto multiply = [&](const Left<P>& x, int k) {
+          Right<P> w[2];
+          edge.hidden.rows(m, k, w);
+          multiply_add(c[0], x, w[0]);
+          multiply_add(c[1], x, w[1]);
+        };
+        if constexpr (kKept) {
+#pragma unroll
+          for (int k = 0; k < steps_of(P, kEI); ++k) multiply(kept[k], k);
+        } else {
+#pragma unroll 1
+          for (int k = 0; k < edge.steps; ++k) multiply(pairs_at(k), k);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const Two out = two_at(edge.out + m * kUnits + half * 8 + place.in_group * 2);
+#pragma unroll
+          for (int part = 0; part < 4; ++part)
+            logit[part / 2] = fmaf(out.x[part % 2], positive(c[half].x[part]), logit[part / 2]);
+        }
+      }
+      logit[0] = sum_in_group(logit[0]), logit[1] = sum_in_group(logit[1]);
+      if (place.in_group < 2)
+        memory.gate[at + place.in_group * 8 + place.group] = place.in_group ? logit[1] : logit[0];
+      __syncwarp();
+    }
+  }
+
+  // The gates of a piece into `memory.gate`; backward also slopes and what the
+  // logits receive from l0. Adds what this lane's pairs count for l0 and for
+  // the number of open pairs, each unordered pair once.
+  static __device__ __forceinline__ void gates(const TileLaunch& l, const Edge& edge, const Piece& piece,
+                                               TileMemory& memory, TileGradients* gradients,
+                                               const RowCache<kEI>& cache, int lane, float& l0, int& edges) {
+    const CompleteGraph<float>& p = l.problem;
+    const int64_t n = piece.graph.end - piece.graph.begin;
+    const int count = pairs(piece);
+    if (!p.edge_nodes) {
+#pragma unroll 1
+      for (int at = lane; at < count; at += kWarp)
+        memory.gate[at] = (slots(piece, memory, at) & 0xFF) == kZeroSlot ? 0.0f : 1.0f;
+      __syncwarp();
+      return;
+    }
+    logits(p, edge, piece, memory, cache, lane);
+    const bool drawn = l.gate.seed && piece.small;
+    if (drawn) {
+      // Four consecutive pairs share a call.
+#pragma unroll 1
+      for (int first = lane * 4; first < count; first += kWarp * 4) {
+        const Philox4<uint32_t> words = gate_words(*l.gate.seed, piece.graph.graph, first);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) memory.list_value[first + k] = uniform_from_word(words.x[k]);
+      }
+      __syncwarp();
+    }
+    const float out_bias = p.edge.out_bias[0];
+    const float grad_l0 = Backward && p.grad_l0 ? p.grad_l0[piece.graph.graph] : 0.0f;
+#pragma unroll 1
+    for (int at = lane; at < count; at += kWarp) {
+      const SlotPair pair = slots(piece, memory, at);
+      if (!piece.small && (pair & 0xFF) == kZeroSlot) {
+        memory.gate[at] = 0;
+        continue;
+      }
+      const float logit = memory.gate[at] + out_bias;
+      bool self, counts = true;
+      Gate<float> gate;
+      if (piece.small) {
+        self = (pair & 0xFF) == pair >> 8;
+        gate = l.gate.at(logit, drawn ? memory.list_value[at] : 0.5f);
+      } else {
+        const int64_t i = piece.row + (at >> kColumnShift);
+        const int64_t j = piece.column + (at & ((1 << kColumnShift) - 1));
+        self = i == j, counts = i <= j;
+        gate = l.gate(logit, piece.graph.graph, unordered_pair(i, j, n));
+      }
+      memory.gate[at] = gate.value;
+      if (counts) {
+        l0 += gate.open;
+        edges += gate.value > 0;
+      }
+      if constexpr (Backward) {
+        gradients->slope[at] = gate.slope;
+        gradients->grad_logit[at] = (self ? 2 : 1) * grad_l0 * gate.open_slope;
+      }
+    }
+    __syncwarp();
   }
 };
 
-// The gates of a piece into `memory.gate`; with Backward also slopes and what the logits receive from l0.
-// Returns by reference what this lane's pairs add to l0 and to the number of open pairs (each unordered pair
-// once).
-template <class Shape, bool Precise, bool Backward>
-__device__ __forceinline__ void piece_gates(const TileLaunch& l,
-                                            const typename Tiles<Shape, Precise, Backward>::Edge& edge,
-                                            const Piece& piece, TileMemory& memory, TileGradients* gradients,
-                                            int lane, float& l0, int& edges) {
-  using T = Tiles<Shape, Precise, Backward>;
-  const CompleteGraph<float>& p = l.problem;
-  const LanePlace place(lane);
-  const int64_t n = piece.graph.end - piece.graph.begin;
-  const int stride = piece.nodes_small ? kSmallGraph : 0;
-  if (!p.edge_nodes) {
-    for (int r = 0; r < piece.rows; ++r)
-      for (int c = lane; c < piece.columns; c += kWarp) memory.gate[r * stride + c] = 1;
-    __syncwarp();
-    return;
-  }
-  // Logits, eight columns at a time; of a small graph only the tiles that reach the diagonal or lie above it.
-  for (int r = 0; r < piece.rows; ++r)
-    for (int c0 = piece.nodes_small ? r / kPairs * kPairs : 0; c0 < piece.columns; c0 += kPairs) {
-      const int column = c0 + place.group;
-      const int64_t row = piece.graph.begin + piece.row + r;
-      SplitB<Precise> b[Shape::kEdgeInner] = {};
-      T::template product<Shape::kEdgeInner>(
-          p.edge_nodes, static_cast<int>(p.edge.in), row,
-          column < piece.columns ? piece.graph.begin + piece.column + column : -1, place, b);
-      float logit[2] = {0, 0};
-#pragma unroll
-      for (int m = 0; m < Shape::kEdgeUnits; ++m) {
-        const FragmentC c = T::hidden(edge.hidden, edge.bias, m, b);
-#pragma unroll
-        for (int part = 0; part < 4; ++part)
-          logit[part % 2] = fmaf(edge.out(m, part / 2), relu(c.x[part]), logit[part % 2]);
-      }
-      logit[0] = sum_over_groups(logit[0]), logit[1] = sum_over_groups(logit[1]);
-      if (place.group < 2 && c0 + place.c_column(place.group) < piece.columns)
-        memory.gate[r * stride + c0 + place.c_column(place.group)] = place.group ? logit[1] : logit[0];
-    }
-  __syncwarp();
-  const float out_bias = p.edge.out_bias[0];
-  const float grad_l0 = Backward && p.grad_l0 ? p.grad_l0[piece.graph.graph] : 0.0f;
-  const auto evaluate = [&](int at, int mirrored, int64_t i, int64_t j, bool counts) {
-    const Gate<float> gate = l.gate(memory.gate[at] + out_bias, piece.graph.graph, unordered_pair(i, j, n));
-    memory.gate[at] = memory.gate[mirrored] = gate.value;
-    if (counts) {
-      l0 += gate.open;
-      edges += gate.value > 0;
-    }
-    if (Backward) {
-      gradients->slope[at] = gradients->slope[mirrored] = gate.slope;
-      gradients->grad_logit[at] = gradients->grad_logit[mirrored] =
-          (i == j ? 2 : 1) * grad_l0 * gate.open_slope;
-    }
-  };
-  if (piece.nodes_small) {
-    // Rows i and nodes - 1 - i have nodes + 1 pairs i <= j together.
-    const int nodes = piece.nodes_small, pairs = nodes * (nodes + 1) / 2;
-    for (int q = lane; q < pairs; q += kWarp) {
-      const int i0 = q / (nodes + 1), rest = q % (nodes + 1);
-      const int i = rest < nodes - i0 ? i0 : nodes - 1 - i0;
-      const int j = i + (rest < nodes - i0 ? rest : rest - (nodes - i0));
-      evaluate(i * kSmallGraph + j, j * kSmallGraph + i, i, j, true);
-    }
-  } else {
-    for (int c = lane; c < piece.columns; c += kWarp)
-      evaluate(c, c, piece.row, piece.column + c, piece.column + c >= piece.row);
-  }
-  __syncwarp();
-}
-
-// Lists the columns of a piece whose value is not 0 (a NaN has to be seen in the result), in their order;
-// returns their number. value(c) is called once for each column, by one lane; 0 is passed on for the lanes
-// past the last.
-template <class Value>
-__device__ __forceinline__ int list_columns(int columns, TileMemory& memory, int lane, Value value) {
-  int count = 0;
-  for (int c0 = 0; c0 < columns; c0 += kWarp) {
+// Lists what value(c) is not 0 for (a NaN has to be seen in the result), c <
+// count, in order, padded with zeros to whole steps; returns how many there
+// are. entry(c) goes along, `none` past the last.
+template <class Value, class Entry>
+__device__ __forceinline__ int list_pairs(int count, SlotPair none, TileMemory& memory, int lane, Value value,
+                                          Entry entry) {
+  int listed = 0;
+#pragma unroll 1
+  for (int c0 = 0; c0 < count; c0 += kWarp) {
     const int c = c0 + lane;
-    const float x = c < columns ? value(c) : 0.0f;
+    const float x = c < count ? value(c) : 0.0f;
     const unsigned bits = __ballot_sync(kAllLanes, x != 0);
     if (x != 0) {
-      const int at = count + __popc(bits & ((1u << lane) - 1));
+      const int at = listed + __popc(bits & ((1u << lane) - 1));
       memory.list_value[at] = x;
-      memory.list_column[at] = static_cast<uint8_t>(c);
+      memory.list_pair[at] = entry(c);
     }
-    count += __popc(bits);
+    listed += __popc(bits);
+  }
+  const int at = listed + lane;
+  if (at < (listed + kStepPairs - 1) / kStepPairs * kStepPairs) {
+    memory.list_value[at] = 0;
+    memory.list_pair[at] = none;
   }
   __syncwarp();
-  return count;
+  return listed;
 }
 
-// Calls run(piece, first, last) for every piece of the pair matrix that this warp owns; first and last say
-// whether the piece begins or ends its rows.
+// Calls run(piece, first, last) for every piece of the pair matrix that this
+// warp owns; first and last say whether the piece begins or ends its rows. A
+// piece of a large graph has up to `rows` rows and `columns` columns; a warp
+// takes `turn` rows of the batch at a time.
 template <class Run>
-__device__ __forceinline__ void for_pieces(const Graphs& graphs, int64_t warp, int64_t warps, Run run) {
-  for (int64_t begin = warp * kTileRows; begin < graphs.num_nodes; begin += warps * kTileRows) {
-    const int64_t end = begin + kTileRows < graphs.num_nodes ? begin + kTileRows : graphs.num_nodes;
+__device__ __forceinline__ void for_pieces(const Graphs& graphs, int64_t warp, int64_t warps, int turn,
+                                           int rows, int columns, Run&& run) {
+  for (int64_t begin = warp * turn; begin < graphs.num_nodes; begin += warps * turn) {
+    const int64_t end = begin + turn < graphs.num_nodes ? begin + turn : graphs.num_nodes;
 #pragma unroll 1
     for (int64_t row = begin; row < end;) {
       const GraphOfRow graph = graph_of_row(graphs, row);
       const int64_t n = graph.end - graph.begin;
-      const int nodes_small = is_small(n) ? static_cast<int>(n) : 0;
-      if (nodes_small && row != graph.begin) {  // another warp's, or this one's already
+      const int small = is_small(n) ? static_cast<int>(n) : 0;
+      if (small && row != graph.begin) {  // another warp's, or this one's already
         row = graph.end;
         continue;
       }
       const int64_t first_row = row - graph.begin;
+      int64_t some = (graph.end < end ? graph.end : end) - row;
+      some = small ? small : some < rows ? some : rows;
+      const int width = small ? small : columns;
 #pragma unroll 1
-      for (int64_t column = 0; column < n; column += kTileGates) {
+      for (int64_t column = 0; column < n; column += width) {
         const int64_t rest = n - column;
-        const int columns = static_cast<int>(rest < kTileGates ? rest : kTileGates);
-        run(Piece{graph, nodes_small, first_row, column, nodes_small ? nodes_small : 1, columns}, column == 0,
-            rest <= kTileGates);
+        run(Piece{graph, small, first_row, column, static_cast<int>(some),
+                  static_cast<int>(rest < width ? rest : width)},
+            column == 0, rest <= width);
       }
-      row = nodes_small ? graph.end : row + 1;
+      row = small ? graph.end : row + some;
     }
   }
 }

@@ -1,7 +1,9 @@
-// The backward on the matrix units; instantiated by tiles_*.cu. Nothing was kept of a pair: gates and hidden
-// values are computed again. In the place where a lane held `hidden`, it gets W2^T (D_i + D_j) from a second
-// product, and from both m = [unit on] g W2^T (D_i + D_j), which is the left operand of M_i += m U as it lies
-// there: the inner index of that product, the pair, may be counted in any order.
+// The backward on the matrix units; instantiated by tiles_*.cu. Nothing was
+// kept of a pair: gates and hidden values are computed again. In the place
+// where a lane held `hidden` [units, pairs], it gets W2^T (D_i + D_j) from a
+// second product, and from both m = [unit on] g W2^T (D_i + D_j), which is the
+// left operand of M_i += m U as it lies there. A warp walks over the pairs of
+// one row at a time.
 #pragma once
 #include "cuda/tiles.h"
 
@@ -9,378 +11,650 @@ namespace l0sign::cuda {
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
 
-// Where part `part` of C lies in the left operand of a product over its columns, which are then counted as
-// 0, 2, 4, 6, 1, 3, 5, 7.
-__device__ __forceinline__ constexpr int as_left(int part) { return part % 2 * 2 + part / 2; }
+// Sums over the rows of a warp, a matrix [16 units, 8 Inner] as fragments of C:
+// a lane's part stays in registers, or is four words of each fragment in
+// `memory`.
+template <int FixedUnits, int Inner>
+struct MatrixSums {
+  static constexpr bool kInRegisters = FixedUnits > 0;
+  FragmentC own[kInRegisters ? FixedUnits : 1][Inner];
+  float* memory;
 
-// The right operand of such a product: rows of the listed pairs.
-template <int Inner, bool Precise>
-__device__ __forceinline__ void listed_rows(const float* rows, int size, const TileMemory& memory,
-                                            const Piece& piece, int at, int count, const LanePlace& place,
-                                            SplitB<Precise> (&b)[Inner]) {
+  __device__ __forceinline__ MatrixSums(float* sums, int units, int lane) : memory(sums + lane * 4) {
+    if constexpr (kInRegisters) {
 #pragma unroll
-  for (int part = 0; part < 2; ++part) {
-    const int64_t partner = memory.listed(piece, at + place.c_column(part), count);
+      for (int m = 0; m < FixedUnits; ++m)
 #pragma unroll
-    for (int k = 0; k < Inner; ++k) {
-      const int component = k * kInner + place.group;
-      b[k].set(part, partner >= 0 && component < size ? rows[partner * size + component] : 0.0f);
+        for (int n = 0; n < Inner; ++n) own[m][n] = {};
+    } else {
+#pragma unroll 1
+      for (int f = 0; f < units * Inner; ++f) at(0, f) = {};
     }
   }
-}
-
-// Sums over the pairs of one row, in registers: the units [first, first + Units) of fragments.
-template <int Units, int Inner>
-struct Accumulator {
-  FragmentC c[Units][Inner];
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int m = 0; m < Units; ++m)
-#pragma unroll
-      for (int k = 0; k < Inner; ++k)
-#pragma unroll
-        for (int part = 0; part < 4; ++part) c[m][k].x[part] = 0;
+  __device__ __forceinline__ FragmentC get(int m, int n) const {
+    if constexpr (kInRegisters) return own[m][n];
+    return at(m, n);
   }
-};
-
-// A lane's part of sums over all rows of the warp, in the warp's shared memory: touched once a row.
-template <int Units, int Inner>
-class SharedSums {
- public:
-  static constexpr int kFloats = Units * Inner * 4 * kWarp;
-
-  __device__ __forceinline__ SharedSums(float* memory, int lane) : own_(memory + lane) {
-    for (int e = 0; e < Units * Inner * 4; ++e) own_[e * kWarp] = 0;
+  __device__ __forceinline__ void set(int m, int n, const FragmentC& value) {
+    if constexpr (kInRegisters) {
+      own[m][n] = value;
+    } else {
+      at(m, n) = value;
+    }
   }
-  __device__ __forceinline__ float& at(int m, int k, int part) {
-    return own_[((m * Inner + k) * 4 + part) * kWarp];
-  }
-  // Writes [in, hidden].
-  __device__ __forceinline__ void store(float* to, int hidden, int in, const LanePlace& place) {
-    for (int m = 0; m < Units; ++m)
-      for (int k = 0; k < Inner; ++k)
-        for (int part = 0; part < 4; ++part) {
-          const int h = m * kUnits + place.c_row(part), component = k * kInner + place.c_column(part);
-          if (h < hidden && component < in) to[component * hidden + h] = at(m, k, part);
-        }
+  __device__ __forceinline__ void store(float* to, int lane) const {
+    if constexpr (kInRegisters)
+#pragma unroll
+      for (int m = 0; m < FixedUnits; ++m)
+#pragma unroll
+        for (int n = 0; n < Inner; ++n)
+#pragma unroll
+          for (int part = 0; part < 4; ++part)
+            to[((m * Inner + n) * kWarp + lane) * 4 + part] = own[m][n].x[part];
   }
 
  private:
-  float* own_;
+  __device__ __forceinline__ FragmentC& at(int m, int n) const {
+    return *reinterpret_cast<FragmentC*>(memory + (m * Inner + n) * kWarp * 4);
+  }
 };
 
-// The same for one value a unit.
-template <int Units>
-class SharedUnitSums {
- public:
-  static constexpr int kFloats = Units * 2 * kWarp;
+// The same for one value a unit; in registers a lane has a part of the sum, in
+// memory the group's first lane all.
+template <int FixedUnits>
+struct UnitSums {
+  static constexpr bool kInRegisters = FixedUnits > 0;
+  float own[kInRegisters ? FixedUnits : 1][2];
+  float* memory;
 
-  __device__ __forceinline__ SharedUnitSums(float* memory, int lane) : own_(memory + lane) {
-    for (int e = 0; e < Units * 2; ++e) own_[e * kWarp] = 0;
-  }
-  template <int Some>
-  __device__ __forceinline__ void add(const UnitSums<Some>& sums, int first) {
+  __device__ __forceinline__ UnitSums(float* sums, int units, const LanePlace& place)
+      : memory(sums + place.group) {
 #pragma unroll
-    for (int m = 0; m < Some; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) own_[((first + m) * 2 + half) * kWarp] += sums.x[m][half];
+    for (int m = 0; m < FixedUnits; ++m) own[m][0] = own[m][1] = 0;
+    if constexpr (!kInRegisters)
+#pragma unroll 1
+      for (int h = 0; h < units * 2; ++h)
+        if (place.in_group == 0) memory[h * 8] = 0;
   }
-  // Writes [hidden].
-  __device__ __forceinline__ void store(float* to, int hidden, const LanePlace& place) const {
-    for (int m = 0; m < Units; ++m)
-      for (int half = 0; half < 2; ++half) {
-        const float sum = sum_in_group(own_[(m * 2 + half) * kWarp]);
-        const int h = m * kUnits + place.group + half * 8;
-        if (place.in_group == 0 && h < hidden) to[h] = sum;
+  __device__ __forceinline__ void add(int m, const float (&x)[2], const LanePlace& place) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (kInRegisters) {
+        own[m][half] += x[half];
+      } else {
+        const float sum = sum_in_group(x[half]);
+        if (place.in_group == 0) memory[m * kUnits + half * 8] += sum;
       }
+    }
   }
-
- private:
-  float* own_;
-};
-
-// What a row's components receive; a lane holds those of its columns of C.
-template <int Inner>
-struct RowGradient {
-  float x[Inner][2];
-
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int k = 0; k < Inner; ++k) x[k][0] = x[k][1] = 0;
+  // The sum of unit group + 8 half of fragment m, in the group's first lane.
+  __device__ __forceinline__ float get(int m, int half, const LanePlace& place) const {
+    if constexpr (kInRegisters) return sum_in_group(own[m][half]);
+    return place.in_group == 0 ? memory[m * kUnits + half * 8] : 0.0f;
   }
-
-  // From M_i: adds sum_h w_h W1_h o M_ih (w null: ones), and x_i o M_i to the sums.
-  template <int Units, int AllUnits>
-  __device__ __forceinline__ void add(const Accumulator<Units, Inner>& outer, int first,
-                                      const Perceptron<float>& network, const float* unit_weight,
-                                      const float* own, SharedSums<AllUnits, Inner>& sums,
-                                      const LanePlace& place) {
-    const auto hidden = static_cast<int>(network.hidden), in = static_cast<int>(network.in);
+  __device__ __forceinline__ void store(float* to, const LanePlace& place) const {
+    if constexpr (kInRegisters)
 #pragma unroll
-    for (int m = 0; m < Units; ++m)
+      for (int m = 0; m < FixedUnits; ++m)
 #pragma unroll
-      for (int k = 0; k < Inner; ++k)
-#pragma unroll
-        for (int part = 0; part < 4; ++part) {
-          const int h = (first + m) * kUnits + place.c_row(part),
-                    component = k * kInner + place.c_column(part);
-          if (h >= hidden || component >= in) continue;
-          const float outer_part = outer.c[m][k].x[part];
-          const float weight = network.hidden_weight[h * in + component];
-          x[k][part % 2] = fmaf(unit_weight ? unit_weight[h] * weight : weight, outer_part, x[k][part % 2]);
-          sums.at(first + m, k, part) += own[component] * outer_part;
+        for (int half = 0; half < 2; ++half) {
+          const float sum = get(m, half, place);
+          if (place.in_group == 0) to[m * kUnits + half * 8 + place.group] = sum;
         }
   }
-
-  __device__ __forceinline__ void store(float* to, int in, const LanePlace& place) const {
-#pragma unroll
-    for (int k = 0; k < Inner; ++k)
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const float sum = sum_over_groups(x[k][part]);
-        const int component = k * kInner + place.c_column(part);
-        if (place.group == 0 && component < in) to[component] = sum;
-      }
-  }
 };
 
-template <class Shape, bool Precise>
+// What lies where in a block's shared memory, in words.
+template <class Shape, Precision P>
 struct BackwardShared {
-  using T = Tiles<Shape, Precise, true>;
-  static constexpr int kFloats =
-      2 * T::MessageWeights::kSharedFloats + T::MessageBias::kSharedFloats + T::Edge::kSharedFloats;
-  using MessageSums = SharedSums<T::kMU, T::kMI>;
-  using EdgeSums = SharedSums<T::kEU, T::kEI>;
-  using MessageUnits = SharedUnitSums<T::kMU>;
-  using EdgeUnits = SharedUnitSums<T::kEU>;
-  static constexpr int kSums =
-      2 * MessageSums::kFloats + EdgeSums::kFloats + MessageUnits::kFloats + EdgeUnits::kFloats;  // of a warp
-  static constexpr size_t kBytes =
-      kFloats * sizeof(float) +
-      kTileWarps * (sizeof(TileMemory) + sizeof(TileGradients) + kSums * sizeof(float));
+  using T = Tiles<Shape, P, true>;
+  int units, steps;
+  int out, bias, edge, warps, warp_words, end;
+  static constexpr int kEdgeCache = T::kSlots * RowCache<T::kEI>::kStride;
+  static constexpr int kMessageCache = T::kSlots * RowCache<T::kMI>::kStride;
+  // Nodes and their gradients, or edge nodes.
+  static constexpr int kCacheWords =
+      (2 * kMessageCache > kEdgeCache ? 2 * kMessageCache : kEdgeCache) + (T::kSlots + 3) / 4 * 4;
+  static constexpr int kWarpWords =
+      (sizeof(TileMemory) + sizeof(TileGradients)) / 4 + (kCacheWords + 3) / 4 * 4;
+
+  // sums: words of a warp's sums, if they lie here.
+  __host__ __device__ __forceinline__ BackwardShared(const CompleteGraph<float>& p, int sums)
+      : units(Shape::units(p.message.hidden)),
+        steps(T::template steps<T::kMI>(p.message.in)),
+        out(T::Weights::shared_words(units, steps)),
+        bias(2 * out),
+        edge(bias + kRowWords * units * kUnits),
+        warps(edge + T::Edge::shared_words(p.edge)),
+        warp_words(kWarpWords + sums),
+        end(warps + kTileWarps * warp_words) {}
+  size_t bytes() const { return end * sizeof(float); }
 };
 
-template <class Shape, bool Precise>
-__global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_backward(TileLaunch l) {
-  using T = Tiles<Shape, Precise, true>;
-  using S = BackwardShared<Shape, Precise>;
-  constexpr int MI = T::kMI, EI = T::kEI, EU = T::kEU;
-  // Fragments of message units that a pass over a row's pairs takes: their M_i has to fit into registers.
-  constexpr int MU = T::kMU < kPassUnits ? T::kMU : kPassUnits;
-  const CompleteGraph<float>& p = l.problem;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const LanePlace place(lane);
-  const auto d = static_cast<int>(p.message.in), H = static_cast<int>(p.message.hidden);
-  const auto b_size = static_cast<int>(p.edge.in), He = static_cast<int>(p.edge.hidden);
+template <class Shape, Precision P>
+class Backward {
+  using T = Tiles<Shape, P, true>;
+  using Shared = BackwardShared<Shape, P>;
+  static constexpr int kMI = T::kMI, kEI = T::kEI, kParts = parts_of(P);
+  // With few components the operands of a step are kept, and its units taken
+  // one fragment after the other.
+  static constexpr bool kKept = kMI <= 2;
+  static constexpr int kTogether = kKept ? 1 : kPassUnits;
+  static constexpr int kComponentsOfLane = (kMI * kComponents + kWarp - 1) / kWarp;
 
-  float* const shared = dynamic_shared<float>();
-  const typename T::MessageWeights message(p.message.hidden_weight, H, d, false, shared, lane, warp);
-  const typename T::MessageWeights message_out(p.message.out_weight, H, d, true,
-                                               shared + T::MessageWeights::kSharedFloats, lane, warp);
-  float* const after_weights = shared + 2 * T::MessageWeights::kSharedFloats;
-  const typename T::MessageBias bias(p.message.hidden_bias, H, after_weights, lane, warp);
-  const typename T::Edge edge(p.edge, after_weights + T::MessageBias::kSharedFloats, lane, warp);
-  auto* const memories = reinterpret_cast<TileMemory*>(shared + S::kFloats);
-  auto* const all_gradients = reinterpret_cast<TileGradients*>(memories + kTileWarps);
-  TileMemory& memory = memories[warp];
-  TileGradients& gradients = all_gradients[warp];
+ public:
+  __device__ __forceinline__ Backward(const TileLaunch& l, float* shared, const Shared& at, float* partial,
+                                      int lane, int warp)
+      : l_(l),
+        p_(l.problem),
+        lane_(lane),
+        place_(lane),
+        d_(static_cast<int>(p_.message.in)),
+        b_(static_cast<int>(p_.edge.in)),
+        units_(T::kFixed ? T::kFixed : at.units),
+        steps_(kMI <= 2 ? steps_of(P, kMI) : at.steps),
+        weights_(p_.message.hidden_weight, p_.message.hidden, d_, false, at.units, at.steps, shared, lane,
+                 warp),
+        out_weights_(p_.message.out_weight, p_.message.hidden, d_, true, at.units, at.steps, shared + at.out,
+                     lane, warp),
+        bias_(shared + at.bias),
+        edge_(p_.edge, shared + at.edge, lane, warp),
+        memory_(*reinterpret_cast<TileMemory*>(shared + at.warps + warp * at.warp_words)),
+        gradients_(*reinterpret_cast<TileGradients*>(shared + at.warps + warp * at.warp_words +
+                                                     sizeof(TileMemory) / 4)),
+        cache_(shared + at.warps + warp * at.warp_words + (sizeof(TileMemory) + sizeof(TileGradients)) / 4),
+        bias_dots_(cache_ + Shared::kCacheWords - (T::kSlots + 3) / 4 * 4),
+        partial_(partial),
+        sums_(l.sums_shared ? shared + at.warps + warp * at.warp_words + Shared::kWarpWords : partial),
+        hidden_weight_(sums_ + l.at.message_hidden, at.units, lane),
+        out_weight_(sums_ + l.at.message_out, at.units, lane),
+        edge_weight_(sums_ + l.at.edge_hidden, edge_.units, lane),
+        hidden_bias_(sums_ + l.at.message_bias, at.units, place_),
+        edge_bias_(sums_ + l.at.edge_bias, edge_.units, place_) {
+    share_rows(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits, shared + at.bias);
+#pragma unroll
+    for (int k = 0; k < kComponentsOfLane; ++k) out_bias_[k] = 0;
+  }
 
-  // Sums over all rows of this warp.
-  float* sums = reinterpret_cast<float*>(all_gradients + kTileWarps) + warp * S::kSums;
-  typename S::MessageSums grad_hidden_weight(sums, lane),
-      grad_out_weight(sums += S::MessageSums::kFloats, lane);
-  typename S::EdgeSums grad_edge_weight(sums += S::MessageSums::kFloats, lane);
-  typename S::MessageUnits grad_hidden_bias(sums += S::EdgeSums::kFloats, lane);
-  typename S::EdgeUnits grad_edge_bias(sums += S::MessageUnits::kFloats, lane);
-  float grad_out_bias[MI][2] = {};
-  float logit_sum = 0;
-  // Of the row that is at work.
-  RowGradient<MI> grad_row;
-  RowGradient<EI> grad_edge_row;
-  float gate_sum = 0;
-  __syncthreads();
-
-  const auto scale_of_row = [&](int64_t row, int64_t n) {
-    return aggregation_scale<float>(p.aggregation, n,
-                                    p.aggregation == Aggregation::neighbor_mean ? p.degree[row] : 0);
-  };
-
-  // The listed pairs through the units from `first` on.
-  const auto message_pass = [&](const Piece& piece, int64_t row, int64_t n, float scale, int open,
-                                int first) {
-    Accumulator<MU, MI> outer;
-    UnitSums<MU> hidden_sum, bias_sum;
-    outer.clear();
-#pragma unroll 1
-    for (int at = 0; at < open; at += kPairs) {
-      const int64_t partner = memory.listed(piece, at + place.group, open);
-      SplitB<Precise> b[MI] = {}, grads[MI] = {}, rows[MI] = {};
-      T::template product<MI>(p.nodes, d, row, partner, place, b);
-      const float partner_scale = partner >= 0 ? scale_of_row(partner, n) : 0.0f;
-      float bias_part = 0;
-#pragma unroll
-      for (int k = 0; k < MI; ++k)
-#pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          const int component = k * kInner + place.in_group + part * 4;
-          if (partner < 0 || component >= d) continue;
-          const float both =
-              scale * p.grad_out[row * d + component] + partner_scale * p.grad_out[partner * d + component];
-          grads[k].set(part, both);
-          bias_part = fmaf(p.message.out_bias[component], both, bias_part);
-        }
-      listed_rows(p.nodes, d, memory, piece, at, open, place, rows);
-      const float gate[2] = {memory.value(at + place.c_column(0), open),
-                             memory.value(at + place.c_column(1), open)};
-      float grad_gate[2] = {0, 0};
-#pragma unroll
-      for (int m = 0; m < MU; ++m) {
-        const FragmentC c = T::hidden(message, bias, first + m, b);
-        FragmentC both = {};
-#pragma unroll
-        for (int k = 0; k < MI; ++k) multiply_add(both, message_out.get(first + m, k), grads[k]);
-        SplitA<Precise> left;
-#pragma unroll
-        for (int part = 0; part < 4; ++part) {
-          const float on = relu(c.x[part]), g = gate[part % 2];
-          grad_gate[part % 2] = fmaf(both.x[part], on, grad_gate[part % 2]);
-          hidden_sum.x[m][part / 2] = fmaf(g, on, hidden_sum.x[m][part / 2]);
-          const float grad = c.x[part] > 0 ? g * both.x[part] : 0.0f;
-          bias_sum.x[m][part / 2] += grad;
-          left.set(as_left(part), grad);
-        }
-#pragma unroll
-        for (int k = 0; k < MI; ++k) multiply_add(outer.c[m][k], left, rows[k]);
-      }
-      bias_part = first == 0 ? sum_in_group(bias_part) : 0.0f;  // of the pair at + group
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const float sum =
-            sum_over_groups(grad_gate[part]) + __shfl_sync(kAllLanes, bias_part, place.c_column(part) * 4);
-        const int pair = at + place.c_column(part);
-        if (place.group == 0 && pair < open) gradients.grad_gate[memory.list_column[pair]] += sum;
-      }
+  __device__ __forceinline__ void operator()(const Piece& piece, bool first, bool last) {
+    if (piece.small && piece.small != numbered_) {
+      T::number_pairs(piece, memory_, lane_);
+      numbered_ = piece.small;
     }
-    grad_row.add(outer, first, p.message, nullptr, p.nodes + row * d, grad_hidden_weight, place);
-    grad_hidden_bias.add(bias_sum, first);
-#pragma unroll
-    for (int m = 0; m < MU; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float sum = sum_in_group(hidden_sum.x[m][half]);
-#pragma unroll
-        for (int k = 0; k < MI; ++k)
-#pragma unroll
-          for (int part = 0; part < 2; ++part) {
-            const int component = k * kInner + place.c_column(part);
-            if (component < d)
-              grad_out_weight.at(first + m, k, half * 2 + part) +=
-                  scale * p.grad_out[row * d + component] * sum;
-          }
-      }
-  };
-
-  // The same for the edge network; the list holds the logits' gradients.
-  const auto edge_pass = [&](const Piece& piece, int64_t row, int count) {
-    Accumulator<EU, EI> outer;
-    UnitSums<EU> bias_sum;
-    outer.clear();
-#pragma unroll 1
-    for (int at = 0; at < count; at += kPairs) {
-      SplitB<Precise> b[EI] = {}, rows[EI] = {};
-      T::template product<EI>(p.edge_nodes, b_size, row, memory.listed(piece, at + place.group, count), place,
-                              b);
-      listed_rows(p.edge_nodes, b_size, memory, piece, at, count, place, rows);
-      const float grad[2] = {memory.value(at + place.c_column(0), count),
-                             memory.value(at + place.c_column(1), count)};
-#pragma unroll
-      for (int m = 0; m < EU; ++m) {
-        const FragmentC c = T::hidden(edge.hidden, edge.bias, m, b);
-        SplitA<Precise> left;
-#pragma unroll
-        for (int part = 0; part < 4; ++part) {
-          const float masked = c.x[part] > 0 ? grad[part % 2] : 0.0f;
-          bias_sum.x[m][part / 2] += masked;
-          left.set(as_left(part), masked);
-        }
-#pragma unroll
-        for (int k = 0; k < EI; ++k) multiply_add(outer.c[m][k], left, rows[k]);
-      }
-    }
-    grad_edge_row.add(outer, 0, p.edge, p.edge.out_weight, p.edge_nodes + row * b_size, grad_edge_weight,
-                      place);
-    grad_edge_bias.add(bias_sum, 0);
-  };
-
-  const auto run = [&](const Piece& piece, bool first, bool last) {
-    const int64_t n = piece.graph.end - piece.graph.begin;
     float l0 = 0;
     int edges = 0;
-    piece_gates<Shape, Precise, true>(l, edge, piece, memory, &gradients, lane, l0, edges);
+    T::gates(l_, edge_, piece, memory_, &gradients_, {cache_}, lane_, l0, edges);
+    messages(piece, first, last);
+    if (p_.edge_nodes) gates(piece, first, last);
+  }
+
+  // Writes this warp's partial sums.
+  __device__ __forceinline__ void finish() {
+    const TileSums& at = l_.at;
+    hidden_weight_.store(partial_ + at.message_hidden, lane_);
+    out_weight_.store(partial_ + at.message_out, lane_);
+    hidden_bias_.store(partial_ + at.message_bias, place_);
+    edge_weight_.store(partial_ + at.edge_hidden, lane_);
+    edge_bias_.store(partial_ + at.edge_bias, place_);
+    __syncwarp();
+    if (!T::kFixed && l_.sums_shared)
+#pragma unroll 1
+      for (int e = lane_; e < at.edge_out; e += kWarp) partial_[e] = sums_[e];
+#pragma unroll
+    for (int k = 0; k < kComponentsOfLane; ++k)
+      if (k * kWarp + lane_ < kMI * kComponents) partial_[at.out_bias + k * kWarp + lane_] = out_bias_[k];
+    // dW2[h] = sum_k W1[h][k] S[h][k] + b1[h] s[h]: linear in the sums, and so
+    // each warp adds its own.
+    const int units = T::kFixed ? T::kFixed : edge_.units;
+#pragma unroll(T::kFixed ? T::kFixed : 1)
+    for (int m = 0; m < units; ++m) {
+      float out[2] = {0, 0};
+#pragma unroll
+      for (int n = 0; n < kEI; ++n) {
+        const FragmentC sum = edge_weight_.get(m, n);
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          const int h = m * kUnits + place_.group + part / 2 * 8;
+          const int component = n * kComponents + place_.in_group * 2 + part % 2;
+          if (h < p_.edge.hidden && component < b_)
+            out[part / 2] = fmaf(p_.edge.hidden_weight[h * b_ + component], sum.x[part], out[part / 2]);
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int h = m * kUnits + place_.group + half * 8;
+        const float sum = sum_in_group(out[half]), bias_sum = edge_bias_.get(m, half, place_);
+        if (place_.in_group == 0) partial_[at.edge_out + h] = fmaf(edge_.bias[h], bias_sum, sum);
+      }
+    }
+    const float logit_sum = warp_sum(logit_sum_);
+    if (lane_ == 0) partial_[at.logit] = logit_sum;
+  }
+
+ private:
+  __device__ __forceinline__ float scale_of_row(int64_t row, int64_t n) const {
+    return aggregation_scale<float>(p_.aggregation, n,
+                                    p_.aggregation == Aggregation::neighbor_mean ? p_.degree[row] : 0);
+  }
+
+  // The number of pair (r, c) of a piece.
+  static __device__ __forceinline__ int pair_number(const Piece& piece, int r, int c) {
+    const int i = r < c ? r : c, j = r < c ? c : r;
+    return piece.small ? i * piece.small - i * (i - 1) / 2 + j - i : c;
+  }
+
+  // The slot of a listed pair's partner.
+  __device__ __forceinline__ int partner_slot(const Piece& piece, int at) const {
+    return piece.small ? memory_.list_pair[at] : at % kStepPairs;
+  }
+
+  // b2 . D of `count` slots.
+  __device__ __forceinline__ void dot_out_bias(const RowCache<kMI>& grads, int first, int count) const {
+#pragma unroll 1
+    for (int slot = first + lane_; slot < first + count; slot += kWarp) {
+      float dot = 0;
+#pragma unroll 1
+      for (int k = 0; k < d_; ++k) dot = fmaf(p_.message.out_bias[k], grads.row(slot)[k], dot);
+      bias_dots_[slot] = dot;
+    }
+  }
+
+  // Columns of a large graph's row that a step works with, from the list, into
+  // the first slots.
+  template <int Inner, class Scale>
+  __device__ __forceinline__ void stage(const Piece& piece, const RowCache<Inner>& cache, const float* matrix,
+                                        int size, int at, int listed, Scale scale) const {
+    const int64_t first = piece.graph.begin + piece.column;
+    cache.load(
+        0, kStepPairs, matrix, size, lane_,
+        [&](int k) { return at + k < listed ? first + memory_.list_pair[at + k] : int64_t{-1}; },
+        [&](int k) { return scale(first + memory_.list_pair[at + k]); });
+  }
+
+  // The right operands of a product over the pairs of a step: components [8 n,
+  // 8 n + 8) of the partners.
+  template <int Inner>
+  __device__ __forceinline__ void partners(const RowCache<Inner>& cache, const int (&slot)[2][2], int n,
+                                           Right<P> (&to)[2 / kParts]) const {
+#pragma unroll
+    for (int t = 0; t < 2; ++t)
+      to[t / kParts].set(t % kParts, cache.row(slot[t][0])[n * kComponents + place_.group],
+                         cache.row(slot[t][1])[n * kComponents + place_.group]);
+  }
+
+  // From M_i of the units of a pass: x += sum_h w_h W1_h o M_ih (`unit_weight`
+  // null: ones), and x_i o M_i to the sums.
+  template <int Inner, class Weights, class Sums>
+  __device__ __forceinline__ void finish_outer(const FragmentC (&outer)[kPassUnits][Inner], int unit,
+                                               const Weights& weights, const float* unit_weight,
+                                               const float* own, int size, Sums& sums,
+                                               float (&x)[Inner][2]) const {
+#pragma unroll
+    for (int m = 0; m < kPassUnits; ++m) {
+      float factor[2] = {1, 1};
+      if (unit_weight)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          factor[half] = unit_weight[(unit + m) * kUnits + half * 8 + place_.group];
+#pragma unroll
+      for (int n = 0; n < Inner; ++n) {
+        if (Inner > 2 && n * kComponents >= size) break;
+        const Left<P> w = weights.get(unit + m, n / kParts);
+        const Two components = two_at(own + n * kComponents + place_.in_group * 2);
+        FragmentC sum = sums.get(unit + m, n);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const Two value = w.values(half, n % kParts);
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const float part = outer[m][n].x[half * 2 + j];
+            x[n][j] = fmaf(unit_weight ? factor[half] * value.x[j] : value.x[j], part, x[n][j]);
+            sum.x[half * 2 + j] = fmaf(components.x[j], part, sum.x[half * 2 + j]);
+          }
+        }
+        sums.set(unit + m, n, sum);
+      }
+    }
+  }
+
+  template <int Inner>
+  __device__ __forceinline__ void store_row(const float (&x)[Inner][2], float* to, int size) const {
+#pragma unroll
+    for (int n = 0; n < Inner; ++n) {
+      if (Inner > 2 && n * kComponents >= size) break;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float sum = sum_over_groups(x[n][j]);
+        const int component = n * kComponents + place_.in_group * 2 + j;
+        if (place_.group == 0 && component < size) to[component] = sum;
+      }
+    }
+  }
+
+  // Everything that goes through the message network, and the gates' gradients.
+  __device__ __forceinline__ void messages(const Piece& piece, bool first, bool last) {
+    const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
+    const int64_t n = piece.graph.end - piece.graph.begin, row = piece.graph.begin + piece.row;
+    const auto scale = [&](int64_t at) { return scale_of_row(at, n); };
+    const int begin = piece.small ? 0 : T::kOwnSlot;
+    const auto cached = [&](int k) { return row + k; };
+    const auto none = [](int) { return int64_t{-1}; };
+    nodes.load(begin, piece.rows, p_.nodes, d_, lane_, cached);
+    grads.load(begin, piece.rows, p_.grad_out, d_, lane_, cached, [&](int k) { return scale(row + k); });
+    nodes.load(T::kZeroSlot, 1, p_.nodes, d_, lane_, none);
+    grads.load(T::kZeroSlot, 1, p_.nodes, d_, lane_, none);
+#pragma unroll 1
+    for (int at = lane_; at < T::pairs(piece); at += kWarp) gradients_.grad_gate[at] = 0;
+    __syncwarp();
+    dot_out_bias(grads, begin, piece.rows);
 #pragma unroll 1
     for (int r = 0; r < piece.rows; ++r) {
-      const int64_t row = piece.graph.begin + piece.row + r;
-      const int base = piece.nodes_small ? r * kSmallGraph : 0;
-      const float scale = scale_of_row(row, n);
+      const int own = begin + r;
       if (first) {
-        grad_row.clear(), grad_edge_row.clear();
-        gate_sum = 0;
+        gate_sum_ = 0;
+#pragma unroll
+        for (int k = 0; k < kMI; ++k) grad_row_[k][0] = grad_row_[k][1] = 0;
       }
-      for (int c = lane; c < piece.columns; c += kWarp) gradients.grad_gate[c] = 0;
-      const int open = list_columns(piece.columns, memory, lane, [&](int c) {
-        gate_sum += memory.gate[base + c];
-        return memory.gate[base + c];
-      });
+      const int open = list_pairs(
+          piece.columns, T::kZeroSlot, memory_, lane_,
+          [&](int c) {
+            const float gate = memory_.gate[pair_number(piece, r, c)];
+            gate_sum_ += gate;
+            return gate;
+          },
+          [](int c) { return static_cast<SlotPair>(c); });
+      T::for_passes(units_, [&](int unit) { message_pass(piece, nodes, grads, r, own, open, unit, scale); });
+      __syncwarp();  // the next row makes a new list
+      if (!last) continue;
+      const float gates = warp_sum(gate_sum_);
+#pragma unroll
+      for (int k = 0; k < kComponentsOfLane; ++k)
+        if (const int component = k * kWarp + lane_; component < kMI * kComponents)
+          out_bias_[k] = fmaf(grads.row(own)[component], gates, out_bias_[k]);
+      store_row(grad_row_, p_.grad_nodes + (row + r) * d_, d_);
+    }
+  }
+
+  template <class Scale>
+  __device__ __forceinline__ void message_pass(const Piece& piece, const RowCache<kMI>& nodes,
+                                               const RowCache<kMI>& grads, int r, int own, int open, int unit,
+                                               Scale scale) {
+    FragmentC outer[kPassUnits][kMI] = {};  // M_i
+    float hidden_sum[kPassUnits][2] = {}, bias_sum[kPassUnits][2] = {};
 #pragma unroll 1
-      for (int units = 0; units < T::kMU; units += MU) message_pass(piece, row, n, scale, open, units);
-      __syncwarp();
-      if (p.edge_nodes) {
-        const int count = list_columns(piece.columns, memory, lane, [&](int c) {
-          const float grad =
-              fmaf(gradients.grad_gate[c], gradients.slope[base + c], gradients.grad_logit[base + c]);
-          logit_sum += grad;
-          return grad;
-        });
-        edge_pass(piece, row, count);
+    for (int at = 0; at < open; at += kStepPairs) {
+      if (!piece.small) {
+        __syncwarp();
+        stage(piece, nodes, p_.nodes, d_, at, open, [](int64_t) { return 1.0f; });
+        stage(piece, grads, p_.grad_out, d_, at, open, scale);
+        __syncwarp();
+        dot_out_bias(grads, 0, kStepPairs);
         __syncwarp();
       }
-      if (!last) continue;
-      const float gates = warp_sum(gate_sum);
+      const int partner[2] = {partner_slot(piece, at + place_.group),
+                              partner_slot(piece, at + 8 + place_.group)};
+      int slot[2][2];
+      Two gate[2];
 #pragma unroll
-      for (int k = 0; k < MI; ++k)
+      for (int t = 0; t < 2; ++t) {
+        const int pair = at + t * 8 + place_.in_group * 2;
+        slot[t][0] = partner_slot(piece, pair), slot[t][1] = partner_slot(piece, pair + 1);
+        gate[t] = two_at(memory_.list_value + pair);
+      }
+      const auto operands = [&](int k, Right<P>(&b)[2], Right<P>(&grad)[2]) {
 #pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          const int component = k * kInner + place.c_column(part);
-          if (component < d)
-            grad_out_bias[k][part] =
-                fmaf(scale * p.grad_out[row * d + component], gates, grad_out_bias[k][part]);
+        for (int t = 0; t < 2; ++t) {
+          b[t] = T::template product<kMI>(nodes.row(own), nodes.row(partner[t]), k, place_.in_group);
+          grad[t] = sum_of(grads.row(own), grads.row(partner[t]), k);
         }
-      grad_row.store(p.grad_nodes + row * d, d, place);
-      if (p.edge_nodes) grad_edge_row.store(p.grad_edge_nodes + row * b_size, b_size, place);
+      };
+      constexpr int kSteps = steps_of(P, kMI);
+      Right<P> kept_b[kKept ? kSteps : 1][2], kept_grad[kKept ? kSteps : 1][2];
+      if constexpr (kKept)
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) operands(k, kept_b[k], kept_grad[k]);
+      float grad_gate[2][2] = {};
+#pragma unroll
+      for (int first = 0; first < kPassUnits; first += kTogether) {
+        FragmentC c[kTogether][2], both[kTogether][2] = {};
+#pragma unroll
+        for (int m = 0; m < kTogether; ++m) {
+          c[m][0] = c[m][1] = rows_at(bias_, unit + first + m, place_);
+        }
+        const auto multiply = [&](int k, const Right<P>(&b)[2], const Right<P>(&grad)[2]) {
+#pragma unroll
+          for (int m = 0; m < kTogether; ++m) {
+            const Left<P> w = weights_.get(unit + first + m, k), v = out_weights_.get(unit + first + m, k);
+#pragma unroll
+            for (int t = 0; t < 2; ++t) {
+              multiply_add(c[m][t], w, b[t]);
+              multiply_add(both[m][t], v, grad[t]);
+            }
+          }
+        };
+        if constexpr (kKept) {
+#pragma unroll
+          for (int k = 0; k < kSteps; ++k) multiply(k, kept_b[k], kept_grad[k]);
+        } else {
+#pragma unroll 1
+          for (int k = 0; k < steps_; ++k) {
+            Right<P> b[2], grad[2];
+            operands(k, b, grad);
+            multiply(k, b, grad);
+          }
+        }
+        Left<P> left[kTogether][2 / kParts];
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+#pragma unroll
+          for (int m = 0; m < kTogether; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              float grad[2];
+#pragma unroll
+              for (int j = 0; j < 2; ++j) {
+                const float x = c[m][t].x[half * 2 + j], y = both[m][t].x[half * 2 + j], on = positive(x);
+                grad_gate[t][j] = fmaf(y, on, grad_gate[t][j]);
+                hidden_sum[first + m][half] = fmaf(gate[t].x[j], on, hidden_sum[first + m][half]);
+                grad[j] = x > 0 ? gate[t].x[j] * y : 0.0f;
+                bias_sum[first + m][half] += grad[j];
+              }
+              left[m][t / kParts].set(half, t % kParts, grad[0], grad[1]);
+            }
+#pragma unroll
+        for (int n = 0; n < kMI; ++n) {
+          if (kMI > 2 && n * kComponents >= d_) break;
+          Right<P> rows[2 / kParts];
+          partners(nodes, slot, n, rows);
+#pragma unroll
+          for (int m = 0; m < kTogether; ++m)
+#pragma unroll
+            for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[first + m][n], left[m][o], rows[o]);
+        }
+      }
+      if (!p_.edge_nodes) continue;
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float sum = sum_over_groups(grad_gate[t][j]);
+          const int pair = at + t * 8 + place_.in_group * 2 + j;
+          if (place_.group != 0 || pair >= open) continue;
+          const int column = memory_.list_pair[pair];
+          if (piece.small && column < r) continue;  // that row has it, too
+          const float biases = unit == 0 ? bias_dots_[own] + bias_dots_[slot[t][j]] : 0.0f;
+          gradients_.grad_gate[pair_number(piece, r, column)] += sum + biases;
+        }
+      __syncwarp();  // the next product takes the whole warp
     }
-  };
-  const int64_t all_warps = static_cast<int64_t>(gridDim.x) * kTileWarps;
-  const int64_t this_warp = static_cast<int64_t>(blockIdx.x) * kTileWarps + warp;
-  for_pieces(p.graphs, this_warp, all_warps, run);
+    finish_outer(outer, unit, weights_, nullptr, nodes.row(own), d_, hidden_weight_, grad_row_);
+#pragma unroll
+    for (int m = 0; m < kPassUnits; ++m) {
+      hidden_bias_.add(unit + m, bias_sum[m], place_);
+      const float sum[2] = {sum_in_group(hidden_sum[m][0]), sum_in_group(hidden_sum[m][1])};
+#pragma unroll
+      for (int n = 0; n < kMI; ++n) {
+        if (kMI > 2 && n * kComponents >= d_) break;
+        const Two grad = two_at(grads.row(own) + n * kComponents + place_.in_group * 2);
+        FragmentC x = out_weight_.get(unit + m, n);
+#pragma unroll
+        for (int part = 0; part < 4; ++part) x.x[part] = fmaf(grad.x[part % 2], sum[part / 2], x.x[part]);
+        out_weight_.set(unit + m, n, x);
+      }
+    }
+  }
 
-  float* const partial = l.partials + this_warp * l.edge_gradients.end;
-  grad_hidden_weight.store(partial + l.message_gradients.hidden, H, d, place);
-  grad_out_weight.store(partial + l.message_gradients.out, H, d, place);
-  grad_hidden_bias.store(partial + l.message_gradients.hidden_bias, H, place);
+  __device__ __forceinline__ Right<P> sum_of(const float* x, const float* y, int k) const {
+    Right<P> b;
 #pragma unroll
-  for (int k = 0; k < MI; ++k)
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const int component = k * kInner + place.c_column(part);
-      if (place.group == 0 && component < d)
-        partial[l.message_gradients.out_bias + component] = grad_out_bias[k][part];
+    for (int part = 0; part < kParts; ++part) {
+      const int inner = k * kParts + part;
+      if (inner >= kMI) {
+        b.set(part, 0, 0);
+        continue;
+      }
+      const Two own = two_at(x + inner * kComponents + place_.in_group * 2);
+      const Two other = two_at(y + inner * kComponents + place_.in_group * 2);
+      b.set(part, own.x[0] + other.x[0], own.x[1] + other.x[1]);
     }
-  if (!p.edge_nodes) return;
-  grad_edge_weight.store(partial + l.edge_gradients.hidden, He, b_size, place);
-  grad_edge_bias.store(partial + l.edge_gradients.hidden_bias, He, place);
-  for (int h = lane; h < He; h += kWarp) partial[l.edge_gradients.out + h] = 0;  // follows from the rest
-  logit_sum = warp_sum(logit_sum);
-  if (lane == 0) partial[l.edge_gradients.out_bias] = logit_sum;
+    return b;
+  }
+
+  // From the gates' gradients to the edge network's.
+  __device__ __forceinline__ void gates(const Piece& piece, bool first, bool last) {
+    const RowCache<kEI> nodes = {cache_};
+    const int64_t row = piece.graph.begin + piece.row;
+#pragma unroll 1
+    for (int at = lane_; at < T::pairs(piece); at += kWarp) {
+      const float grad = fmaf(gradients_.grad_gate[at], gradients_.slope[at], gradients_.grad_logit[at]);
+      gradients_.grad_logit[at] = grad;
+      const SlotPair pair = piece.small ? memory_.small_pairs[at] : SlotPair{0};
+      logit_sum_ += piece.small && (pair & 0xFF) != pair >> 8 ? 2 * grad : grad;
+    }
+    const int begin = piece.small ? 0 : T::kOwnSlot;
+    nodes.load(begin, piece.rows, p_.edge_nodes, b_, lane_, [&](int k) { return row + k; });
+    nodes.load(T::kZeroSlot, 1, p_.edge_nodes, b_, lane_, [](int) { return int64_t{-1}; });
+    __syncwarp();
+#pragma unroll 1
+    for (int r = 0; r < piece.rows; ++r) {
+      if (first)
+#pragma unroll
+        for (int k = 0; k < kEI; ++k) grad_edge_row_[k][0] = grad_edge_row_[k][1] = 0;
+      const int listed = list_pairs(
+          piece.columns, T::kZeroSlot, memory_, lane_,
+          [&](int c) { return gradients_.grad_logit[pair_number(piece, r, c)]; },
+          [](int c) { return static_cast<SlotPair>(c); });
+      T::for_passes(edge_.units, [&](int unit) { edge_pass(piece, nodes, begin + r, listed, unit); });
+      __syncwarp();
+      if (last) store_row(grad_edge_row_, p_.grad_edge_nodes + (row + r) * b_, b_);
+    }
+  }
+
+  __device__ __forceinline__ void edge_pass(const Piece& piece, const RowCache<kEI>& nodes, int own,
+                                            int listed, int unit) {
+    FragmentC outer[kPassUnits][kEI] = {};
+    float bias_sum[kPassUnits][2] = {};
+#pragma unroll 1
+    for (int at = 0; at < listed; at += kStepPairs) {
+      if (!piece.small) {
+        __syncwarp();
+        stage(piece, nodes, p_.edge_nodes, b_, at, listed, [](int64_t) { return 1.0f; });
+        __syncwarp();
+      }
+      FragmentC c[kPassUnits][2];
+#pragma unroll
+      for (int m = 0; m < kPassUnits; ++m) {
+        const float* const bias = edge_.bias + (unit + m) * kUnits + place_.group;
+        c[m][0] = c[m][1] = {{bias[0], bias[0], bias[8], bias[8]}};
+      }
+      const int partner[2] = {partner_slot(piece, at + place_.group),
+                              partner_slot(piece, at + 8 + place_.group)};
+      const int steps = kEI <= 2 ? steps_of(P, kEI) : edge_.steps;
+#pragma unroll(kEI <= 2 ? 2 : 1)
+      for (int k = 0; k < steps; ++k) {
+        Right<P> b[2];
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+          b[t] = T::template product<kEI>(nodes.row(own), nodes.row(partner[t]), k, place_.in_group);
+#pragma unroll
+        for (int m = 0; m < kPassUnits; ++m) {
+          const Left<P> w = edge_.hidden.get(unit + m, k);
+          multiply_add(c[m][0], w, b[0]);
+          multiply_add(c[m][1], w, b[1]);
+        }
+      }
+      Left<P> left[kPassUnits][2 / kParts];
+      int slot[2][2];
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const int pair = at + t * 8 + place_.in_group * 2;
+        slot[t][0] = partner_slot(piece, pair), slot[t][1] = partner_slot(piece, pair + 1);
+        const Two grad = two_at(memory_.list_value + pair);
+#pragma unroll
+        for (int m = 0; m < kPassUnits; ++m)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float masked[2];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              masked[j] = c[m][t].x[half * 2 + j] > 0 ? grad.x[j] : 0.0f;
+              bias_sum[m][half] += masked[j];
+            }
+            left[m][t / kParts].set(half, t % kParts, masked[0], masked[1]);
+          }
+      }
+#pragma unroll
+      for (int n = 0; n < kEI; ++n) {
+        if (kEI > 2 && n * kComponents >= b_) break;
+        Right<P> rows[2 / kParts];
+        partners(nodes, slot, n, rows);
+#pragma unroll
+        for (int m = 0; m < kPassUnits; ++m)
+#pragma unroll
+          for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[m][n], left[m][o], rows[o]);
+      }
+    }
+    finish_outer(outer, unit, edge_.hidden, edge_.out, nodes.row(own), b_, edge_weight_, grad_edge_row_);
+#pragma unroll
+    for (int m = 0; m < kPassUnits; ++m) edge_bias_.add(unit + m, bias_sum[m], place_);
+  }
+
+  const TileLaunch& l_;
+  const CompleteGraph<float>& p_;
+  const int lane_;
+  const LanePlace place_;
+  const int d_, b_, units_, steps_;
+  const typename T::Weights weights_, out_weights_;
+  const float* const bias_;  // in shared memory, see share_rows
+  const typename T::Edge edge_;
+  TileMemory& memory_;
+  TileGradients& gradients_;
+  float* const cache_;
+  float* const bias_dots_;  // [slots] b2 . D
+  float *const partial_, *const sums_;
+  int numbered_ = 0;
+  // Sums over all rows of the warp.
+  MatrixSums<T::kFixed, kMI> hidden_weight_, out_weight_;
+  MatrixSums<T::kFixed, kEI> edge_weight_;
+  UnitSums<T::kFixed> hidden_bias_, edge_bias_;
+  float out_bias_[kComponentsOfLane];
+  float logit_sum_ = 0;
+  // Of the row that is at work.
+  float grad_row_[kMI][2], grad_edge_row_[kEI][2];
+  float gate_sum_;
+};
+
+template <class Shape, Precision P>
+__global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_backward(TileLaunch l) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t this_warp = static_cast<int64_t>(blockIdx.x) * kTileWarps + warp;
+  Backward<Shape, P> run(l, dynamic_shared<float>(),
+                         BackwardShared<Shape, P>(l.problem, l.sums_shared ? l.at.size : 0),
+                         l.partials + this_warp * l.at.size, lane, warp);
+  __syncthreads();
+  for_pieces(l.problem.graphs, this_warp, static_cast<int64_t>(gridDim.x) * kTileWarps, kBackwardRows, 1,
+             kTileGates, run);
+  run.finish();
 }
 
 #endif

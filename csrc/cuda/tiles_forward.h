@@ -1,191 +1,327 @@
-// The forward on the matrix units; instantiated by tiles_*.cu.
+// The forward on the matrix units; instantiated by tiles_*.cu. The sum over
+// partners is a product as well: with G [nodes, pairs], the gate of a pair at
+// its end or, in a small graph, at both,
+//   S [nodes, units] = G positive(hidden)^T,   v' = scale (S W2^T + b2 sum of
+//   G's row),
+// and hidden is the right operand of it as it lies in the registers.
 #pragma once
-#include <type_traits>
-
 #include "cuda/tiles.h"
 
 namespace l0sign::cuda {
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
 
-// The second layer of eight pairs, for |z|^2. The hidden values lie as a left operand in the registers, and
-// go through the warp's shared memory to become a right one.
-template <class Shape, bool Precise>
-class SecondLayer {
-  static constexpr int kHidden = Shape::kMessageUnits * kUnits;
-  static constexpr int kOut = (Shape::kMessageInner * kInner + kUnits - 1) / kUnits;  // fragments of z
-  using Weights = WeightFragments<kOut, kHidden / kInner, Precise, false>;
-  using Bias = UnitWeights<kOut, false>;
+// What lies where in a block's shared memory, in words.
+template <class Shape, Precision P>
+struct ForwardShared {
+  using T = Tiles<Shape, P, false>;
+  int units, steps, out_fragments, out_steps;
+  int bias, out, out_bias, edge, warps, end;
+  static constexpr int kCacheWords =
+      T::kSlots * (RowCache<T::kMI>::kStride > RowCache<T::kEI>::kStride ? RowCache<T::kMI>::kStride
+                                                                         : RowCache<T::kEI>::kStride);
+  static constexpr int kWarpWords = sizeof(TileMemory) / 4 + (kCacheWords + 3) / 4 * 4;
+
+  __host__ __device__ __forceinline__ explicit ForwardShared(const CompleteGraph<float>& p)
+      : units(Shape::units(p.message.hidden)),
+        steps(T::template steps<T::kMI>(p.message.in)),
+        out_fragments(T::kMI <= 2 ? 1 : static_cast<int>((p.message.in + kUnits - 1) / kUnits)),
+        out_steps(units * 2 / parts_of(P)),
+        bias(T::Weights::shared_words(units, steps)),
+        out(bias + (kRowWords + kColumnWords) * units * kUnits),
+        out_bias(out + T::Weights::shared_words(out_fragments, out_steps)),
+        edge(out_bias + T::kMI * kComponents),
+        warps(edge + T::Edge::shared_words(p.edge)),
+        end(warps + kTileWarps * kWarpWords) {}
+  size_t bytes() const { return end * sizeof(float); }
+};
+
+template <class Shape, Precision P, bool L2>
+class Forward {
+  using T = Tiles<Shape, P, false>;
+  using Shared = ForwardShared<Shape, P>;
+  static constexpr int kMI = T::kMI;
+  // Fragments of C, 8 units each, that make an operand.
+  static constexpr int kParts = parts_of(P);
 
  public:
-  static constexpr int kSharedFloats = Weights::kSharedFloats + Bias::kSharedFloats;
-  static constexpr int kWarpFloats = kHidden * kPairs;
-
-  __device__ __forceinline__ SecondLayer(const Perceptron<float>& m, float* shared, float* warp_memory,
-                                         int lane, int warp)
-      : weights_(m.out_weight, static_cast<int>(m.out), static_cast<int>(m.hidden), false, shared, lane,
+  __device__ __forceinline__ Forward(const TileLaunch& l, float* shared, const Shared& at, int lane, int warp)
+      : l_(l),
+        p_(l.problem),
+        lane_(lane),
+        place_(lane),
+        d_(static_cast<int>(p_.message.in)),
+        units_(T::kFixed ? T::kFixed : at.units),
+        steps_(kMI <= 2 ? steps_of(P, kMI) : at.steps),
+        weights_(p_.message.hidden_weight, p_.message.hidden, d_, false, at.units, at.steps, shared, lane,
                  warp),
-        bias_(m.out_bias, static_cast<int>(m.out), shared + Weights::kSharedFloats, lane, warp),
-        hidden_(warp_memory),
-        place_(lane) {}
-
-  __device__ __forceinline__ void put(int m, int part, float on) {
-    hidden_[(m * kUnits + place_.c_row(part)) * kPairs + place_.c_column(part)] = on;
+        bias_(shared + at.bias),
+        bias_columns_(bias_ + at.units * kUnits * kRowWords),
+        out_weights_(p_.message.out_weight, d_, p_.message.hidden, false, at.out_fragments, at.out_steps,
+                     shared + at.out, lane, warp),
+        out_bias_(shared + at.out_bias),
+        edge_(p_.edge, shared + at.edge, lane, warp),
+        memory_(*reinterpret_cast<TileMemory*>(shared + at.warps + warp * Shared::kWarpWords)),
+        cache_(shared + at.warps + warp * Shared::kWarpWords + sizeof(TileMemory) / 4),
+        counts_degrees_(p_.aggregation == Aggregation::neighbor_mean) {
+    float* const bias = shared + at.bias;
+    share_rows(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits, bias);
+    share_columns(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits,
+                  bias + at.units * kUnits * kRowWords);
+    share_vector(p_.message.out_bias, d_, kMI * kComponents, shared + at.out_bias);
   }
 
-  // This lane's part of the sum of |z|^2 over the pairs that count; those of its columns.
-  __device__ __forceinline__ float squares(const bool (&counts)[2]) const {
-    __syncwarp();
-    float sum = 0;
+  __device__ __forceinline__ void operator()(const Piece& piece, bool first, bool last) {
+    if (first) {
+      l0_ = l2_ = 0, edges_ = 0;
 #pragma unroll
-    for (int m = 0; m < kOut; ++m) {
-      FragmentC z = {{bias_(m, 0), bias_(m, 0), bias_(m, 1), bias_(m, 1)}};
-#pragma unroll
-      for (int k = 0; k < kHidden / kInner; ++k) {
-        SplitB<Precise> b;
-#pragma unroll
-        for (int part = 0; part < 2; ++part)
-          b.set(part, hidden_[(k * kInner + place_.in_group + part * 4) * kPairs + place_.group]);
-        multiply_add(z, weights_.get(m, k), b);
-      }
-#pragma unroll
-      for (int part = 0; part < 4; ++part) sum += counts[part % 2] ? z.x[part] * z.x[part] : 0.0f;
+      for (int n = 0; n < kMI; ++n) out_[n] = {};
+      gate_sum_[0] = gate_sum_[1] = 0;
+      degree_[0] = degree_[1] = 0;
     }
+    if (piece.small && piece.small != numbered_) {
+      T::number_pairs(piece, memory_, lane_);
+      numbered_ = piece.small;
+    }
+    T::gates(l_, edge_, piece, memory_, nullptr, {cache_}, lane_, l0_, edges_);
+    const RowCache<kMI> nodes = {cache_};
+    const int open = list_pairs(
+        T::pairs(piece), slot_pair(T::kZeroSlot, T::kZeroSlot), memory_, lane_,
+        [&](int at) { return memory_.gate[at]; }, [&](int at) { return T::slots(piece, memory_, at); });
+    T::cache_piece(piece, nodes, p_.nodes, d_, lane_);
+    T::for_passes(units_, [&](int unit) { messages(nodes, open, unit); });
+    if constexpr (L2) l2_ += squares(piece, nodes, open);
     __syncwarp();
-    return sum;
+    if (last) store(piece);
   }
 
  private:
-  const Weights weights_;
-  const Bias bias_;
-  float* hidden_;  // [units, kPairs]
-  const LanePlace place_;
-};
-
-struct NoSecondLayer {
-  static constexpr int kSharedFloats = 0, kWarpFloats = 0;
-  __device__ __forceinline__ NoSecondLayer(const Perceptron<float>&, float*, float*, int, int) {}
-};
-
-template <class Shape, bool Precise, bool L2>
-struct ForwardShared {
-  using T = Tiles<Shape, Precise, false>;
-  using Second = std::conditional_t<L2, SecondLayer<Shape, Precise>, NoSecondLayer>;
-  static constexpr int kFirst =
-      T::MessageWeights::kSharedFloats + T::MessageBias::kSharedFloats + T::Edge::kSharedFloats;
-  static constexpr int kFloats = kFirst + Second::kSharedFloats + kTileWarps * Second::kWarpFloats;
-  static constexpr size_t kBytes = kFloats * sizeof(float) + kTileWarps * sizeof(TileMemory);
-};
-
-template <class Shape, bool Precise, bool L2>
-__global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks - L2) tile_forward(TileLaunch l) {
-  using T = Tiles<Shape, Precise, false>;
-  using Shared = ForwardShared<Shape, Precise, L2>;
-  const CompleteGraph<float>& p = l.problem;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const LanePlace place(lane);
-  const auto d = static_cast<int>(p.message.in), H = static_cast<int>(p.message.hidden);
-  float* const shared = dynamic_shared<float>();
-  const typename T::MessageWeights message(p.message.hidden_weight, H, d, false, shared, lane, warp);
-  float* const after_weights = shared + T::MessageWeights::kSharedFloats;
-  const typename T::MessageBias bias(p.message.hidden_bias, H, after_weights, lane, warp);
-  const typename T::Edge edge(p.edge, after_weights + T::MessageBias::kSharedFloats, lane, warp);
-  float* const second_memory = shared + Shared::kFirst;
-  [[maybe_unused]] typename Shared::Second second(
-      p.message, second_memory,
-      second_memory + Shared::Second::kSharedFloats + warp * Shared::Second::kWarpFloats, lane, warp);
-  TileMemory& memory = reinterpret_cast<TileMemory*>(shared + Shared::kFloats)[warp];
-  __syncthreads();
-
-  UnitSums<T::kMU> sum;
-  float gate_sum = 0, l0 = 0, l2 = 0;
-  int degree = 0, edges = 0;
-  const auto run = [&](const Piece& piece, bool first, bool last) {
-    const int64_t n = piece.graph.end - piece.graph.begin;
-    if (first) l0 = l2 = 0, edges = 0;
-    piece_gates<Shape, Precise, false>(l, edge, piece, memory, nullptr, lane, l0, edges);
+  // Adds what the listed pairs send through the units of a pass.
+  __device__ __forceinline__ void messages(const RowCache<kMI>& nodes, int open, int unit) {
+    FragmentC sum[kPassUnits * 2] = {};  // S [nodes, 8 units]
 #pragma unroll 1
-    for (int r = 0; r < piece.rows; ++r) {
-      const int64_t row = piece.graph.begin + piece.row + r;
-      if (first) {
-        sum.clear();
-        gate_sum = 0, degree = 0;
-      }
-      const float* gates = memory.gate + (piece.nodes_small ? r * kSmallGraph : 0);
-      const int open = list_columns(piece.columns, memory, lane, [&](int c) {
-        gate_sum += gates[c];
-        degree += gates[c] > 0;
-        return gates[c];
-      });
-#pragma unroll 1
-      for (int at = 0; at < open; at += kPairs) {
-        SplitB<Precise> b[T::kMI] = {};
-        T::template product<T::kMI>(p.nodes, d, row, memory.listed(piece, at + place.group, open), place, b);
-        const float gate[2] = {memory.value(at + place.c_column(0), open),
-                               memory.value(at + place.c_column(1), open)};
+    for (int at = 0; at < open; at += kStepPairs) {
+      FragmentC c[kPassUnits][2];  // [units, 8 pairs]
 #pragma unroll
-        for (int m = 0; m < T::kMU; ++m) {
-          const FragmentC c = T::hidden(message, bias, m, b);
+      for (int m = 0; m < kPassUnits; ++m) c[m][0] = c[m][1] = rows_at(bias_, unit + m, place_);
+      const SlotPair pair[2] = {memory_.list_pair[at + place_.group],
+                                memory_.list_pair[at + 8 + place_.group]};
+#pragma unroll(kMI <= 2 ? 2 : 1)
+      for (int k = 0; k < steps_; ++k) {
+        Right<P> b[2];
 #pragma unroll
-          for (int part = 0; part < 4; ++part)
-            sum.x[m][part / 2] = fmaf(gate[part % 2], relu(c.x[part]), sum.x[m][part / 2]);
-          if constexpr (L2)
+        for (int t = 0; t < 2; ++t)
+          b[t] = T::template product<kMI>(nodes.row(pair[t] & 0xFF), nodes.row(pair[t] >> 8), k,
+                                          place_.in_group);
 #pragma unroll
-            for (int part = 0; part < 4; ++part) second.put(m, part, relu(c.x[part]));
-        }
-        if constexpr (L2) {
-          bool counts[2];
-#pragma unroll
-          for (int part = 0; part < 2; ++part)
-            counts[part] = gate[part] > 0 && memory.listed(piece, at + place.c_column(part), open) >= row;
-          l2 += second.squares(counts);
+        for (int m = 0; m < kPassUnits; ++m) {
+          const Left<P> w = weights_.get(unit + m, k);
+          multiply_add(c[m][0], w, b[0]);
+          multiply_add(c[m][1], w, b[1]);
         }
       }
-      __syncwarp();  // the next row makes a new list
-      if (!last) continue;
-      // v'_i = scale (W2 S + b2 sum_j g_ij): the four lanes of a group share the components.
-      const float all_gates = warp_sum(gate_sum);
-      degree = warp_sum(degree);
-      const float scale = aggregation_scale<float>(p.aggregation, n, degree);
+      Left<P> gates[2 / kParts];
 #pragma unroll
-      for (int m = 0; m < T::kMU; ++m)
+      for (int t = 0; t < 2; ++t) incidence(at + t * 8, gates[t / kParts], t % kParts, unit == 0);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) sum.x[m][half] = sum_in_group(sum.x[m][half]);
+      for (int m = 0; m < kPassUnits; ++m)
 #pragma unroll
-      for (int t = 0; t < T::kMI * 2; ++t) {
-        const int k = place.in_group + t * 4;
-        float part = 0;
+        for (int half = 0; half < 2; ++half) {
+          Right<P> on[2 / kParts];
 #pragma unroll
-        for (int m = 0; m < T::kMU; ++m)
+          for (int t = 0; t < 2; ++t)
+            on[t / kParts].set(t % kParts, positive(c[m][t].x[half * 2]), positive(c[m][t].x[half * 2 + 1]));
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int h = m * kUnits + place.group + half * 8;
-            if (k < d && h < H) part = fmaf(p.message.out_weight[k * H + h], sum.x[m][half], part);
-          }
-        part = sum_over_groups(part);
-        if (place.group == 0 && k < d)
-          p.out[row * d + k] = scale * fmaf(p.message.out_bias[k], all_gates, part);
-      }
-      if (lane == 0 && p.degree && p.aggregation == Aggregation::neighbor_mean) p.degree[row] = degree;
+          for (int o = 0; o < 2 / kParts; ++o) multiply_add(sum[m * 2 + half], gates[o], on[o]);
+        }
     }
-    if (!last) return;
-    // To the graph, or to the row of a large one.
-    const auto store = [&](auto* of_graphs, auto* of_rows, auto sum_of_lane) {
+#pragma unroll
+    for (int f = 0; f < kPassUnits * 2; f += kParts) {
+      Left<P> x;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          x.set(half, part, sum[f + part].x[half * 2], sum[f + part].x[half * 2 + 1]);
+      through_out_weights(x, (unit * 2 + f) / kParts, out_);
+    }
+  }
+
+  // to [rows, d] += x W2^T, for the units of one operand.
+  __device__ __forceinline__ void through_out_weights(const Left<P>& x, int step,
+                                                      FragmentC (&to)[kMI]) const {
+#pragma unroll
+    for (int n = 0; n < kMI; n += 2) {
+      if (kMI > 2 && n * kComponents >= d_) break;
+      Right<P> w[2];
+      out_weights_.rows(n / 2, step, w);
+      multiply_add(to[n], x, w[0]);
+      if (n + 1 < kMI) multiply_add(to[n + 1 < kMI ? n + 1 : 0], x, w[1]);
+    }
+  }
+
+  // G of eight listed pairs: this lane's are two of them, at nodes group and
+  // group + 8.
+  __device__ __forceinline__ void incidence(int at, Left<P>& gates, int part, bool count) {
+    at += place_.in_group * 2;
+    const Two value = two_at(memory_.list_value + at);
+    Right<P> whole;
+    whole.set(part, value.x[0], value.x[1]);
+    bool meets[2][2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const SlotPair pair = memory_.list_pair[at + j];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int node = place_.group + half * 8;
+        meets[half][j] = (pair & 0xFF) == node || pair >> 8 == node;
+        if (!count) continue;
+        gate_sum_[half] += meets[half][j] ? value.x[j] : 0.0f;
+        if (counts_degrees_) degree_[half] += meets[half][j] && value.x[j] > 0;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (is_half(P)) {
+        const uint32_t mask = (meets[half][0] ? 0xFFFFu : 0) | (meets[half][1] ? 0xFFFF0000u : 0);
+        gates.high.x[part * 2 + half] = whole.high.x[part] & mask;
+      } else {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          gates.high.x[j * 2 + half] = meets[half][j] ? whole.high.x[j] : 0;
+          if constexpr (P == Precision::tf32x3)
+            gates.low.x[j * 2 + half] = meets[half][j] ? whole.low.x[j] : 0;
+        }
+      }
+    }
+  }
+
+  // This lane's part of the sum of |z|^2 over the listed pairs. Here hidden is
+  // [16 pairs, units], the left operand of z = hidden W2^T.
+  __device__ __forceinline__ float squares(const Piece& piece, const RowCache<kMI>& nodes, int open) const {
+    float squared = 0;
+#pragma unroll 1
+    for (int at = 0; at < open; at += kStepPairs) {
+      const SlotPair pair[2] = {memory_.list_pair[at + place_.group],
+                                memory_.list_pair[at + 8 + place_.group]};
+      FragmentC z[kMI];
+#pragma unroll
+      for (int n = 0; n < kMI; ++n) {
+        const Two bias = two_at(out_bias_ + n * kComponents + place_.in_group * 2);
+        z[n] = {{bias.x[0], bias.x[1], bias.x[0], bias.x[1]}};
+      }
+#pragma unroll 1
+      for (int m = 0; m < units_; ++m) {
+        FragmentC c[2] = {columns_at(bias_columns_, m * 2, place_),
+                          columns_at(bias_columns_, m * 2 + 1, place_)};
+#pragma unroll(kMI <= 2 ? 2 : 1)
+        for (int k = 0; k < steps_; ++k) {
+          Right<P> b[2];
+#pragma unroll
+          for (int t = 0; t < 2; ++t)
+            b[t] = T::template product<kMI>(nodes.row(pair[t] & 0xFF), nodes.row(pair[t] >> 8), k,
+                                            place_.in_group);
+          const Left<P> x(b[0], b[1]), w = weights_.get(m, k);
+          multiply_add(c[0], x, w.rows(0));
+          multiply_add(c[1], x, w.rows(1));
+        }
+        Left<P> on[2 / kParts];
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            on[t / kParts].set(half, t % kParts, positive(c[t].x[half * 2]), positive(c[t].x[half * 2 + 1]));
+#pragma unroll
+        for (int o = 0; o < 2 / kParts; ++o) through_out_weights(on[o], m * 2 / kParts + o, z);
+      }
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const int64_t i = piece.row + (pair[t] & 0xFF), j = piece.column + (pair[t] >> 8) - 16;
+        if (!(memory_.list_value[at + t * 8 + place_.group] > 0) || (!piece.small && j < i)) continue;
+#pragma unroll
+        for (int n = 0; n < kMI; ++n)
+#pragma unroll
+          for (int part = 0; part < 2; ++part) {
+            const float x = z[n].x[t * 2 + part];
+            squared = fmaf(x, x, squared);
+          }
+      }
+      __syncwarp();  // the next product takes the whole warp
+    }
+    return squared;
+  }
+
+  __device__ __forceinline__ void store(const Piece& piece) {
+    const int64_t n = piece.graph.end - piece.graph.begin, row = piece.graph.begin + piece.row;
+    const float gates[2] = {sum_in_group(gate_sum_[0]), sum_in_group(gate_sum_[1])};
+    int degree[2] = {0, 0};
+    if (counts_degrees_)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        degree[half] = degree_[half] + __shfl_xor_sync(kAllLanes, degree_[half], 1);
+        degree[half] += __shfl_xor_sync(kAllLanes, degree[half], 2);
+      }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = place_.group + half * 8;
+      if (r >= piece.rows) continue;
+      const float scale = aggregation_scale<float>(p_.aggregation, n, degree[half]);
+      if (counts_degrees_ && p_.degree && place_.in_group == 0) p_.degree[row + r] = degree[half];
+#pragma unroll
+      for (int k = 0; k < kMI; ++k)
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          const int component = k * kComponents + place_.in_group * 2 + part;
+          if (component < d_)
+            p_.out[(row + r) * d_ + component] =
+                scale * fmaf(out_bias_[component], gates[half], out_[k].x[half * 2 + part]);
+        }
+    }
+    // To the graph, or to the first of these rows of a large one.
+    const auto sum_up = [&](auto* of_graphs, auto* of_rows, auto sum_of_lane) {
       if (!of_graphs) return;
       const auto all = warp_sum(sum_of_lane);
-      if (lane != 0) return;
-      if (piece.nodes_small) {
-        of_graphs[piece.graph.graph] = all;
-      } else {
-        of_rows[piece.graph.begin + piece.row] = all;
+      if (piece.small) {
+        if (lane_ == 0) of_graphs[piece.graph.graph] = all;
+      } else if (lane_ < piece.rows) {
+        of_rows[row + lane_] = lane_ == 0 ? all : 0;
       }
     };
-    store(p.l0, l.l0, l0);
-    store(p.num_edges, l.edges, edges);
-    if (L2) store(p.l2, l.l2, l2);
-  };
-  for_pieces(p.graphs, static_cast<int64_t>(blockIdx.x) * kTileWarps + warp,
-             static_cast<int64_t>(gridDim.x) * kTileWarps, run);
+    sum_up(p_.l0, l_.l0, l0_);
+    sum_up(p_.num_edges, l_.edges, edges_);
+    if (L2) sum_up(p_.l2, l_.l2, l2_);
+  }
+
+  const TileLaunch& l_;
+  const CompleteGraph<float>& p_;
+  const int lane_;
+  const LanePlace place_;
+  const int d_, units_, steps_;
+  const typename T::Weights weights_;
+  const float *const bias_,
+      *const bias_columns_;  // in shared memory, see share_rows and share_columns
+  const typename T::RowWeights out_weights_;
+  const float* const out_bias_;  // [d] in shared memory
+  const typename T::Edge edge_;
+  TileMemory& memory_;
+  float* const cache_;
+  const bool counts_degrees_;
+  int numbered_ = 0;  // nodes of the small graphs whose pairs are numbered in the memory
+  // Of the rows that are at work.
+  FragmentC out_[kMI];  // [nodes, 8 components]
+  float gate_sum_[2];
+  int degree_[2];
+  float l0_, l2_;
+  int edges_;
+};
+
+template <class Shape, Precision P, bool L2>
+__global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks - L2) tile_forward(TileLaunch l) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  Forward<Shape, P, L2> run(l, dynamic_shared<float>(), ForwardShared<Shape, P>(l.problem), lane, warp);
+  __syncthreads();
+  for_pieces(l.problem.graphs, static_cast<int64_t>(blockIdx.x) * kTileWarps + warp,
+             static_cast<int64_t>(gridDim.x) * kTileWarps, kForwardRows, kForwardRows, 16, run);
 }
 
 #endif

@@ -2,39 +2,55 @@
 #pragma once
 #include "cuda/tiles_backward.h"
 #include "cuda/tiles_forward.h"
+#include "cuda/tiles_launch.h"
 
 namespace l0sign::cuda {
 
 template <class Shape>
-cudaError_t start_tile_forward(const TileLaunch& l, cudaStream_t stream);
-template <class Shape>
-cudaError_t start_tile_backward(const TileLaunch& l, cudaStream_t stream);
+struct TileKernels {
+  // Calls run(constant) with the precision as a type.
+  template <class Run>
+  static auto with_precision(Precision precision, Run run) {
+    switch (precision) {
+      case Precision::tf32:
+        return run(std::integral_constant<Precision, Precision::tf32>{});
+      case Precision::bf16:
+        return run(std::integral_constant<Precision, Precision::bf16>{});
+      case Precision::fp16:
+        return run(std::integral_constant<Precision, Precision::fp16>{});
+      default:
+        return run(std::integral_constant<Precision, Precision::tf32x3>{});
+    }
+  }
 
-template <class Shape, bool Precise, bool L2>
-cudaError_t start_forward(const TileLaunch& l, cudaStream_t stream) {
-  return launch(tile_forward<Shape, Precise, L2>, l.blocks, kTileThreads,
-                ForwardShared<Shape, Precise, L2>::kBytes, stream, l);
-}
+  static size_t shared_bytes(const CompleteGraph<float>& p, Precision precision, bool backward, int sums) {
+    return with_precision(precision, [&](auto of) {
+      return backward ? BackwardShared<Shape, of.value>(p, sums).bytes()
+                      : ForwardShared<Shape, of.value>(p).bytes();
+    });
+  }
 
-template <class Shape, bool Precise>
-cudaError_t start_backward(const TileLaunch& l, cudaStream_t stream) {
-  return launch(tile_backward<Shape, Precise>, l.blocks, kTileThreads, BackwardShared<Shape, Precise>::kBytes,
-                stream, l);
-}
+  static cudaError_t forward(const TileLaunch& l, Precision precision, cudaStream_t stream) {
+    return with_precision(precision, [&](auto of) {
+      const auto kernel =
+          l.problem.l2 ? tile_forward<Shape, of.value, true> : tile_forward<Shape, of.value, false>;
+      return launch(kernel, l.blocks, kTileThreads, ForwardShared<Shape, of.value>(l.problem).bytes(), stream,
+                    l);
+    });
+  }
 
-#define INSTANTIATE_TILES(Shape)                                                     \
-  template <>                                                                        \
-  cudaError_t start_tile_forward<Shape>(const TileLaunch& l, cudaStream_t stream) {  \
-    if (l.problem.l2)                                                                \
-      return l.problem.tf32 ? start_forward<Shape, false, true>(l, stream)           \
-                            : start_forward<Shape, true, true>(l, stream);           \
-    return l.problem.tf32 ? start_forward<Shape, false, false>(l, stream)            \
-                          : start_forward<Shape, true, false>(l, stream);            \
-  }                                                                                  \
-  template <>                                                                        \
-  cudaError_t start_tile_backward<Shape>(const TileLaunch& l, cudaStream_t stream) { \
-    return l.problem.tf32 ? start_backward<Shape, false>(l, stream)                  \
-                          : start_backward<Shape, true>(l, stream);                  \
+  static cudaError_t backward(const TileLaunch& l, Precision precision, cudaStream_t stream) {
+    return with_precision(precision, [&](auto of) {
+      const BackwardShared<Shape, of.value> shared(l.problem, l.sums_shared ? l.at.size : 0);
+      return launch(tile_backward<Shape, of.value>, l.blocks, kTileThreads, shared.bytes(), stream, l);
+    });
+  }
+};
+
+#define INSTANTIATE_TILES(Shape)                                                                          \
+  template <>                                                                                             \
+  TileStarters tile_starters<Shape>() {                                                                   \
+    return {TileKernels<Shape>::shared_bytes, TileKernels<Shape>::forward, TileKernels<Shape>::backward}; \
   }
 
 }  // namespace l0sign::cuda

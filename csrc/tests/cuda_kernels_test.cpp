@@ -94,8 +94,19 @@ double tolerance() {
   return sizeof(A) == 8 ? 1e-12 : 1e-5;
 }
 
-// Each factor is off by up to 2^-12 of itself, and a gradient is a product of several.
-constexpr double kTf32Tolerance = 1e-3;
+// What factors of products may be rounded to.
+struct Rounded {
+  bool tf32 = false;
+  HalfType half = HalfType::none;
+
+  std::string name() const {
+    const char* halves[] = {"", " bfloat16", " float16"};
+    return (tf32 ? " tf32" : "") + std::string(halves[static_cast<int>(half)]);
+  }
+  // Each factor is off by up to 2^-12 (bfloat16: 2^-9) of itself, and a gradient is a product of several.
+  double tolerance() const { return half == HalfType::bfloat16 ? 1e-2 : 1e-3; }
+  bool any() const { return tf32 || half != HalfType::none; }
+};
 
 // ---- The operators ----
 
@@ -107,10 +118,11 @@ Graphs graphs_of(Run<A>& run, const Case& c, bool dense) {
 
 // l0_sign or, ungated, sign: forward and backward.
 template <class A>
-Run<A> run_complete_graph(const Case& c, bool dense, bool tf32 = false) {
+Run<A> run_complete_graph(const Case& c, bool dense, const Rounded& rounded = {}) {
   Run<A> run;
   CompleteGraph<A> p = {};
-  p.tf32 = tf32;
+  p.tf32 = rounded.tf32;
+  p.half = rounded.half;
   p.graphs = graphs_of(run, c, dense);
   p.aggregation = c.aggregation;
   p.message = run.perceptron(c.leaves.message, c.d, c.H, c.d);
@@ -150,11 +162,12 @@ void expect_gradients(const Run<A>& run, const std::string& name, const Values (
 }
 
 template <class A>
-void check_complete_graph(const Case& c, const plain::Results& expected, bool dense, bool tf32 = false) {
-  const double allowed = tf32 ? kTf32Tolerance : tolerance<A>();
+void check_complete_graph(const Case& c, const plain::Results& expected, bool dense,
+                          const Rounded& rounded = {}) {
+  const double allowed = rounded.any() ? rounded.tolerance() : tolerance<A>();
   const std::string what =
-      c.name + (sizeof(A) == 8 ? " float64" : " float32") + (dense ? " dense" : "") + (tf32 ? " tf32" : "");
-  const Run<A> run = in_all_orders<A>(what, [&] { return run_complete_graph<A>(c, dense, tf32); });
+      c.name + (sizeof(A) == 8 ? " float64" : " float32") + (dense ? " dense" : "") + rounded.name();
+  const Run<A> run = in_all_orders<A>(what, [&] { return run_complete_graph<A>(c, dense, rounded); });
   expect_close(run, "out", expected.out, allowed, what);
   if (c.l2) expect_close(run, "l2", expected.l2, allowed, what);
   if (!c.grad_out.empty() || !c.grad_l2.empty())
@@ -385,8 +398,8 @@ void check_edge_case(Case c) {
 // The sizes of the kernels on the matrix units, at and beside their limits: up to 16 nodes a graph is small,
 // a row of a larger one is taken in parts of 256, and a warp takes 8 rows at a time.
 void check_tiles() {
-  const int64_t shapes[][4] = {{8, 32, 8, 32},  {4, 16, 4, 16},  {5, 20, 3, 9},
-                               {16, 32, 8, 32}, {16, 64, 8, 32}, {13, 50, 7, 17}};
+  const int64_t shapes[][4] = {
+      {8, 32, 8, 32}, {4, 16, 4, 16}, {5, 20, 3, 9}, {16, 64, 8, 32}, {13, 50, 7, 17}};
   for (const auto& s : shapes)
     for (const int options : {0, 5, 7, 11, 19, 20})
       check_float(make({10, 1, 16, 0, 17, 3, 8}, s[0], s[1], s[2], s[3], options), false);
@@ -394,17 +407,30 @@ void check_tiles() {
     check_float(make({9, 9, 9}, 8, 32, 8, 32, options), true);
     check_float(make({18, 18}, 8, 32, 8, 32, options), true);
   }
-  check_float(make({2, 260}, 8, 32, 8, 32, 15), false);
-  for (const auto& s : {std::array<int64_t, 4>{8, 32, 8, 32}, {16, 32, 8, 32}, {16, 64, 8, 32}})
-    for (const int options : {3, 7}) {
-      const Case c = make({10, 18, 1}, s[0], s[1], s[2], s[3], options);
-      check_complete_graph<float>(c, plain::complete_graph(c), false, true);
-    }
+  check_float(make({2, 260}, 8, 32, 8, 32, 11), false);
+  check_float(make({40}, 16, 64, 8, 32, 7), false);
+  // Every size, with the other sizes in turn.
+  const int64_t inner[] = {4, 8, 16, 32, 64}, hidden[] = {16, 32, 64, 128};
+  for (int k = 0; k < 20; ++k)
+    check_float(make({4, 1, 18}, inner[k % 5], hidden[k % 4], inner[k / 4], hidden[(k + k / 5) % 4], 3),
+                false);
+  for (const auto& s : {std::array<int64_t, 4>{64, 128, 64, 128}, {32, 64, 16, 128}, {27, 100, 50, 33}})
+    check_float(make({3, 17}, s[0], s[1], s[2], s[3], 15), false);
 }
 
-// Numbers with all their bits: 3xTF32 errs like float32, plain TF32 a thousand times as much.
+// Numbers with all their bits: 3xTF32 errs like float32, the other types of factors by their own rounding.
 void check_precision() {
-  for (const auto& s : {std::array<int64_t, 4>{8, 32, 8, 32}, {16, 32, 8, 32}, {16, 64, 8, 32}}) {
+  struct Kind {
+    const char* name;
+    Rounded rounded;
+    double least, most;
+  };
+  const Kind kinds[] = {{"3xTF32", {}, 0, 2e-6},
+                        {"TF32", {true, HalfType::none}, 1e-5, 2e-3},
+                        {"bfloat16", {true, HalfType::bfloat16}, 3e-4, 2e-2},
+                        {"float16", {true, HalfType::float16}, 1e-5, 2e-3}};
+  for (const auto& s :
+       {std::array<int64_t, 4>{8, 32, 8, 32}, {16, 64, 8, 32}, {32, 32, 16, 16}, {64, 128, 32, 32}}) {
     Case c = make({10, 20}, s[0], s[1], s[2], s[3], 3);
     std::mt19937 random(5);
     std::normal_distribution<double> normal;
@@ -414,21 +440,33 @@ void check_precision() {
     refill(c.leaves.nodes, 1), refill(c.leaves.edge_nodes, 1);
     for (int k = 0; k < 4; ++k) refill(c.leaves.message[k], 0.4), refill(c.leaves.edge[k], 0.4);
     const Values expected = plain::complete_graph(c).out;
-    const auto error = [&](bool tf32) {
-      const Run<float> run = run_complete_graph<float>(c, false, tf32);
+    for (const Kind& kind : kinds) {
+      const Run<float> run = run_complete_graph<float>(c, false, kind.rounded);
       double worst = 0, size = 0;
       for (size_t k = 0; k < expected.size(); ++k) {
         const float found = run.results[1].get()[k];
         worst = std::max(worst, std::isnan(found) ? 1 : std::abs(found - expected[k]));
         size = std::max(size, std::abs(expected[k]));
       }
-      return worst / size;
-    };
-    const double precise = error(false), rounded = error(true);
-    expect(precise < 2e-6, c.name + " 3xTF32: error " + std::to_string(precise * 1e6) + "e-6");
-    expect(rounded > 1e-5 && rounded < 2e-3,
-           c.name + " TF32: error " + std::to_string(rounded * 1e6) + "e-6");
+      const double error = worst / size;
+      expect(error >= kind.least && error <= kind.most,
+             c.name + " " + kind.name + ": error " + std::to_string(error * 1e6) + "e-6");
+    }
   }
+}
+
+// Inputs and weights that half types hold exactly: what is left is the rounding of products and hidden
+// values.
+void check_rounded() {
+  const Rounded all[] = {{true, HalfType::none}, {false, HalfType::bfloat16}, {false, HalfType::float16}};
+  for (const auto& s :
+       {std::array<int64_t, 4>{8, 32, 8, 32}, {16, 64, 8, 32}, {32, 16, 32, 16}, {64, 64, 64, 32}})
+    for (const int options : {3, 7}) {
+      const Case c = make({10, 18, 1}, s[0], s[1], s[2], s[3], options);
+      const plain::Results expected = plain::complete_graph(c);
+      for (const Rounded& rounded : all)
+        if (options == 3 || s[0] <= 16) check_complete_graph<float>(c, expected, false, rounded);
+    }
 }
 
 // Only one gradient comes in, or none for the messages at all.
@@ -519,7 +557,7 @@ int main() {
   const std::vector<std::vector<int64_t>> batches = {{},        {0},        {1},
                                                      {2, 0, 3}, {9, 1, 33}, {5, 17, 2, 0, 1, 12}};
   // The last is too large for the matrix units: in float32, too, it goes the general way.
-  const int64_t shapes[][4] = {{8, 32, 8, 32}, {1, 1, 1, 1}, {9, 37, 3, 35}};
+  const int64_t shapes[][4] = {{8, 32, 8, 32}, {1, 1, 1, 1}, {3, 130, 3, 35}};
   for (const auto& sizes : batches)
     for (const auto& s : shapes)
       for (const int options : {0, 1, 3, 4, 7, 8, 9, 11, 15, 16, 20, 23})
@@ -537,6 +575,7 @@ int main() {
   check_wrong_ids();
   check_wrong_offsets();
   check_tiles();
+  check_rounded();
   check_precision();
   for (const int options : {1, 3}) {
     check_gates<float>(make({2, 0, 35}, 1, 1, 3, 9, options), false);

@@ -185,46 +185,82 @@ void out_of_bounds() {
 
 // ---- Matrix units ----
 
-// D = A B for A [16, 8], B [8, 8] held as the documented fragments; `fault` shifts one index of A's.
+// D = A B for A [16, inner], B [inner, 8] held as the documented fragments, inner 8 for tf32 and 16 for
+// halves; `fault` shifts one index of A's.
+template <cuda::Factor kFactor>
 void product(const float* a, const float* b, float* d, bool fault) {
+  constexpr int kInner = kFactor == cuda::Factor::tf32 ? 8 : 16;
   const int lane = static_cast<int>(threadIdx.x), group = lane / 4, in_group = lane % 4;
   const int row = fault ? (group + 1) % 8 : group;
+  const auto word = [&](auto at, int k) {
+    if constexpr (kFactor == cuda::Factor::tf32) {
+      return cuda::to_tf32(at(in_group + k / 2));
+    } else {
+      return cuda::to_halves<kFactor>(at(in_group * 2 + k), at(in_group * 2 + k + 1));
+    }
+  };
+  const auto of_a = [&](int r) { return [=](int k) { return a[r * kInner + k]; }; };
+  const auto of_b = [=](int k) { return b[k * 8 + group]; };
   const cuda::FragmentA fa = {
-      cuda::to_tf32(a[row * 8 + in_group]), cuda::to_tf32(a[(group + 8) * 8 + in_group]),
-      cuda::to_tf32(a[group * 8 + in_group + 4]), cuda::to_tf32(a[(group + 8) * 8 + in_group + 4])};
-  const cuda::FragmentB fb = {cuda::to_tf32(b[in_group * 8 + group]),
-                              cuda::to_tf32(b[(in_group + 4) * 8 + group])};
+      {word(of_a(row), 0), word(of_a(group + 8), 0), word(of_a(group), 8), word(of_a(group + 8), 8)}};
+  const cuda::FragmentB fb = {{word(of_b, 0), word(of_b, 8)}};
   cuda::FragmentC fc = {};
-  cuda::mma_tf32(fc, fa, fb);
+  cuda::mma<kFactor>(fc, fa, fb);
   d[group * 8 + in_group * 2] = fc.x[0];
   d[group * 8 + in_group * 2 + 1] = fc.x[1];
   d[(group + 8) * 8 + in_group * 2] = fc.x[2];
   d[(group + 8) * 8 + in_group * 2 + 1] = fc.x[3];
 }
 
-void matrix_units() {
-  std::vector<float> a(128), b(64), d(128), expected(128, 0.0f);
-  for (int k = 0; k < 128; ++k) a[k] = static_cast<float>(k * 37 % 101 - 50);
-  for (int k = 0; k < 64; ++k) b[k] = static_cast<float>(k * 29 % 83 - 40);
+template <cuda::Factor kFactor>
+void check_product(const std::string& type) {
+  const int inner = kFactor == cuda::Factor::tf32 ? 8 : 16;
+  std::vector<float> a(16 * inner), b(inner * 8), d(128), expected(128, 0.0f);
+  for (int k = 0; k < 16 * inner; ++k) a[k] = static_cast<float>(k * 37 % 101 - 50);
+  for (int k = 0; k < inner * 8; ++k) b[k] = static_cast<float>(k * 29 % 83 - 40);
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 8; ++j)
-      for (int k = 0; k < 8; ++k) expected[i * 8 + j] += a[i * 8 + k] * b[k * 8 + j];
-  launch(product, 1, 32, 0, nullptr, a.data(), b.data(), d.data(), false);
-  expect(d == expected, "a product by fragments");
-  launch(product, 1, 32, 0, nullptr, a.data(), b.data(), d.data(), true);
-  expect(d != expected, "a wrong fragment index gives another product");
+      for (int k = 0; k < inner; ++k) expected[i * 8 + j] += a[i * inner + k] * b[k * 8 + j];
+  launch(product<kFactor>, 1, 32, 0, nullptr, a.data(), b.data(), d.data(), false);
+  expect(d == expected, "a product by fragments of " + type);
+  launch(product<kFactor>, 1, 32, 0, nullptr, a.data(), b.data(), d.data(), true);
+  expect(d != expected, "a wrong fragment index gives another product of " + type);
+}
+
+void matrix_units() {
+  using cuda::Factor;
+  check_product<Factor::tf32>("tf32");
+  check_product<Factor::bf16>("bfloat16");
+  check_product<Factor::fp16>("float16");
 
   // To nearest, ties away from zero, 10 bits behind the point.
   const float step = 1.0f / 1024;
-  expect(cuda::to_tf32(1 + step) == 1 + step && cuda::to_tf32(1 + step * 0.49f) == 1 &&
-             cuda::to_tf32(1 + step * 0.5f) == 1 + step && cuda::to_tf32(-1 - step * 1.5f) == -1 - step * 2,
+  const auto tf32 = [](float x) { return cuda::float_of(cuda::to_tf32(x)); };
+  expect(tf32(1 + step) == 1 + step && tf32(1 + step * 0.49f) == 1 && tf32(1 + step * 0.5f) == 1 + step &&
+             tf32(-1 - step * 1.5f) == -1 - step * 2,
          "rounding to tf32");
+  // To nearest, ties to even, subnormal and infinite numbers included.
+  const auto rounded = [](auto to_word, float x) { return to_word(0.0f, x) >> 16; };
+  const auto bf16 = [&](float x) { return rounded(cuda::to_halves<Factor::bf16>, x); };
+  const auto fp16 = [&](float x) { return rounded(cuda::to_halves<Factor::fp16>, x); };
+  expect(bf16(1) == 0x3F80 && bf16(-2.5f) == 0xC020 && bf16(1 + 1.0f / 256) == 0x3F80 &&
+             bf16(1 + 3.0f / 256) == 0x3F82 && bf16(3.4e38f) == 0x7F80 && bf16(0) == 0 &&
+             bf16(9.2e-41f) == 0x0001,
+         "rounding to bfloat16");
+  expect(fp16(1) == 0x3C00 && fp16(-2.5f) == 0xC100 && fp16(1 + step / 2) == 0x3C00 &&
+             fp16(1 + step * 1.5f) == 0x3C02 && fp16(65504) == 0x7BFF && fp16(65520) == 0x7C00 &&
+             fp16(1e9f) == 0x7C00 && fp16(5.96e-8f) == 0x0001 && fp16(-6.1e-5f) == 0x83FF,
+         "rounding to float16");
+  for (const float x : {0.0f, 1.0f, -2.5f, 6.103515625e-5f, 1536.0f, INFINITY})
+    expect(cuda::from_halves<Factor::bf16>(cuda::to_halves<Factor::bf16>(7, x), 1) == x &&
+               cuda::from_halves<Factor::fp16>(cuda::to_halves<Factor::fp16>(x, 7), 0) == x,
+           "from halves");
   bool caught = false;
   try {
     launch(
         +[] {
           cuda::FragmentC c = {};
-          cuda::mma_tf32(c, {1.0001f, 0, 0, 0}, {0, 0});
+          cuda::mma<Factor::tf32>(c, {{cuda::bits_of(1.0001f), 0, 0, 0}}, {{0, 0}});
         },
         1, 32, 0, nullptr);
   } catch (const std::runtime_error&) {

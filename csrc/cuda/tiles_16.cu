@@ -2,6 +2,6 @@
 
 namespace l0sign::cuda {
 
-INSTANTIATE_TILES(TileShape8x32)
+INSTANTIATE_TILES(TileShape16)
 
 }  // namespace l0sign::cuda

@@ -2,6 +2,6 @@
 
 namespace l0sign::cuda {
 
-INSTANTIATE_TILES(TileShape16x64)
+INSTANTIATE_TILES(TileShape64)
 
 }  // namespace l0sign::cuda

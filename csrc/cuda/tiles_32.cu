@@ -1,0 +1,7 @@
+#include "cuda/tiles_instance.h"
+
+namespace l0sign::cuda {
+
+INSTANTIATE_TILES(TileShape32)
+
+}  // namespace l0sign::cuda
