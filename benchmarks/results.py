@@ -256,7 +256,8 @@ def _layer_tables(runs: Sequence[Document]) -> Iterable[str]:
     yield from (
         "",
         "Medians. fused: milliseconds; peak: its share of the multiply-add peak, by the formulas of "
-        "problems.gflop; others: median of the per-round ratios over fused"
+        "problems.gflop; others: median of the per-round ratios over fused, and behind the first, after a "
+        "slash, what that ratio would be at the peak itself"
         + (", " + " → ".join(r["allocator"]["name"] for r in best) + " allocator." if len(best) > 1 else "."),
     )
     cases = _grouped(best[0]["measurements"], lambda m: (m["case"]["mode"], m["threads"]))
@@ -270,6 +271,9 @@ def _layer_tables(runs: Sequence[Document]) -> Iterable[str]:
             fused = _arrow(_value(s, "fused", "median") for s in same)
             share = _arrow(_share(s, run) for s, run in zip(same, best, strict=True))
             others = [_arrow(_value(s, name, "ratio") for s in same) for name in rivals]
+            if others:
+                bounds = (_at_peak(s, run, rivals[0]) for s, run in zip(same, best, strict=True))
+                others[0] += " / " + _arrow(bounds)
             yield _row(case["shape"], fused, share, *others)
     yield from _thread_table(best[0])
     yield from _lesser_table(best[0], lesser)
@@ -424,11 +428,20 @@ def _value(measurement: Document | None, name: str, field: str) -> float | None:
 
 
 def _share(measurement: Document | None, run: Document) -> str | None:
-    ms = _value(measurement, "fused", "median")
-    if measurement is None or ms is None:
+    """The fused contestant's share of the multiply-add peak."""
+    share = _quotient(_ms_at_peak(measurement, run), _value(measurement, "fused", "median"))
+    return None if share is None else f"{share:.0%}"
+
+
+def _at_peak(measurement: Document | None, run: Document, name: str) -> float | None:
+    """How many times a contestant's time is that of multiply-adds at the peak, and nothing else."""
+    return _quotient(_value(measurement, name, "median"), _ms_at_peak(measurement, run))
+
+
+def _ms_at_peak(measurement: Document | None, run: Document) -> float | None:
+    if measurement is None:
         return None
-    peak = run["peak"]["gflops"][str(measurement["threads"])]
-    return f"{measurement['case']['gflop'] / (ms * 1e-3) / peak:.0%}"
+    return 1e3 * measurement["case"]["gflop"] / run["peak"]["gflops"][str(measurement["threads"])]
 
 
 def _ratio(measurement: Document, name: str, over: str) -> float | None:
