@@ -62,7 +62,12 @@ struct Table {
   explicit Table(const Tensor& t) : rows(t.dim() ? t.sizes()[0] : 1), width(rows ? t.numel() / rows : 0) {}
 };
 
+void expect_beside(const Tensor& t, const char* name, const Tensor& param) {
+  expect(t.is_cuda() == param.is_cuda(), std::string(name) + ": expected a tensor on its parameter's device");
+}
+
 void expect_like(const Tensor& t, const char* name, const Tensor& param) {
+  expect_beside(t, name, param);
   expect_type(t, name, param.scalar_type());
   const bool same =
       t.dim() == param.dim() && std::equal(t.sizes().begin(), t.sizes().end(), param.sizes().begin());
@@ -80,17 +85,21 @@ void check(const Group& group, size_t k, std::initializer_list<const Tensor*> st
     expect_like(*state, "state", param);
     expect(state->is_contiguous(), "state: expected a contiguous tensor");
   }
+  expect(group.steps[k].is_cpu(), "step: expected a tensor on the CPU");
   expect_type(group.steps[k], "step", ScalarType::Long);
   expect(group.steps[k].numel() == 1, "step: expected one number, got " + shape_of(group.steps[k]));
   expect(*read<int64_t>(group.steps[k]) >= 0, "step: expected at least 0");
   expect(grad.is_contiguous(), "grad: expected a contiguous tensor");
   expect_type(row_step, "row_step", ScalarType::Int);
   expect(row_step.is_contiguous(), "row_step: expected a contiguous tensor");
+  if (row_step.numel()) expect_beside(row_step, "row_step", param);
   if (group.is_dense(k)) return expect_like(grad, "grad", param);
 
   const Table table(param);
   const Tensor& rows = group.rows[k];
   if (row_step.numel()) expect_shape(row_step, "row_step", {table.rows});
+  expect_beside(rows, "rows", param);
+  expect_beside(grad, "grad", param);
   expect_type(rows, "rows", ScalarType::Long);
   expect(rows.dim() == 1 && rows.is_contiguous(),
          "rows: expected a contiguous tensor [U], got " + shape_of(rows));

@@ -53,13 +53,15 @@ def run(case: cases.Case, call: object, **options: object) -> None:
 
 def update_rows(dtype: torch.dtype) -> None:
     """The optimizers on the rows of a table, some of which have missed steps."""
-    tables = [torch.rand(300, 5, dtype=dtype, device="cuda") for _ in range(3)]
+    tables = [[torch.rand(300, 5, dtype=dtype, device="cuda")] for _ in range(3)]
     last = torch.arange(300, dtype=torch.int32, device="cuda") % 7
-    ids, options = torch.arange(400, device="cuda") // 2, {"step": 7, "lr": 0.1, "weight_decay": 0.01}
+    ids = torch.arange(400, device="cuda") // 2
     touched, sums, _ = rows.embedding_rows(ids, torch.ones(400, 5, dtype=dtype, device="cuda"), None, 300)
-    rows.row_adagrad_(*tables[:2], last, touched, sums, eps=1e-8, **options)
-    rows.row_adam_(*tables, last, touched, sums, eps=1e-8, betas=(0.9, 0.99), **options)
-    assert all(bool(table.isfinite().all()) for table in tables)
+    args = ([torch.tensor(6)], [last], [touched], [sums])
+    options = {"lr": 0.1, "weight_decay": 0.01, "eps": 1e-8}
+    rows.row_adagrad_(*tables[:2], *args, lr_decay=0.0, **options)
+    rows.row_adam_(*tables, *args, betas=(0.9, 0.99), **options)
+    assert all(bool(table.isfinite().all()) for [table] in tables)
 
 
 if __name__ == "__main__":

@@ -389,10 +389,12 @@ def test_the_gradients_of_bags_on_cuda(gated, sparse):
 def test_rows_of_tables_on_cuda():
     with cases.OperatorCalls() as calls:
         touched, sums, _ = rows.embedding_rows(torch.zeros(9, dtype=torch.int64), torch.ones(9, 4), None, 30)
-        options = {"step": 1, "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
-        tables = [torch.zeros(30, 4) for _ in range(3)]
-        rows.row_adagrad_(*tables[:2], None, touched, sums, **options)
-        rows.row_adam_(*tables, None, touched, sums, **options, betas=(0.9, 0.99))
+        tables = [[torch.zeros(30, 4)] for _ in range(3)]
+        steps, uncounted = [torch.tensor(0, device="cpu")], [torch.empty(0, dtype=torch.int32, device="cpu")]
+        args = (steps, uncounted, [touched], [sums])
+        options = {"lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
+        rows.row_adagrad_(*tables[:2], *args, lr_decay=0.0, **options)
+        rows.row_adam_(*tables, *args, betas=(0.9, 0.99), **options)
     assert calls.names == ["embedding_rows", "row_adagrad_", "row_adam_"]
     assert sums.is_cuda and sums.shape == (touched.shape[0], 4)
 
