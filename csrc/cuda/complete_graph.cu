@@ -373,13 +373,10 @@ cudaError_t backward(const CompleteGraph<A>& problem, void* workspace, cudaStrea
     const auto scales = problem.pools ? scale_rows<A, TableRows<A>> : scale_rows<A, NodeRows<A>>;
     L0SIGN_TRY(launch(scales, blocks_for((N + kRowThreads - 1) / kRowThreads, 0), kRowThreads, 0, stream, l));
   }
-  if (l.grad_hidden) {
-    const auto gradients = [&](const A* grad, const A* scale, int64_t count) {
-      return hidden_gradients(l.message, grad, scale, count, l.grad_hidden, l.grad_gate, stream);
-    };
-    L0SIGN_TRY(problem.pools ? gradients(problem.grad_pooled, nullptr, problem.graphs.count)
-                             : gradients(problem.grad_out, l.scale, N));
-  }
+  if (l.grad_hidden)
+    L0SIGN_TRY(hidden_gradients(l.message, problem.pools ? problem.grad_pooled : problem.grad_out,
+                                problem.pools ? nullptr : l.scale, problem.pools ? problem.graphs.count : N,
+                                l.grad_hidden, l.grad_gate, stream));
   const auto rows = problem.pools ? backward_rows<A, TableRows<A>> : backward_rows<A, NodeRows<A>>;
   L0SIGN_TRY(launch(rows, l.blocks, kRowThreads, 0, stream, l));
   L0SIGN_TRY(sum_partials(l.partials, l.warps(), l.edge_gradients.end, l.sums, stream));

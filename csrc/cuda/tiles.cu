@@ -196,7 +196,7 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
 }  // namespace
 
 bool tiles_take(const CompleteGraph<float>& p, bool backward) {
-  if (!p.nodes || p.gates) return false;
+  if (!p.nodes || p.gates || (p.pools && p.half != HalfType::none)) return false;
   if (backward && (!(p.pools ? p.grad_pooled : p.grad_out) || p.grad_l2 || p.grad_gates || p.grad_logits))
     return false;
   bool fits = false;

@@ -94,8 +94,9 @@ struct TileGradients {
   float grad_gate[kTileGates];
 };
 
-// The rows of nodes, of a matrix or, with ids, of a table; where they are copied
-// from, the choice costs nothing.
+// The rows of nodes: of a matrix or, in kernels that take bags, with ids of a
+// table.
+template <bool Bags>
 class TileRows {
  public:
   static __device__ __forceinline__ TileRows nodes(const CompleteGraph<float>& p) {
@@ -106,10 +107,12 @@ class TileRows {
   }
   __device__ __forceinline__ int width() const { return rows_.width; }
   __device__ __forceinline__ float at(int64_t k, int component) const {
-    if (!rows_.ids) return rows_.table[k * rows_.width + component];
+    if (!Bags || !rows_.ids) return rows_.table[k * rows_.width + component];
     return rows_.scale(k) * rows_.row(k)[component];
   }
-  __device__ __forceinline__ float scale(int64_t k) const { return rows_.ids ? rows_.scale(k) : 1.0f; }
+  __device__ __forceinline__ float scale(int64_t k) const {
+    return Bags && rows_.ids ? rows_.scale(k) : 1.0f;
+  }
 
  private:
   explicit __device__ __forceinline__ TileRows(const TableRows<float>& rows) : rows_(rows) {}
@@ -153,6 +156,9 @@ class Tiles {
   static constexpr int kMaxInner = kMI > kEI ? kMI : kEI;
   static constexpr int kFixed = Shape::kFixedUnits;
   static constexpr bool kSplitsFirst = kMaxInner <= 2;
+  // Tables have no half type, and these kernels no register to spare.
+  static constexpr bool kBags = !is_half(P);
+  using Rows = TileRows<kBags>;
   using Weights = SharedWeights<P, kSplitsFirst>;
   using RowWeights = SharedWeights<P, kSplitsFirst, true>;
   // The backward wants them both ways.
@@ -245,7 +251,7 @@ class Tiles {
   // backward.
   template <int Inner>
   static __device__ __forceinline__ void cache_piece(const Piece& piece, const RowCache<Inner>& cache,
-                                                     const TileRows& rows, int lane) {
+                                                     const Rows& rows, int lane) {
     const int64_t row = piece.graph.begin + piece.row, column = piece.graph.begin + piece.column;
     cache.load(0, piece.rows, rows, lane, [&](int k) { return row + k; });
     if (!piece.small) cache.load(16, piece.columns, rows, lane, [&](int k) { return column + k; });
@@ -274,7 +280,7 @@ class Tiles {
                                                 const RowCache<kEI>& cache, int lane) {
     const LanePlace place(lane);
     const int count = pairs(piece);
-    const TileRows rows = TileRows::edges(p);
+    const Rows rows = Rows::edges(p);
     const bool staged = Backward && !piece.small;
     const int64_t first_column = piece.graph.begin + piece.column;
     if (!staged) {

@@ -105,6 +105,7 @@ struct UnitSums {
 };
 
 // D_i of the nodes of a graph: what the sum over the partners of node i receives.
+template <bool Bags>
 class TileGradRows {
  public:
   __device__ __forceinline__ TileGradRows(const CompleteGraph<float>& p, const GraphOfRow& graph)
@@ -112,8 +113,8 @@ class TileGradRows {
   __device__ __forceinline__ int width() const { return static_cast<int>(p_.message.in); }
   __device__ __forceinline__ float at(int64_t row, int component) const {
     const float scale = node_scale(p_, graph_, row);
-    if (!p_.pools) return scale * p_.grad_out[row * width() + component];
-    return scale * pooled_share(graph_, TileRows::nodes(p_).scale(row)) *
+    if (!Bags || !p_.pools) return scale * p_.grad_out[row * width() + component];
+    return scale * pooled_share(graph_, TileRows<Bags>::nodes(p_).scale(row)) *
            p_.grad_pooled[graph_.graph * width() + component];
   }
 
@@ -153,6 +154,7 @@ template <class Shape, Precision P>
 class Backward {
   using T = Tiles<Shape, P, true>;
   using Shared = BackwardShared<Shape, P>;
+  using GradRows = TileGradRows<T::kBags>;
   static constexpr int kMI = T::kMI, kEI = T::kEI, kParts = parts_of(P);
   // With few components the operands of a step are kept, and its units taken
   // one fragment after the other.
@@ -347,12 +349,12 @@ class Backward {
   // Everything that goes through the message network, and the gates' gradients.
   __device__ __forceinline__ void messages(const Piece& piece, bool first, bool last) {
     const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
-    const TileRows node_rows = TileRows::nodes(p_);
+    const typename T::Rows node_rows = T::Rows::nodes(p_);
     const int64_t row = piece.graph.begin + piece.row;
     const int begin = piece.small ? 0 : T::kOwnSlot;
     const auto cached = [&](int k) { return row + k; };
     nodes.load(begin, piece.rows, node_rows, lane_, cached);
-    grads.load(begin, piece.rows, TileGradRows(p_, piece.graph), lane_, cached);
+    grads.load(begin, piece.rows, GradRows(p_, piece.graph), lane_, cached);
     nodes.clear(T::kZeroSlot, lane_);
     grads.clear(T::kZeroSlot, lane_);
 #pragma unroll 1
@@ -396,8 +398,8 @@ class Backward {
     for (int at = 0; at < open; at += kStepPairs) {
       if (!piece.small) {
         __syncwarp();
-        stage(piece, nodes, TileRows::nodes(p_), at, open);
-        stage(piece, grads, TileGradRows(p_, piece.graph), at, open);
+        stage(piece, nodes, T::Rows::nodes(p_), at, open);
+        stage(piece, grads, GradRows(p_, piece.graph), at, open);
         __syncwarp();
         dot_out_bias(grads, 0, kStepPairs);
         __syncwarp();
@@ -543,7 +545,7 @@ class Backward {
       logit_sum_ += piece.small && (pair & 0xFF) != pair >> 8 ? 2 * grad : grad;
     }
     const int begin = piece.small ? 0 : T::kOwnSlot;
-    const TileRows edge_rows = TileRows::edges(p_);
+    const typename T::Rows edge_rows = T::Rows::edges(p_);
     nodes.load(begin, piece.rows, edge_rows, lane_, [&](int k) { return row + k; });
     nodes.clear(T::kZeroSlot, lane_);
     __syncwarp();
@@ -570,7 +572,7 @@ class Backward {
     for (int at = 0; at < listed; at += kStepPairs) {
       if (!piece.small) {
         __syncwarp();
-        stage(piece, nodes, TileRows::edges(p_), at, listed);
+        stage(piece, nodes, T::Rows::edges(p_), at, listed);
         __syncwarp();
       }
       FragmentC c[kPassUnits][2];

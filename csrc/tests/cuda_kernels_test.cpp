@@ -425,24 +425,25 @@ void check_tiles() {
     check_float(make({3, 17}, s[0], s[1], s[2], s[3], 15), false);
 }
 
-// The same of bags: both types of factors that they have, every aggregation, with and without values, with
-// gates without noise, and with a penalty whose gradient nobody asks for.
+// The same of bags: every aggregation, with and without values and noise, and with a penalty whose gradient
+// nobody asks for.
 void check_tile_bags() {
   const auto check = [](const std::vector<int64_t>& sizes, const std::array<int64_t, 4>& s, int options,
                         bool dense = false) {
     plain::Bag bag = next_bag(make(sizes, s[0], s[1], s[2], s[3], options));
     bag.nodes.grad_l2.clear();
     check_bag<float>(bag, dense);
-    check_bag<float>(bag, dense, {true, HalfType::none});
+    if (options == 3 || options == 19) check_bag<float>(bag, dense, {true, HalfType::none});
   };
   for (const auto& s : {std::array<int64_t, 4>{8, 32, 8, 32}, {5, 20, 3, 9}, {16, 64, 8, 32}})
-    for (const int options : {0, 1, 3, 7, 11, 15, 16, 19}) check({10, 1, 16, 0, 17, 3, 8, 40}, s, options);
-  for (const int options : {3, 11, 19, 16})
+    for (const int options : {0, 1, 3, 7, 11, 15, 16, 19}) check({10, 1, 16, 0, 17, 3, 8}, s, options);
+  for (const int options : {3, 11, 16})
     for (const auto& sizes : {std::vector<int64_t>{9, 9, 9}, {16, 16}, {17, 17}, {0, 0}})
       check(sizes, {8, 32, 8, 32}, options, true);
-  check({2, 260}, {8, 32, 8, 32}, 11);
-  for (const auto& s : {std::array<int64_t, 4>{32, 64, 16, 128}, {27, 100, 50, 33}, {64, 128, 64, 128}})
-    for (const int options : {3, 11}) check({3, 17, 0, 5}, s, options);
+  check({2, 70}, {8, 32, 8, 32}, 11);
+  check({3, 17, 0, 5}, {27, 100, 50, 33}, 3);
+  check({3, 17, 0, 5}, {32, 64, 16, 128}, 11);
+  check({3, 17, 0, 5}, {64, 128, 64, 128}, 11);
 }
 
 // Numbers with all their bits: 3xTF32 errs like float32, the other types of factors by their own rounding.
