@@ -62,8 +62,8 @@ struct CompleteGraph {
   A* l0;               // [G] sum of the open probabilities
   A* l2;               // [G] sum of |z|^2 over the open pairs
   int64_t* num_edges;  // [G] open pairs
-  // [N] open neighbours, for neighbor_mean: written by the forward with out, or without nodes; read by the
-  // backward, and by the forward with pooled.
+  // [N] open neighbours, for neighbor_mean: written by the forward, read by the backward. The CPU's kernels
+  // write it with out or without nodes, and read it with pooled.
   int32_t* degree;
   A* gates;                     // [P]
   A* logits;                    // [P]

@@ -1,12 +1,11 @@
 // The general path over all pairs of each graph: any size, float32 and float64. See row.h for how it works.
-// The forward of the bags is in pooled.cu, and so is their backward over small graphs; over others it is the
-// one here, with D_i = alpha_i D.
+// Of a bag, forward_rows leaves what each node adds to the pooled sum, and with D the gradient of that sum
+// D_i = scale_i D in the backward.
 #include "cuda/complete_graph.h"
 
 #include <type_traits>
 
 #include "cuda/gate_noise.h"
-#include "cuda/pooled.h"
 #include "cuda/row.h"
 #include "cuda/tiles_launch.h"
 
@@ -14,6 +13,34 @@ namespace l0sign::cuda {
 namespace {
 
 // ---- What the kernels share ----
+
+template <class A>
+struct PairLaunch {
+  CompleteGraph<A> problem;
+  GateFunction<A> gate;
+  Network<A> message, edge;
+  int64_t* pair_offsets;  // [G + 1], where single pairs are read or written
+  // Forward: what each row adds to its graph's sums. `out` is the problem's, or of a bag such a summand.
+  A *out, *l0, *l2;  // [N, d], [N], [N]
+  int32_t* edges;    // [N]
+  // Backward. D_i = scale_i grad_out_i, or of a bag scale_i grad_pooled, of the node's graph. W2^T D_i and
+  // b2 . D_i of each node; of a bag without scale_i, of each graph.
+  A *scale, *grad_hidden, *grad_gate;  // [N], [N, H], [N]; of a bag [N], [G, H], [G]
+  GradientLayout message_gradients, edge_gradients;
+  A *partials, *sums;  // [warps, size], [size]
+  A* scratch;          // [warps, scratch_size]
+  int64_t scratch_size;
+  int64_t blocks, bytes;
+
+  int64_t warps() const { return blocks * kRowWarps; }
+};
+
+// scale_i of the result, and of its gradient: v'_i, or of a bag what it adds to the pooled sum.
+template <class Rows, class A>
+__device__ __forceinline__ A result_scale(const Rows& nodes, const GraphOfRow& graph, int64_t row, A scale) {
+  if constexpr (Rows::kOfTable) return scale * pooled_share(graph, nodes.scale(row));
+  return scale;
+}
 
 template <class A>
 bool has_message(const CompleteGraph<A>& p, bool backward) {
@@ -38,6 +65,7 @@ PairLaunch<A> plan(const CompleteGraph<A>& p, bool backward, void* memory) {
   if (wants_pairs(p)) l.pair_offsets = arena.take<int64_t>(p.graphs.count + 1);
   const int64_t units = (N + kRowWarps - 1) / kRowWarps;
   if (!backward) {
+    l.out = p.pools ? arena.take<A>(N * p.message.out) : p.out;
     l.l0 = p.l0 ? arena.take<A>(N) : nullptr;
     l.l2 = p.l2 ? arena.take<A>(N) : nullptr;
     l.edges = p.num_edges ? arena.take<int32_t>(N) : nullptr;
@@ -57,8 +85,6 @@ PairLaunch<A> plan(const CompleteGraph<A>& p, bool backward, void* memory) {
       l.scratch_size = MessageScratch<A>::size(p.message.in, p.message.hidden, p.message.out);
     }
     if (p.edge_nodes) l.scratch_size += p.edge.hidden * (1 + p.edge.in);
-    l.small_apart = p.pools && !p.grad_l2;
-    if (l.small_apart && l.scratch_size < pooled_scratch(p)) l.scratch_size = pooled_scratch(p);
     const int64_t size = l.edge_gradients.end;
     l.blocks = blocks_for(units, kRowWarps * (l.scratch_size + size) * sizeof(A));
     l.partials = arena.take<A>(l.warps() * size);
@@ -129,9 +155,11 @@ __global__ void __launch_bounds__(kRowThreads) forward_rows(PairLaunch<A> l) {
       }
     }
     degree = warp_sum(degree);
-    if (message)
-      write_out(l.message, hidden_sum, warp_sum(gate_sum), aggregation_scale<A>(p.aggregation, n, degree),
-                p.out + row * d, lane);
+    if (message) {
+      const A scale = aggregation_scale<A>(p.aggregation, n, degree);
+      write_out(l.message, hidden_sum, warp_sum(gate_sum), result_scale(nodes, graph, row, scale),
+                l.out + row * d, lane);
+    }
     l0 = warp_sum(l0), l2 = warp_sum(l2), edges = warp_sum(edges);
     if (lane != 0) continue;
     if (l.l0) l.l0[row] = l0;
@@ -157,6 +185,12 @@ __global__ void __launch_bounds__(kRowThreads) sum_graphs(PairLaunch<A> l) {
       if (l.edges) edges += l.edges[row];
     }
     l0 = warp_sum(l0), l2 = warp_sum(l2), edges = warp_sum(edges);
+    if (p.pools)
+      for (int64_t k = lane; k < p.message.out; k += kWarp) {
+        A sum = 0;
+        for (int64_t row = rows.begin; row < rows.end; ++row) sum += l.out[row * p.message.out + k];
+        p.pooled[graph * p.message.out + k] = sum;
+      }
     if (lane != 0) continue;
     if (p.l0) p.l0[graph] = l0;
     if (p.l2) p.l2[graph] = l2;
@@ -166,13 +200,14 @@ __global__ void __launch_bounds__(kRowThreads) sum_graphs(PairLaunch<A> l) {
 
 // ---- Backward ----
 
-template <class A>
+template <class A, class Rows>
 __global__ void __launch_bounds__(kRowThreads) scale_rows(PairLaunch<A> l) {
   const CompleteGraph<A>& p = l.problem;
+  const Rows nodes = Rows::nodes(p);
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x; row < p.graphs.num_nodes;
        row += static_cast<int64_t>(gridDim.x) * kRowThreads) {
     const GraphOfRow graph = graph_of_row(p.graphs, row);
-    l.scale[row] = p.pools ? pooled_share(p, TableRows<A>::nodes(p), graph, row) : node_scale(p, graph, row);
+    l.scale[row] = result_scale(nodes, graph, row, node_scale(p, graph, row));
   }
 }
 
@@ -197,7 +232,6 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(PairLaunch<A> l) {
   for (int64_t row = warp; row < p.graphs.num_nodes; row += static_cast<int64_t>(gridDim.x) * kRowWarps) {
     const GraphOfRow graph = graph_of_row(p.graphs, row);
     const int64_t n = graph.end - graph.begin;
-    if (l.small_apart && n <= kSmallBag) continue;
     const A grad_l0 = p.grad_l0 ? p.grad_l0[graph.graph] : A(0);
     const A grad_l2 = p.grad_l2 ? p.grad_l2[graph.graph] : A(0);
     // Whose grad_hidden and grad_gate `row` has; of a bag its graph's, times scale. And those of both ends.
@@ -300,24 +334,8 @@ cudaError_t prepare(const PairLaunch<A>& l, cudaStream_t stream) {
   return cudaSuccess;
 }
 
-// The number of open edges of each node: what the pooled sum is divided by depends on them, so gates come
-// first.
-template <class A>
-CompleteGraph<A> degrees_of(CompleteGraph<A> bag) {
-  bag.nodes = nullptr;
-  bag.pools = false;
-  bag.pooled = bag.l0 = bag.l2 = nullptr;
-  bag.num_edges = nullptr;
-  return bag;
-}
-
 template <class A>
 int64_t forward_workspace(const CompleteGraph<A>& problem) {
-  if (problem.pools) {
-    const int64_t before = problem.degree ? forward_workspace(degrees_of(problem)) : 0;
-    const int64_t bytes = pooled_workspace(problem);
-    return bytes > before ? bytes : before;
-  }
   if constexpr (std::is_same_v<A, float>)
     if (tiles_take(problem, false)) return tiles_workspace(problem, false);
   return plan(problem, false, nullptr).bytes;
@@ -326,23 +344,19 @@ int64_t forward_workspace(const CompleteGraph<A>& problem) {
 template <class A>
 int64_t backward_workspace(const CompleteGraph<A>& problem) {
   if constexpr (std::is_same_v<A, float>)
-    if (!problem.pools && tiles_take(problem, true)) return tiles_workspace(problem, true);
+    if (tiles_take(problem, true)) return tiles_workspace(problem, true);
   return plan(problem, true, nullptr).bytes;
 }
 
 template <class A>
 cudaError_t forward(const CompleteGraph<A>& problem, void* workspace, cudaStream_t stream) {
-  if (problem.pools) {
-    if (problem.degree) L0SIGN_TRY(forward(degrees_of(problem), workspace, stream));
-    return pooled_forward(problem, workspace, stream);
-  }
   if constexpr (std::is_same_v<A, float>)
     if (tiles_take(problem, false)) return tiles_forward(problem, workspace, stream);
   const PairLaunch<A> l = plan(problem, false, workspace);
   L0SIGN_TRY(prepare(l, stream));
-  const auto rows = problem.ids ? forward_rows<A, TableRows<A>> : forward_rows<A, NodeRows<A>>;
+  const auto rows = problem.pools ? forward_rows<A, TableRows<A>> : forward_rows<A, NodeRows<A>>;
   if (problem.graphs.num_nodes) L0SIGN_TRY(launch(rows, l.blocks, kRowThreads, 0, stream, l));
-  if (problem.graphs.count && (l.l0 || l.l2 || l.edges))
+  if (problem.graphs.count && (problem.pools || l.l0 || l.l2 || l.edges))
     L0SIGN_TRY(launch(sum_graphs<A>, blocks_for((problem.graphs.count + kRowWarps - 1) / kRowWarps, 0),
                       kRowThreads, 0, stream, l));
   return cudaSuccess;
@@ -351,23 +365,20 @@ cudaError_t forward(const CompleteGraph<A>& problem, void* workspace, cudaStream
 template <class A>
 cudaError_t backward(const CompleteGraph<A>& problem, void* workspace, cudaStream_t stream) {
   if constexpr (std::is_same_v<A, float>)
-    if (!problem.pools && tiles_take(problem, true)) return tiles_backward(problem, workspace, stream);
+    if (tiles_take(problem, true)) return tiles_backward(problem, workspace, stream);
   const PairLaunch<A> l = plan(problem, true, workspace);
   const int64_t N = problem.graphs.num_nodes;
   L0SIGN_TRY(prepare(l, stream));
-  if (l.scale && N)
-    L0SIGN_TRY(
-        launch(scale_rows<A>, blocks_for((N + kRowThreads - 1) / kRowThreads, 0), kRowThreads, 0, stream, l));
-  if (l.grad_hidden) {
-    const auto gradients = [&](const A* grad, const A* scale, int64_t count) {
-      return hidden_gradients(l.message, grad, scale, count, l.grad_hidden, l.grad_gate, stream);
-    };
-    L0SIGN_TRY(problem.pools ? gradients(problem.grad_pooled, nullptr, problem.graphs.count)
-                             : gradients(problem.grad_out, l.scale, N));
+  if (l.scale && N) {
+    const auto scales = problem.pools ? scale_rows<A, TableRows<A>> : scale_rows<A, NodeRows<A>>;
+    L0SIGN_TRY(launch(scales, blocks_for((N + kRowThreads - 1) / kRowThreads, 0), kRowThreads, 0, stream, l));
   }
-  const auto rows = problem.ids ? backward_rows<A, TableRows<A>> : backward_rows<A, NodeRows<A>>;
+  if (l.grad_hidden)
+    L0SIGN_TRY(hidden_gradients(l.message, problem.pools ? problem.grad_pooled : problem.grad_out,
+                                problem.pools ? nullptr : l.scale, problem.pools ? problem.graphs.count : N,
+                                l.grad_hidden, l.grad_gate, stream));
+  const auto rows = problem.pools ? backward_rows<A, TableRows<A>> : backward_rows<A, NodeRows<A>>;
   L0SIGN_TRY(launch(rows, l.blocks, kRowThreads, 0, stream, l));
-  if (l.small_apart) L0SIGN_TRY(pooled_backward(l, stream));
   L0SIGN_TRY(sum_partials(l.partials, l.warps(), l.edge_gradients.end, l.sums, stream));
   if (problem.nodes)
     L0SIGN_TRY(

@@ -5,7 +5,7 @@
 // gives both gradients of the first layer without a product per pair: du_i = sum_h W1_h o M_ih, and half of
 // u_i o M_i is node i's share of dW1. A self-pair counts twice in M_i, as it should in both.
 #pragma once
-#include "cuda/gate.h"
+#include "cuda/node_rows.h"
 #include "cuda/weights.h"
 
 namespace l0sign::cuda {
@@ -15,54 +15,6 @@ constexpr int kRowWarps = kRowThreads / kWarp;
 constexpr int kChunk = 8;  // pairs that go through a layer together
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
-
-// The rows that pairs are products of: row k is node k's, times scale(k).
-template <class A>
-struct NodeRows {
-  static constexpr bool kOfTable = false;
-  const A* rows;  // [N, width]
-  int width;
-
-  static __device__ NodeRows nodes(const CompleteGraph<A>& p) {
-    return {p.nodes, static_cast<int>(p.message.in)};
-  }
-  static __device__ NodeRows edges(const CompleteGraph<A>& p) {
-    return {p.edge_nodes, static_cast<int>(p.edge.in)};
-  }
-  __device__ __forceinline__ const A* row(int64_t k) const { return rows + k * width; }
-  __device__ __forceinline__ A scale(int64_t) const { return 1; }
-};
-
-// The same for nodes that are rows of a table. An id out of range reads none that is not there, and makes
-// everything that depends on it NaN: nobody waits for the GPU to say so.
-template <class A>
-struct TableRows {
-  static constexpr bool kOfTable = true;
-  const A* table;      // [J, width]
-  const int64_t* ids;  // [N]
-  const A* values;     // [N], or null: all ones
-  int64_t count;       // J
-  int width;
-
-  static __device__ TableRows nodes(const CompleteGraph<A>& p) {
-    return {p.nodes, p.ids, p.values, p.num_rows, static_cast<int>(p.message.in)};
-  }
-  static __device__ TableRows edges(const CompleteGraph<A>& p) {
-    return {p.edge_nodes, p.ids, nullptr, p.num_rows, static_cast<int>(p.edge.in)};
-  }
-  __device__ __forceinline__ const A* row(int64_t k) const {
-    const int64_t id = ids[k];
-    return table + (is_row(id) ? id : 0) * width;
-  }
-  __device__ __forceinline__ A scale(int64_t k) const {
-    return !is_row(ids[k]) ? static_cast<A>(NAN) : values ? values[k] : A(1);
-  }
-
- private:
-  __device__ __forceinline__ bool is_row(int64_t id) const {
-    return static_cast<uint64_t>(id) < static_cast<uint64_t>(count);
-  }
-};
 
 // Up to kChunk partners; the same in all lanes.
 template <class A>

@@ -65,25 +65,34 @@ TileSums sums_layout(const CompleteGraph<float>& p) {
 __global__ void __launch_bounds__(kThreads) sum_large_graphs(TileLaunch l) {
   const CompleteGraph<float>& p = l.problem;
   const int lane = threadIdx.x % kWarp;
-  for (int64_t graph = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
-       graph < p.graphs.count; graph += static_cast<int64_t>(gridDim.x) * (kThreads / kWarp)) {
-    int64_t begin = graph * p.graphs.graph_size, end = begin + p.graphs.graph_size;
-    if (p.graphs.offsets) begin = p.graphs.offsets[graph], end = p.graphs.offsets[graph + 1];
-    begin = begin < 0 ? 0 : begin, end = end > p.graphs.num_nodes ? p.graphs.num_nodes : end;
-    if (end > begin && is_small(end - begin)) continue;
-    const auto store = [&](auto* of_graphs, const auto* of_rows, auto sum) {
+  for (int64_t g = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp; g < p.graphs.count;
+       g += static_cast<int64_t>(gridDim.x) * (kThreads / kWarp)) {
+    const GraphOfRow graph = graph_at(p.graphs, g);
+    const bool empty = graph.end == graph.begin;
+    if (!empty && is_small(graph.end - graph.begin)) continue;
+    const int64_t begin = sums_slot(g, graph.begin), end = empty ? begin : sums_slot(g, graph.end - 1) + 1;
+    const auto store = [&](auto* of_graphs, const auto* of_slots, auto sum) {
       if (!of_graphs) return;
-      for (int64_t row = begin + lane; row < end; row += kWarp) sum += of_rows[row];
+      for (int64_t slot = begin + lane; slot < end; slot += kWarp) sum += of_slots[slot];
       sum = warp_sum(sum);
-      if (lane == 0) of_graphs[graph] = sum;
+      if (lane == 0) of_graphs[g] = sum;
     };
     store(p.l0, l.l0, 0.0f);
     store(p.l2, l.l2, 0.0f);
     store(p.num_edges, l.edges, int64_t{0});
+    if (!p.pools) continue;
+    const int64_t d = p.message.in;
+    for (int64_t k = lane; k < d; k += kWarp) {
+      float sum = 0;
+      for (int64_t slot = begin; slot < end; ++slot) sum += l.pooled[slot * d + k];
+      p.pooled[g * d + k] = sum;
+    }
   }
 }
 
-bool may_have_large_graphs(const Graphs& graphs) { return graphs.offsets || !is_small(graphs.graph_size); }
+bool all_small(const Graphs& graphs) {
+  return !graphs.offsets && graphs.graph_size > 0 && is_small(graphs.graph_size);
+}
 
 // Hidden unit and component of a word of a matrix of sums.
 struct Place {
@@ -165,7 +174,8 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
   const int64_t units = (N + rows - 1) / rows;
   if (!backward) {
     l.blocks = units < kMaxFreeBlocks ? units : kMaxFreeBlocks;
-    const int64_t kept = may_have_large_graphs(p.graphs) ? N : 0;
+    const int64_t kept = all_small(p.graphs) ? 0 : sums_slots(p.graphs);
+    l.pooled = arena.take<float>(p.pools ? kept * p.message.in : 0);
     l.l0 = arena.take<float>(p.l0 ? kept : 0);
     l.l2 = arena.take<float>(p.l2 ? kept : 0);
     l.edges = arena.take<int32_t>(p.num_edges ? kept : 0);
@@ -186,8 +196,9 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
 }  // namespace
 
 bool tiles_take(const CompleteGraph<float>& p, bool backward) {
-  if (!p.nodes || p.gates || p.ids || p.values || p.pools) return false;
-  if (backward && (!p.grad_out || p.grad_l2 || p.grad_gates || p.grad_logits)) return false;
+  if (!p.nodes || p.gates || (p.pools && p.half != HalfType::none)) return false;
+  if (backward && (!(p.pools ? p.grad_pooled : p.grad_out) || p.grad_l2 || p.grad_gates || p.grad_logits))
+    return false;
   bool fits = false;
   with_shape(p, [&](auto shape) {
     const auto bytes = tile_starters<decltype(shape)>().shared_bytes;
@@ -207,9 +218,8 @@ cudaError_t tiles_forward(const CompleteGraph<float>& problem, void* workspace, 
     with_shape(problem, [&](auto shape) {
       error = tile_starters<decltype(shape)>().forward(l, precision_of(problem), stream);
     });
-  const bool sums = problem.l0 || problem.l2 || problem.num_edges;
-  if (error != cudaSuccess || !sums || !problem.graphs.count || !may_have_large_graphs(problem.graphs))
-    return error;
+  const bool sums = problem.pools || problem.l0 || problem.l2 || problem.num_edges;
+  if (error != cudaSuccess || !sums || !problem.graphs.count || all_small(problem.graphs)) return error;
   const int64_t warps = kThreads / kWarp;
   return launch(sum_large_graphs, blocks_for((problem.graphs.count + warps - 1) / warps, 0), kThreads, 0,
                 stream, l);

@@ -9,7 +9,7 @@
 // through the message network: they are listed first.
 #pragma once
 #include "cuda/fragments.h"
-#include "cuda/gate.h"
+#include "cuda/node_rows.h"
 
 namespace l0sign::cuda {
 
@@ -28,12 +28,13 @@ struct TileSums {
 struct TileLaunch {
   CompleteGraph<float> problem;
   GateFunction<float> gate;
-  // What the rows of large graphs add to their graph's sums (forward).
-  float *l0, *l2;    // [N]
-  int32_t* edges;    // [N]
-  TileSums at;       // backward
-  float* partials;   // [warps, size]
-  bool sums_shared;  // whether they fit into shared memory while the warp works
+  // What the rows of large graphs that a warp took together add to their graph's
+  // sums (forward); see sums_slot.
+  float *pooled, *l0, *l2;  // [slots, d], [slots], [slots]
+  int32_t* edges;           // [slots]
+  TileSums at;              // backward
+  float* partials;          // [warps, size]
+  bool sums_shared;         // whether they fit into shared memory while the warp works
   int64_t blocks, bytes;
 };
 
@@ -49,6 +50,13 @@ template <class Shape>
 TileStarters tile_starters();
 
 __host__ __device__ inline bool is_small(int64_t nodes) { return nodes <= kSmallGraph; }
+
+// A slot for the rows of each graph among kForwardRows of the batch: they ascend
+// with either.
+__host__ __device__ inline int64_t sums_slot(int64_t graph, int64_t row) {
+  return graph + row / kForwardRows;
+}
+inline int64_t sums_slots(const Graphs& graphs) { return sums_slot(graphs.count, graphs.num_nodes); }
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
 
@@ -86,6 +94,31 @@ struct TileGradients {
   float grad_gate[kTileGates];
 };
 
+// The rows of nodes: of a matrix or, in kernels that take bags, with ids of a
+// table.
+template <bool Bags>
+class TileRows {
+ public:
+  static __device__ __forceinline__ TileRows nodes(const CompleteGraph<float>& p) {
+    return TileRows(TableRows<float>::nodes(p));
+  }
+  static __device__ __forceinline__ TileRows edges(const CompleteGraph<float>& p) {
+    return TileRows(TableRows<float>::edges(p));
+  }
+  __device__ __forceinline__ int width() const { return rows_.width; }
+  __device__ __forceinline__ float at(int64_t k, int component) const {
+    if (!Bags || !rows_.ids) return rows_.table[k * rows_.width + component];
+    return rows_.scale(k) * rows_.row(k)[component];
+  }
+  __device__ __forceinline__ float scale(int64_t k) const {
+    return Bags && rows_.ids ? rows_.scale(k) : 1.0f;
+  }
+
+ private:
+  explicit __device__ __forceinline__ TileRows(const TableRows<float>& rows) : rows_(rows) {}
+  const TableRows<float> rows_;
+};
+
 // Rows of nodes in the warp's shared memory, padded with zeros.
 template <int Inner>
 struct RowCache {
@@ -95,23 +128,23 @@ struct RowCache {
 
   __device__ __forceinline__ const float* row(int slot) const { return rows + slot * kStride; }
 
-  // Slot first + k gets row from(k), times scale(k), for k < count; a row < 0
-  // is zero. A barrier has to follow.
-  template <class From, class Scale>
-  __device__ __forceinline__ void load(int first, int count, const float* matrix, int size, int lane,
-                                       From from, Scale scale) const {
+  // Slot first + k gets row from(k) of the source, for k < count; a row < 0 is
+  // zero. A barrier has to follow.
+  template <class Source, class From>
+  __device__ __forceinline__ void load(int first, int count, const Source& source, int lane,
+                                       From from) const {
 #pragma unroll 1
     for (int e = lane; e < count * kWidth; e += kWarp) {
       const int k = e / kWidth, component = e % kWidth;
       const int64_t row = from(k);
       rows[(first + k) * kStride + component] =
-          row >= 0 && component < size ? scale(k) * matrix[row * size + component] : 0.0f;
+          row >= 0 && component < source.width() ? source.at(row, component) : 0.0f;
     }
   }
-  template <class From>
-  __device__ __forceinline__ void load(int first, int count, const float* matrix, int size, int lane,
-                                       From from) const {
-    load(first, count, matrix, size, lane, from, [](int) { return 1.0f; });
+  // Slot `slot` gets zeros.
+  __device__ __forceinline__ void clear(int slot, int lane) const {
+#pragma unroll 1
+    for (int component = lane; component < kWidth; component += kWarp) rows[slot * kStride + component] = 0;
   }
 };
 
@@ -123,6 +156,9 @@ class Tiles {
   static constexpr int kMaxInner = kMI > kEI ? kMI : kEI;
   static constexpr int kFixed = Shape::kFixedUnits;
   static constexpr bool kSplitsFirst = kMaxInner <= 2;
+  // Tables have no half type, and these kernels no register to spare.
+  static constexpr bool kBags = !is_half(P);
+  using Rows = TileRows<kBags>;
   using Weights = SharedWeights<P, kSplitsFirst>;
   using RowWeights = SharedWeights<P, kSplitsFirst, true>;
   // The backward wants them both ways.
@@ -215,11 +251,11 @@ class Tiles {
   // backward.
   template <int Inner>
   static __device__ __forceinline__ void cache_piece(const Piece& piece, const RowCache<Inner>& cache,
-                                                     const float* matrix, int size, int lane) {
+                                                     const Rows& rows, int lane) {
     const int64_t row = piece.graph.begin + piece.row, column = piece.graph.begin + piece.column;
-    cache.load(0, piece.rows, matrix, size, lane, [&](int k) { return row + k; });
-    if (!piece.small) cache.load(16, piece.columns, matrix, size, lane, [&](int k) { return column + k; });
-    cache.load(kZeroSlot, 1, matrix, size, lane, [](int) { return int64_t{-1}; });
+    cache.load(0, piece.rows, rows, lane, [&](int k) { return row + k; });
+    if (!piece.small) cache.load(16, piece.columns, rows, lane, [&](int k) { return column + k; });
+    cache.clear(kZeroSlot, lane);
     __syncwarp();
   }
 
@@ -243,20 +279,21 @@ class Tiles {
                                                 const Piece& piece, TileMemory& memory,
                                                 const RowCache<kEI>& cache, int lane) {
     const LanePlace place(lane);
-    const int count = pairs(piece), size = static_cast<int>(p.edge.in);
+    const int count = pairs(piece);
+    const Rows rows = Rows::edges(p);
     const bool staged = Backward && !piece.small;
     const int64_t first_column = piece.graph.begin + piece.column;
     if (!staged) {
-      cache_piece(piece, cache, p.edge_nodes, size, lane);
+      cache_piece(piece, cache, rows, lane);
     } else {
       const int64_t own = piece.graph.begin + piece.row;
-      cache.load(kOwnSlot, 1, p.edge_nodes, size, lane, [&](int) { return own; });
-      cache.load(kZeroSlot, 1, p.edge_nodes, size, lane, [](int) { return int64_t{-1}; });
+      cache.load(kOwnSlot, 1, rows, lane, [&](int) { return own; });
+      cache.clear(kZeroSlot, lane);
     }
 #pragma unroll 1
     for (int at = 0; at < count; at += kStepPairs) {
       if (staged) {
-        cache.load(0, kStepPairs, p.edge_nodes, size, lane,
+        cache.load(0, kStepPairs, rows, lane,
                    [&](int k) { return at + k < piece.columns ? first_column + at + k : int64_t{-1}; });
         __syncwarp();
       }

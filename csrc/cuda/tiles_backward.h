@@ -104,6 +104,25 @@ struct UnitSums {
   }
 };
 
+// D_i of the nodes of a graph: what the sum over the partners of node i receives.
+template <bool Bags>
+class TileGradRows {
+ public:
+  __device__ __forceinline__ TileGradRows(const CompleteGraph<float>& p, const GraphOfRow& graph)
+      : p_(p), graph_(graph) {}
+  __device__ __forceinline__ int width() const { return static_cast<int>(p_.message.in); }
+  __device__ __forceinline__ float at(int64_t row, int component) const {
+    const float scale = node_scale(p_, graph_, row);
+    if (!Bags || !p_.pools) return scale * p_.grad_out[row * width() + component];
+    return scale * pooled_share(graph_, TileRows<Bags>::nodes(p_).scale(row)) *
+           p_.grad_pooled[graph_.graph * width() + component];
+  }
+
+ private:
+  const CompleteGraph<float>& p_;
+  const GraphOfRow& graph_;
+};
+
 // What lies where in a block's shared memory, in words.
 template <class Shape, Precision P>
 struct BackwardShared {
@@ -135,6 +154,7 @@ template <class Shape, Precision P>
 class Backward {
   using T = Tiles<Shape, P, true>;
   using Shared = BackwardShared<Shape, P>;
+  using GradRows = TileGradRows<T::kBags>;
   static constexpr int kMI = T::kMI, kEI = T::kEI, kParts = parts_of(P);
   // With few components the operands of a step are kept, and its units taken
   // one fragment after the other.
@@ -232,11 +252,6 @@ class Backward {
   }
 
  private:
-  __device__ __forceinline__ float scale_of_row(int64_t row, int64_t n) const {
-    return aggregation_scale<float>(p_.aggregation, n,
-                                    p_.aggregation == Aggregation::neighbor_mean ? p_.degree[row] : 0);
-  }
-
   // The number of pair (r, c) of a piece.
   static __device__ __forceinline__ int pair_number(const Piece& piece, int r, int c) {
     const int i = r < c ? r : c, j = r < c ? c : r;
@@ -261,14 +276,12 @@ class Backward {
 
   // Columns of a large graph's row that a step works with, from the list, into
   // the first slots.
-  template <int Inner, class Scale>
-  __device__ __forceinline__ void stage(const Piece& piece, const RowCache<Inner>& cache, const float* matrix,
-                                        int size, int at, int listed, Scale scale) const {
+  template <int Inner, class Source>
+  __device__ __forceinline__ void stage(const Piece& piece, const RowCache<Inner>& cache,
+                                        const Source& source, int at, int listed) const {
     const int64_t first = piece.graph.begin + piece.column;
-    cache.load(
-        0, kStepPairs, matrix, size, lane_,
-        [&](int k) { return at + k < listed ? first + memory_.list_pair[at + k] : int64_t{-1}; },
-        [&](int k) { return scale(first + memory_.list_pair[at + k]); });
+    cache.load(0, kStepPairs, source, lane_,
+               [&](int k) { return at + k < listed ? first + memory_.list_pair[at + k] : int64_t{-1}; });
   }
 
   // The right operands of a product over the pairs of a step: components [8 n,
@@ -317,8 +330,10 @@ class Backward {
     }
   }
 
+  // scale: of the node's row, for the gradient is that of the row.
   template <int Inner>
-  __device__ __forceinline__ void store_row(const float (&x)[Inner][2], float* to, int size) const {
+  __device__ __forceinline__ void store_row(const float (&x)[Inner][2], float scale, float* to,
+                                            int size) const {
 #pragma unroll
     for (int n = 0; n < Inner; ++n) {
       if (Inner > 2 && n * kComponents >= size) break;
@@ -326,7 +341,7 @@ class Backward {
       for (int j = 0; j < 2; ++j) {
         const float sum = sum_over_groups(x[n][j]);
         const int component = n * kComponents + place_.in_group * 2 + j;
-        if (place_.group == 0 && component < size) to[component] = sum;
+        if (place_.group == 0 && component < size) to[component] = scale * sum;
       }
     }
   }
@@ -334,15 +349,14 @@ class Backward {
   // Everything that goes through the message network, and the gates' gradients.
   __device__ __forceinline__ void messages(const Piece& piece, bool first, bool last) {
     const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
-    const int64_t n = piece.graph.end - piece.graph.begin, row = piece.graph.begin + piece.row;
-    const auto scale = [&](int64_t at) { return scale_of_row(at, n); };
+    const typename T::Rows node_rows = T::Rows::nodes(p_);
+    const int64_t row = piece.graph.begin + piece.row;
     const int begin = piece.small ? 0 : T::kOwnSlot;
     const auto cached = [&](int k) { return row + k; };
-    const auto none = [](int) { return int64_t{-1}; };
-    nodes.load(begin, piece.rows, p_.nodes, d_, lane_, cached);
-    grads.load(begin, piece.rows, p_.grad_out, d_, lane_, cached, [&](int k) { return scale(row + k); });
-    nodes.load(T::kZeroSlot, 1, p_.nodes, d_, lane_, none);
-    grads.load(T::kZeroSlot, 1, p_.nodes, d_, lane_, none);
+    nodes.load(begin, piece.rows, node_rows, lane_, cached);
+    grads.load(begin, piece.rows, GradRows(p_, piece.graph), lane_, cached);
+    nodes.clear(T::kZeroSlot, lane_);
+    grads.clear(T::kZeroSlot, lane_);
 #pragma unroll 1
     for (int at = lane_; at < T::pairs(piece); at += kWarp) gradients_.grad_gate[at] = 0;
     __syncwarp();
@@ -363,7 +377,7 @@ class Backward {
             return gate;
           },
           [](int c) { return static_cast<SlotPair>(c); });
-      T::for_passes(units_, [&](int unit) { message_pass(piece, nodes, grads, r, own, open, unit, scale); });
+      T::for_passes(units_, [&](int unit) { message_pass(piece, nodes, grads, r, own, open, unit); });
       __syncwarp();  // the next row makes a new list
       if (!last) continue;
       const float gates = warp_sum(gate_sum_);
@@ -371,22 +385,21 @@ class Backward {
       for (int k = 0; k < kComponentsOfLane; ++k)
         if (const int component = k * kWarp + lane_; component < kMI * kComponents)
           out_bias_[k] = fmaf(grads.row(own)[component], gates, out_bias_[k]);
-      store_row(grad_row_, p_.grad_nodes + (row + r) * d_, d_);
+      store_row(grad_row_, node_rows.scale(row + r), p_.grad_nodes + (row + r) * d_, d_);
     }
   }
 
-  template <class Scale>
   __device__ __forceinline__ void message_pass(const Piece& piece, const RowCache<kMI>& nodes,
-                                               const RowCache<kMI>& grads, int r, int own, int open, int unit,
-                                               Scale scale) {
+                                               const RowCache<kMI>& grads, int r, int own, int open,
+                                               int unit) {
     FragmentC outer[kPassUnits][kMI] = {};  // M_i
     float hidden_sum[kPassUnits][2] = {}, bias_sum[kPassUnits][2] = {};
 #pragma unroll 1
     for (int at = 0; at < open; at += kStepPairs) {
       if (!piece.small) {
         __syncwarp();
-        stage(piece, nodes, p_.nodes, d_, at, open, [](int64_t) { return 1.0f; });
-        stage(piece, grads, p_.grad_out, d_, at, open, scale);
+        stage(piece, nodes, T::Rows::nodes(p_), at, open);
+        stage(piece, grads, GradRows(p_, piece.graph), at, open);
         __syncwarp();
         dot_out_bias(grads, 0, kStepPairs);
         __syncwarp();
@@ -532,8 +545,9 @@ class Backward {
       logit_sum_ += piece.small && (pair & 0xFF) != pair >> 8 ? 2 * grad : grad;
     }
     const int begin = piece.small ? 0 : T::kOwnSlot;
-    nodes.load(begin, piece.rows, p_.edge_nodes, b_, lane_, [&](int k) { return row + k; });
-    nodes.load(T::kZeroSlot, 1, p_.edge_nodes, b_, lane_, [](int) { return int64_t{-1}; });
+    const typename T::Rows edge_rows = T::Rows::edges(p_);
+    nodes.load(begin, piece.rows, edge_rows, lane_, [&](int k) { return row + k; });
+    nodes.clear(T::kZeroSlot, lane_);
     __syncwarp();
 #pragma unroll 1
     for (int r = 0; r < piece.rows; ++r) {
@@ -546,7 +560,7 @@ class Backward {
           [](int c) { return static_cast<SlotPair>(c); });
       T::for_passes(edge_.units, [&](int unit) { edge_pass(piece, nodes, begin + r, listed, unit); });
       __syncwarp();
-      if (last) store_row(grad_edge_row_, p_.grad_edge_nodes + (row + r) * b_, b_);
+      if (last) store_row(grad_edge_row_, edge_rows.scale(row + r), p_.grad_edge_nodes + (row + r) * b_, b_);
     }
   }
 
@@ -558,7 +572,7 @@ class Backward {
     for (int at = 0; at < listed; at += kStepPairs) {
       if (!piece.small) {
         __syncwarp();
-        stage(piece, nodes, p_.edge_nodes, b_, at, listed, [](int64_t) { return 1.0f; });
+        stage(piece, nodes, T::Rows::edges(p_), at, listed);
         __syncwarp();
       }
       FragmentC c[kPassUnits][2];

@@ -88,7 +88,7 @@ class Forward {
     const int open = list_pairs(
         T::pairs(piece), slot_pair(T::kZeroSlot, T::kZeroSlot), memory_, lane_,
         [&](int at) { return memory_.gate[at]; }, [&](int at) { return T::slots(piece, memory_, at); });
-    T::cache_piece(piece, nodes, p_.nodes, d_, lane_);
+    T::cache_piece(piece, nodes, T::Rows::nodes(p_), lane_);
     T::for_passes(units_, [&](int unit) { messages(nodes, open, unit); });
     if constexpr (L2) l2_ += squares(piece, nodes, open);
     __syncwarp();
@@ -253,6 +253,7 @@ class Forward {
 
   __device__ __forceinline__ void store(const Piece& piece) {
     const int64_t n = piece.graph.end - piece.graph.begin, row = piece.graph.begin + piece.row;
+    const bool pools = T::kBags && p_.pools;
     const float gates[2] = {sum_in_group(gate_sum_[0]), sum_in_group(gate_sum_[1])};
     int degree[2] = {0, 0};
     if (counts_degrees_)
@@ -264,32 +265,48 @@ class Forward {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = place_.group + half * 8;
-      if (r >= piece.rows) continue;
-      const float scale = aggregation_scale<float>(p_.aggregation, n, degree[half]);
-      if (counts_degrees_ && p_.degree && place_.in_group == 0) p_.degree[row + r] = degree[half];
+      const bool exists = r < piece.rows;
+      float scale = aggregation_scale<float>(p_.aggregation, n, degree[half]);
+      if (pools && exists) scale *= pooled_share(piece.graph, T::Rows::nodes(p_).scale(row + r));
+      if (exists && counts_degrees_ && p_.degree && place_.in_group == 0) p_.degree[row + r] = degree[half];
 #pragma unroll
       for (int k = 0; k < kMI; ++k)
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
           const int component = k * kComponents + place_.in_group * 2 + part;
-          if (component < d_)
-            p_.out[(row + r) * d_ + component] =
-                scale * fmaf(out_bias_[component], gates[half], out_[k].x[half * 2 + part]);
+          float& x = out_[k].x[half * 2 + part];
+          x = exists ? scale * fmaf(out_bias_[component], gates[half], x) : 0.0f;
+          if (!pools && exists && component < d_) p_.out[(row + r) * d_ + component] = x;
         }
     }
-    // To the graph, or to the first of these rows of a large one.
-    const auto sum_up = [&](auto* of_graphs, auto* of_rows, auto sum_of_lane) {
+    const int64_t slot = sums_slot(piece.graph.graph, row);
+    if (pools) pool(piece.small ? p_.pooled + piece.graph.graph * d_ : l_.pooled + slot * d_);
+    // To the graph, or to what is added up of a large one.
+    const auto sum_up = [&](auto* of_graphs, auto* of_slots, auto sum_of_lane) {
       if (!of_graphs) return;
       const auto all = warp_sum(sum_of_lane);
+      if (lane_ != 0) return;
       if (piece.small) {
-        if (lane_ == 0) of_graphs[piece.graph.graph] = all;
-      } else if (lane_ < piece.rows) {
-        of_rows[row + lane_] = lane_ == 0 ? all : 0;
+        of_graphs[piece.graph.graph] = all;
+      } else {
+        of_slots[slot] = all;
       }
     };
     sum_up(p_.l0, l_.l0, l0_);
     sum_up(p_.num_edges, l_.edges, edges_);
     if (L2) sum_up(p_.l2, l_.l2, l2_);
+  }
+
+  // The sum over the rows, what each adds to its graph's pooled sum.
+  __device__ __forceinline__ void pool(float* to) const {
+#pragma unroll
+    for (int k = 0; k < kMI; ++k)
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const int component = k * kComponents + place_.in_group * 2 + part;
+        const float sum = sum_over_groups(out_[k].x[part] + out_[k].x[2 + part]);
+        if (place_.group == 0 && component < d_) to[component] = sum;
+      }
   }
 
   const TileLaunch& l_;

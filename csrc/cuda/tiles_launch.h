@@ -6,8 +6,8 @@
 namespace l0sign::cuda {
 
 // Messages between all pairs, gated or not, of a size of tile_config.h, in float32 or rounded to the half
-// types, where a block may have the shared memory that it takes. A backward with a gradient for the messages'
-// norms goes the general way.
+// types (bags: in float32), where a block may have the shared memory that it takes. A backward with a
+// gradient for the messages' norms goes the general way.
 bool tiles_take(const CompleteGraph<float>& problem, bool backward);
 
 int64_t tiles_workspace(const CompleteGraph<float>& problem, bool backward);

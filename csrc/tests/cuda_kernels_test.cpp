@@ -185,10 +185,11 @@ void check_complete_graph(const Case& c, const plain::Results& expected, bool de
 
 // l0_sign_bag or, ungated, sign_bag: forward and backward.
 template <class A>
-Run<A> run_bag(const plain::Bag& bag, bool dense) {
+Run<A> run_bag(const plain::Bag& bag, bool dense, const Rounded& rounded = {}) {
   const Case& c = bag.nodes;
   Run<A> run;
   CompleteGraph<A> p = {};
+  p.tf32 = rounded.tf32;
   p.graphs = graphs_of(run, c, dense);
   p.aggregation = c.aggregation;
   p.message = run.perceptron(c.leaves.message, c.d, c.H, c.d);
@@ -223,25 +224,27 @@ Run<A> run_bag(const plain::Bag& bag, bool dense) {
 }
 
 template <class A>
-void check_bag(const plain::Bag& bag, bool dense) {
+void check_bag(const plain::Bag& bag, bool dense, const Rounded& rounded = {}) {
   const Case& c = bag.nodes;
-  const std::string what = c.name + (sizeof(A) == 8 ? " float64" : " float32") + (dense ? " dense" : "");
+  const double allowed = rounded.any() ? rounded.tolerance() : tolerance<A>();
+  const std::string what =
+      c.name + (sizeof(A) == 8 ? " float64" : " float32") + (dense ? " dense" : "") + rounded.name();
   const plain::BagResults expected = plain::bag(bag);
-  const Run<A> run = in_all_orders<A>(what, [&] { return run_bag<A>(bag, dense); });
-  expect_close(run, "pooled", expected.pooled, tolerance<A>(), what);
-  if (c.l2) expect_close(run, "l2", expected.nodes.l2, tolerance<A>(), what);
+  const Run<A> run = in_all_orders<A>(what, [&] { return run_bag<A>(bag, dense, rounded); });
+  expect_close(run, "pooled", expected.pooled, allowed, what);
+  if (c.l2) expect_close(run, "l2", expected.nodes.l2, allowed, what);
   if (!bag.grad_pooled.empty() || !c.grad_l2.empty())
-    expect_close(run, "nodes", expected.nodes.grad.nodes, tolerance<A>(), what);
-  expect_gradients(run, "message", expected.nodes.grad.message, what);
+    expect_close(run, "nodes", expected.nodes.grad.nodes, allowed, what);
+  expect_gradients(run, "message", expected.nodes.grad.message, what, allowed);
   if (!c.gated) return;
-  expect_close(run, "l0", expected.nodes.l0, tolerance<A>(), what);
+  expect_close(run, "l0", expected.nodes.l0, allowed, what);
   expect(std::equal(expected.nodes.num_edges.begin(), expected.nodes.num_edges.end(), run.num_edges.get()),
          what + ": num_edges");
   if (run.degree.size)
     expect(std::equal(expected.nodes.degree.begin(), expected.nodes.degree.end(), run.degree.get()),
            what + ": degree");
-  expect_close(run, "edge_nodes", expected.nodes.grad.edge_nodes, tolerance<A>(), what);
-  expect_gradients(run, "edge", expected.nodes.grad.edge, what);
+  expect_close(run, "edge_nodes", expected.nodes.grad.edge_nodes, allowed, what);
+  expect_gradients(run, "edge", expected.nodes.grad.edge, what, allowed);
 }
 
 // edge_gates: forward and backward.
@@ -362,9 +365,13 @@ void check_case(const Case& given, bool dense) {
 }
 
 // Every other bag has values.
-void check_bags(const Case& given, bool dense) {
+plain::Bag next_bag(const Case& given) {
   static int bags = 0;
-  const plain::Bag bag = plain::as_bag(as_operators_pass(given), 7, ++bags % 2, 5);
+  return plain::as_bag(as_operators_pass(given), 7, ++bags % 2, 5);
+}
+
+void check_bags(const Case& given, bool dense) {
+  const plain::Bag bag = next_bag(given);
   check_bag<float>(bag, dense);
   check_bag<double>(bag, dense);
 }
@@ -416,6 +423,27 @@ void check_tiles() {
                 false);
   for (const auto& s : {std::array<int64_t, 4>{64, 128, 64, 128}, {32, 64, 16, 128}, {27, 100, 50, 33}})
     check_float(make({3, 17}, s[0], s[1], s[2], s[3], 15), false);
+}
+
+// The same of bags: every aggregation, with and without values and noise, and with a penalty whose gradient
+// nobody asks for.
+void check_tile_bags() {
+  const auto check = [](const std::vector<int64_t>& sizes, const std::array<int64_t, 4>& s, int options,
+                        bool dense = false) {
+    plain::Bag bag = next_bag(make(sizes, s[0], s[1], s[2], s[3], options));
+    bag.nodes.grad_l2.clear();
+    check_bag<float>(bag, dense);
+    if (options == 3 || options == 19) check_bag<float>(bag, dense, {true, HalfType::none});
+  };
+  for (const auto& s : {std::array<int64_t, 4>{8, 32, 8, 32}, {5, 20, 3, 9}, {16, 64, 8, 32}})
+    for (const int options : {0, 1, 3, 7, 11, 15, 16, 19}) check({10, 1, 16, 0, 17, 3, 8}, s, options);
+  for (const int options : {3, 11, 16})
+    for (const auto& sizes : {std::vector<int64_t>{9, 9, 9}, {16, 16}, {17, 17}, {0, 0}})
+      check(sizes, {8, 32, 8, 32}, options, true);
+  check({2, 70}, {8, 32, 8, 32}, 11);
+  check({3, 17, 0, 5}, {27, 100, 50, 33}, 3);
+  check({3, 17, 0, 5}, {32, 64, 16, 128}, 11);
+  check({3, 17, 0, 5}, {64, 128, 64, 128}, 11);
 }
 
 // Numbers with all their bits: 3xTF32 errs like float32, the other types of factors by their own rounding.
@@ -490,23 +518,36 @@ void check_missing_bag_gradients() {
     if (missing & 2) bag.nodes.grad_l0.clear();
     if (missing & 4) bag.nodes.grad_l2.clear();
     bag.nodes.name += " missing=" + std::to_string(missing);
+    check_bag<float>(bag, false);
     check_bag<double>(bag, false);
   }
 }
 
-// An id that is in no table reads nothing out of bounds, and shows in its graph alone.
+// An id that is in no table reads nothing out of bounds, and shows in its graph and its gradient alone.
+template <class A>
 void check_wrong_ids() {
-  for (const int options : {4, 7, 15})
-    for (const int64_t wrong : {int64_t{-1}, int64_t{6}, int64_t{1} << 60}) {
-      plain::Bag bag = plain::as_bag(make({4, 0, 3, 20}, 3, 5, 2, 4, options), 6, true, 9);
-      bag.ids[5] = wrong;
-      const Run<float> run = run_bag<float>(bag, false);
-      const auto at = std::find(run.names.begin(), run.names.end(), "pooled") - run.names.begin();
-      const float* pooled = run.results[at].get();
-      bool shown = true;
-      for (int64_t k = 0; k < 12; ++k) shown = shown && std::isnan(pooled[k]) == (k >= 6 && k < 9);
-      expect(shown, bag.nodes.name + ": an id out of range gives NaNs in its graph");
-    }
+  for (const int options : {0, 3, 4, 7, 11, 15})
+    for (const int64_t wrong : {int64_t{-1}, int64_t{6}, int64_t{1} << 60})
+      for (const bool in_large : {false, true}) {
+        plain::Bag bag =
+            plain::as_bag(as_operators_pass(make({4, 0, 3, 20}, 3, 5, 2, 4, options)), 6, true, 9);
+        bag.ids[in_large ? 22 : 5] = wrong;
+        const Run<A> run = run_bag<A>(bag, false);
+        const auto result = [&](const char* name) {
+          return run.results.at(std::find(run.names.begin(), run.names.end(), name) - run.names.begin())
+              .get();
+        };
+        const A *pooled = result("pooled"), *grads = result("nodes");
+        bool shown = true;
+        for (int64_t k = 0; k < 12; ++k)
+          shown = shown && std::isnan(pooled[k]) == (k / 3 == (in_large ? 3 : 2));
+        for (int64_t k = 0; k < 27 * 3; ++k) {
+          const int64_t node = k / 3;
+          const bool of_graph = in_large ? node >= 7 : node >= 4 && node < 7;
+          if (!of_graph || bag.ids[node] == wrong) shown = shown && std::isnan(grads[k]) == of_graph;
+        }
+        expect(shown, bag.nodes.name + ": an id out of range gives NaNs in its graph");
+      }
 }
 
 // Offsets that are none read and write nothing out of bounds. (What comes out means nothing.)
@@ -572,9 +613,11 @@ int main() {
     check_bags(make({17, 17}, 4, 16, 4, 16, options), true);
   }
   check_missing_bag_gradients();
-  check_wrong_ids();
+  check_wrong_ids<float>();
+  check_wrong_ids<double>();
   check_wrong_offsets();
   check_tiles();
+  check_tile_bags();
   check_rounded();
   check_precision();
   for (const int options : {1, 3}) {
