@@ -11,12 +11,17 @@
 namespace l0sign {
 
 // A macro, so that a message is made only where it is thrown: many are checked at each call.
-#define expect(condition, message) ((condition) ? void() : throw std::runtime_error(message))
+#define L0SIGN_EXPECT(condition, message) ((condition) ? void() : throw std::runtime_error(message))
 
 inline std::string shape_of(const torch::stable::Tensor& t) {
   std::string text = "[";
   for (int64_t k = 0; k < t.dim(); ++k) text += (k ? ", " : "") + std::to_string(t.sizes()[k]);
   return text + "]";
+}
+
+inline std::string device_of(const torch::stable::Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another kind of device";
 }
 
 inline bool has_shape(const torch::stable::Tensor& t, std::initializer_list<int64_t> shape) {
@@ -32,9 +37,18 @@ inline void expect_shape(const torch::stable::Tensor& t, const char* name,
   throw std::runtime_error(std::string(name) + ": expected shape [" + wanted + "], got " + shape_of(t));
 }
 
+inline void expect_device(const torch::stable::Tensor& t, const char* name, const torch::stable::Tensor& of,
+                          const char* name_of) {
+  // Not by the strings, which cost more than a small update.
+  if (t.is_cpu() && of.is_cpu()) return;
+  if (t.is_cuda() && of.is_cuda() && t.get_device_index() == of.get_device_index()) return;
+  throw std::runtime_error(std::string(name) + ": expected a tensor on the device of " + name_of + ", " +
+                           device_of(of) + ", got one on " + device_of(t));
+}
+
 inline void expect_type(const torch::stable::Tensor& t, const char* name,
                         torch::headeronly::ScalarType type) {
-  expect(t.scalar_type() == type, std::string(name) + ": unexpected dtype");
+  L0SIGN_EXPECT(t.scalar_type() == type, std::string(name) + ": unexpected dtype");
 }
 
 }  // namespace l0sign

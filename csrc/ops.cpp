@@ -31,7 +31,7 @@ namespace {
 // ---- Checks ----
 
 Aggregation aggregation_of(int64_t aggr) {
-  expect(aggr >= 0 && aggr <= 2, "aggr: expected 0, 1 or 2, got " + std::to_string(aggr));
+  L0SIGN_EXPECT(aggr >= 0 && aggr <= 2, "aggr: expected 0, 1 or 2, got " + std::to_string(aggr));
   return static_cast<Aggregation>(aggr);
 }
 
@@ -56,9 +56,9 @@ class Inputs {
 
   // Rows of a table of `rows` rows: checked, since they address memory. On CUDA kernels check them.
   const int64_t* ids(const Tensor& t, int64_t rows) {
-    expect(t.dim() == 1, "ids: expected [N], got " + shape_of(t));
+    L0SIGN_EXPECT(t.dim() == 1, "ids: expected [N], got " + shape_of(t));
     const int64_t *begin = index(t, "ids"), *end = begin + t.sizes()[0];
-    expect(begin == end || rows > 0, "ids: expected none for tables without rows, got " + shape_of(t));
+    L0SIGN_EXPECT(begin == end || rows > 0, "ids: expected none for tables without rows, got " + shape_of(t));
     if (!t.is_cpu()) return begin;
     const bool valid = std::all_of(
         begin, end, [&](int64_t id) { return static_cast<uint64_t>(id) < static_cast<uint64_t>(rows); });
@@ -75,19 +75,19 @@ class Inputs {
   Graphs graphs(const Tensor& rows, const OptionalTensor& offsets, int64_t graph_size) {
     Graphs graphs = {nullptr, graph_size, 0, rows.sizes()[0]};
     if (offsets) {
-      expect(offsets->dim() == 1 && offsets->sizes()[0] >= 1,
-             "offsets: expected shape [B + 1], got " + shape_of(*offsets));
+      L0SIGN_EXPECT(offsets->dim() == 1 && offsets->sizes()[0] >= 1,
+                    "offsets: expected shape [B + 1], got " + shape_of(*offsets));
       graphs.offsets = index(*offsets, "offsets");
       graphs.count = offsets->sizes()[0] - 1;
       if (!offsets->is_cpu()) return graphs;  // nobody waits for a GPU: kernels stay in bounds by themselves
       bool valid = graphs.offsets[0] == 0 && graphs.offsets[graphs.count] == graphs.num_nodes;
       for (int64_t g = 0; g < graphs.count; ++g) valid = valid && graphs.offsets[g] <= graphs.offsets[g + 1];
-      expect(valid, "offsets: expected non-decreasing values from 0 to the number of rows, " +
-                        std::to_string(graphs.num_nodes));
+      L0SIGN_EXPECT(valid, "offsets: expected non-decreasing values from 0 to the number of rows, " +
+                               std::to_string(graphs.num_nodes));
     } else {
-      expect(graph_size >= 1 && graphs.num_nodes % graph_size == 0,
-             "graph_size: expected a divisor of the number of rows, " + std::to_string(graphs.num_nodes) +
-                 ", got " + std::to_string(graph_size));
+      L0SIGN_EXPECT(graph_size >= 1 && graphs.num_nodes % graph_size == 0,
+                    "graph_size: expected a divisor of the number of rows, " +
+                        std::to_string(graphs.num_nodes) + ", got " + std::to_string(graph_size));
       graphs.count = graphs.num_nodes / graph_size;
     }
     return graphs;
@@ -105,8 +105,8 @@ class Inputs {
     for (int64_t g = 0; g < graphs.count; ++g) {
       const int64_t n = graphs.offsets ? graphs.offsets[g + 1] - graphs.offsets[g] : graphs.graph_size;
       first_pairs_[g] = pairs;
-      expect(n >= 0 && n < (int64_t{1} << 31) && !__builtin_add_overflow(pairs, pair_count(n), &pairs),
-             "offsets: expected graphs whose pairs can be counted in 64 bits");
+      L0SIGN_EXPECT(n >= 0 && n < (int64_t{1} << 31) && !__builtin_add_overflow(pairs, pair_count(n), &pairs),
+                    "offsets: expected graphs whose pairs can be counted in 64 bits");
     }
     return first_pairs_.data();
   }
@@ -116,8 +116,9 @@ class Inputs {
     const auto expect_part = [&](const Tensor& t, const char* part, std::initializer_list<int64_t> shape) {
       if (!has_shape(t, shape)) expect_shape(t, (std::string(name) + part).c_str(), shape);
     };
-    expect(hidden_weight.dim() == 2,
-           std::string(name) + " hidden weight: expected two dimensions, got " + shape_of(hidden_weight));
+    L0SIGN_EXPECT(
+        hidden_weight.dim() == 2,
+        std::string(name) + " hidden weight: expected two dimensions, got " + shape_of(hidden_weight));
     const int64_t hidden = hidden_weight.sizes()[0];
     expect_part(hidden_weight, " hidden weight", {hidden, in});
     expect_part(hidden_bias, " hidden bias", {hidden});
@@ -133,7 +134,7 @@ class Inputs {
   }
 
   HardConcrete gate(const OptionalTensor& seed, double temperature, double gamma, double zeta) {
-    expect(!seed || seed->numel() == 1, "seed: expected one element");
+    L0SIGN_EXPECT(!seed || seed->numel() == 1, "seed: expected one element");
     return {temperature, gamma, zeta, seed ? index(*seed, "seed") : nullptr};
   }
 
@@ -173,7 +174,7 @@ void forward(const Problem& problem, const Tensor& like) {
 #ifdef L0SIGN_HAVE_CUDA
   if (like.is_cuda()) return cuda::forward(problem, like);
 #endif
-  expect(like.is_cpu(), "expected tensors on the CPU or a CUDA device");
+  L0SIGN_EXPECT(like.is_cpu(), "expected tensors on the CPU or a CUDA device");
   cpu::forward(problem);
 }
 
@@ -182,7 +183,7 @@ void backward(const Problem& problem, const Tensor& like) {
 #ifdef L0SIGN_HAVE_CUDA
   if (like.is_cuda()) return cuda::backward(problem, like);
 #endif
-  expect(like.is_cpu(), "expected tensors on the CPU or a CUDA device");
+  L0SIGN_EXPECT(like.is_cpu(), "expected tensors on the CPU or a CUDA device");
   cpu::backward(problem);
 }
 
@@ -275,9 +276,9 @@ CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor&
                                const Tensor& ew1, const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
                                const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
                                int64_t aggr, double temperature, double gamma, double zeta) {
-  expect(nodes.dim() == 2 && edge_nodes.dim() == 2 && nodes.sizes()[0] == edge_nodes.sizes()[0],
-         "nodes and edge_nodes: expected [N, d] and [N, b], got " + shape_of(nodes) + " and " +
-             shape_of(edge_nodes));
+  L0SIGN_EXPECT(nodes.dim() == 2 && edge_nodes.dim() == 2 && nodes.sizes()[0] == edge_nodes.sizes()[0],
+                "nodes and edge_nodes: expected [N, d] and [N, b], got " + shape_of(nodes) + " and " +
+                    shape_of(edge_nodes));
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(nodes, offsets, graph_size);
   p.aggregation = aggregation_of(aggr);
@@ -332,8 +333,8 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
 template <class A>
 void look_up(Inputs<A>& in, CompleteGraph<A>& p, const Tensor& ids, const OptionalTensor& values,
              const Tensor& node_table) {
-  expect(node_table.dim() == 2 && node_table.sizes()[1] >= 1,
-         "node_table: expected [J, d], got " + shape_of(node_table));
+  L0SIGN_EXPECT(node_table.dim() == 2 && node_table.sizes()[1] >= 1,
+                "node_table: expected [J, d], got " + shape_of(node_table));
   expect_type(node_table, "node_table", kType<A>);  // another type would be a copy of the table
   p.nodes = in(node_table);
   p.pools = true;
@@ -353,7 +354,7 @@ CompleteGraph<A> gated_bag_problem(Inputs<A>& in, const Tensor& ids, const Optio
                                    double zeta) {
   CompleteGraph<A> p = {};
   look_up(in, p, ids, values, node_table);
-  expect(
+  L0SIGN_EXPECT(
       edge_table.dim() == 2 && edge_table.sizes()[0] == node_table.sizes()[0] && edge_table.sizes()[1] >= 1,
       "edge_table: expected [J, b] with the rows of node_table, got " + shape_of(edge_table));
   expect_type(edge_table, "edge_table", kType<A>);
@@ -466,7 +467,7 @@ template <class A>
 CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, const Tensor& b1,
                                  const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
                                  int64_t graph_size, int64_t aggr) {
-  expect(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
+  L0SIGN_EXPECT(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(nodes, offsets, graph_size);
   p.aggregation = ungated_aggregation(aggr);
@@ -508,9 +509,9 @@ EdgeList<A> edges_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, 
                           const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
                           int64_t graph_size, const Tensor& edge_index, const OptionalTensor& edge_weight,
                           int64_t aggr) {
-  expect(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
-  expect(edge_index.dim() == 2 && edge_index.sizes()[0] == 2,
-         "edge_index: expected [2, E], got " + shape_of(edge_index));
+  L0SIGN_EXPECT(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
+  L0SIGN_EXPECT(edge_index.dim() == 2 && edge_index.sizes()[0] == 2,
+                "edge_index: expected [2, E], got " + shape_of(edge_index));
   EdgeList<A> p = {};
   p.graphs = in.graphs(nodes, offsets, graph_size);
   p.aggregation = aggregation_of(aggr);
@@ -570,7 +571,7 @@ CompleteGraph<A> gates_problem(Inputs<A>& in, const Tensor& edge_nodes, const Te
                                const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
                                int64_t graph_size, const OptionalTensor& seed, double temperature,
                                double gamma, double zeta, int64_t& pairs) {
-  expect(edge_nodes.dim() == 2, "edge_nodes: expected [N, b], got " + shape_of(edge_nodes));
+  L0SIGN_EXPECT(edge_nodes.dim() == 2, "edge_nodes: expected [N, b], got " + shape_of(edge_nodes));
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(edge_nodes, offsets, graph_size);
   p.gate = in.gate(seed, temperature, gamma, zeta);
@@ -582,8 +583,8 @@ CompleteGraph<A> gates_problem(Inputs<A>& in, const Tensor& edge_nodes, const Te
 }
 
 void expect_pairs(int64_t given, int64_t pairs) {
-  expect(given == pairs,
-         "num_pairs: expected " + std::to_string(pairs) + " for these graphs, got " + std::to_string(given));
+  L0SIGN_EXPECT(given == pairs, "num_pairs: expected " + std::to_string(pairs) + " for these graphs, got " +
+                                    std::to_string(given));
 }
 
 Results2 edge_gates(const Tensor& edge_nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2,
@@ -632,16 +633,17 @@ Results5 edge_gates_backward(const OptionalTensor& grad_gates, const OptionalTen
 Tensor gate_noise(const Tensor& seed, const OptionalTensor& offsets, int64_t graph_size, int64_t num_graphs,
                   int64_t num_pairs) {
   Inputs<float> in;
-  expect(seed.numel() == 1, "seed: expected one element");
+  L0SIGN_EXPECT(seed.numel() == 1, "seed: expected one element");
   const int64_t* key = in.index(seed, "seed");
-  expect(num_graphs >= 0, "num_graphs: expected at least 0, got " + std::to_string(num_graphs));
+  L0SIGN_EXPECT(num_graphs >= 0, "num_graphs: expected at least 0, got " + std::to_string(num_graphs));
   Graphs graphs = {nullptr, graph_size, num_graphs, 0};
   if (offsets) {
-    expect(offsets->dim() == 1 && offsets->sizes()[0] == num_graphs + 1,
-           "offsets: expected shape [" + std::to_string(num_graphs + 1) + "], got " + shape_of(*offsets));
+    L0SIGN_EXPECT(
+        offsets->dim() == 1 && offsets->sizes()[0] == num_graphs + 1,
+        "offsets: expected shape [" + std::to_string(num_graphs + 1) + "], got " + shape_of(*offsets));
     graphs.offsets = in.index(*offsets, "offsets");
     for (int64_t g = 0; g < num_graphs && seed.is_cpu(); ++g)
-      expect(graphs.offsets[g] <= graphs.offsets[g + 1], "offsets: expected non-decreasing values");
+      L0SIGN_EXPECT(graphs.offsets[g] <= graphs.offsets[g + 1], "offsets: expected non-decreasing values");
   }
   int64_t pairs = num_pairs;
   const int64_t* first_pair = in.first_pairs(graphs, seed.is_cpu(), pairs);

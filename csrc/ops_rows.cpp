@@ -24,9 +24,9 @@ namespace {
 
 // The sums of the gradients [N, width] of each row, in float32 at least, in the type of `grad`.
 Tensor sum_of_rows(const RowSums& sums, int64_t num_positions, const Tensor& grad, const char* name) {
-  expect(grad.dim() == 2 && grad.sizes()[0] == num_positions && grad.sizes()[1] > 0,
-         std::string(name) + ": expected shape [" + std::to_string(num_positions) + ", width], got " +
-             shape_of(grad));
+  L0SIGN_EXPECT(grad.dim() == 2 && grad.sizes()[0] == num_positions && grad.sizes()[1] > 0,
+                std::string(name) + ": expected shape [" + std::to_string(num_positions) + ", width], got " +
+                    shape_of(grad));
   return by_type(grad, [&](auto type) {
     using A = decltype(type);
     return as(sums.of<A>(torch::stable::contiguous(in_type(grad, kType<A>))), grad);
@@ -36,7 +36,9 @@ Tensor sum_of_rows(const RowSums& sums, int64_t num_positions, const Tensor& gra
 std::tuple<Tensor, Tensor, Tensor> embedding_rows(const Tensor& ids, const Tensor& grad_node,
                                                   const OptionalTensor& grad_edge, int64_t num_rows) {
   expect_type(ids, "ids", ScalarType::Long);
-  expect(ids.dim() == 1, "ids: expected shape [N], got " + shape_of(ids));
+  L0SIGN_EXPECT(ids.dim() == 1, "ids: expected shape [N], got " + shape_of(ids));
+  expect_device(grad_node, "grad_node", ids, "ids");
+  if (grad_edge) expect_device(*grad_edge, "grad_edge", ids, "ids");
   const int64_t N = ids.numel();
   const RowSums sums(torch::stable::contiguous(ids), num_rows, true);
   const Tensor node_rows = sum_of_rows(sums, N, grad_node, "grad_node");
@@ -46,6 +48,8 @@ std::tuple<Tensor, Tensor, Tensor> embedding_rows(const Tensor& ids, const Tenso
 }
 
 // ---- Optimizers ----
+
+constexpr int64_t kGrainRows = 1 << 16;  // row_step of so many rows is worth a thread
 
 // The parameters of a step, one after another in every list. The first `rows.size()` have gradients of rows;
 // those of the others are dense.
@@ -58,51 +62,49 @@ struct Group {
 
 // The rows of a tensor [J, ..] and the numbers of each; a scalar is one row.
 struct Table {
-  int64_t rows, width;
-  explicit Table(const Tensor& t) : rows(t.dim() ? t.sizes()[0] : 1), width(rows ? t.numel() / rows : 0) {}
+  int64_t rows = 1, width = 1;
+  explicit Table(const Tensor& t) {
+    for (int64_t k = 0; k < t.dim(); ++k) (k ? width : rows) *= t.sizes()[k];
+  }
 };
 
-void expect_beside(const Tensor& t, const char* name, const Tensor& param) {
-  expect(t.is_cuda() == param.is_cuda(), std::string(name) + ": expected a tensor on its parameter's device");
-}
-
 void expect_like(const Tensor& t, const char* name, const Tensor& param) {
-  expect_beside(t, name, param);
+  expect_device(t, name, param, "its parameter");
   expect_type(t, name, param.scalar_type());
   const bool same =
       t.dim() == param.dim() && std::equal(t.sizes().begin(), t.sizes().end(), param.sizes().begin());
-  expect(same, std::string(name) + ": expected shape " + shape_of(param) + ", got " + shape_of(t));
+  L0SIGN_EXPECT(same, std::string(name) + ": expected shape " + shape_of(param) + ", got " + shape_of(t));
 }
 
 // Of parameter k and of its states; before anything is changed.
 void check(const Group& group, size_t k, std::initializer_list<const Tensor*> states) {
   const Tensor &param = group.params[k], &grad = group.grads[k], &row_step = group.row_steps[k];
-  expect(param.scalar_type() == ScalarType::Float || param.scalar_type() == ScalarType::Double,
-         "param: expected dtype float32 or float64");
-  expect(param.is_contiguous(), "param: expected a contiguous tensor");
-  expect(param.is_cpu() || !group.is_dense(k), "param: expected gradients of rows for a CUDA tensor");
+  L0SIGN_EXPECT(param.scalar_type() == ScalarType::Float || param.scalar_type() == ScalarType::Double,
+                "param: expected dtype float32 or float64");
+  L0SIGN_EXPECT(param.is_contiguous(), "param: expected a contiguous tensor");
+  L0SIGN_EXPECT(param.is_cpu() || !group.is_dense(k), "param: expected gradients of rows for a CUDA tensor");
   for (const Tensor* state : states) {
     expect_like(*state, "state", param);
-    expect(state->is_contiguous(), "state: expected a contiguous tensor");
+    L0SIGN_EXPECT(state->is_contiguous(), "state: expected a contiguous tensor");
   }
-  expect(group.steps[k].is_cpu(), "step: expected a tensor on the CPU");
+  L0SIGN_EXPECT(group.steps[k].is_cpu(), "step: expected a tensor on the CPU");
   expect_type(group.steps[k], "step", ScalarType::Long);
-  expect(group.steps[k].numel() == 1, "step: expected one number, got " + shape_of(group.steps[k]));
-  expect(*read<int64_t>(group.steps[k]) >= 0, "step: expected at least 0");
-  expect(grad.is_contiguous(), "grad: expected a contiguous tensor");
+  L0SIGN_EXPECT(group.steps[k].numel() == 1, "step: expected one number, got " + shape_of(group.steps[k]));
+  L0SIGN_EXPECT(*read<int64_t>(group.steps[k]) >= 0, "step: expected at least 0");
+  L0SIGN_EXPECT(grad.is_contiguous(), "grad: expected a contiguous tensor");
   expect_type(row_step, "row_step", ScalarType::Int);
-  expect(row_step.is_contiguous(), "row_step: expected a contiguous tensor");
-  if (row_step.numel()) expect_beside(row_step, "row_step", param);
+  L0SIGN_EXPECT(row_step.is_contiguous(), "row_step: expected a contiguous tensor");
+  if (row_step.numel()) expect_device(row_step, "row_step", param, "its parameter");
   if (group.is_dense(k)) return expect_like(grad, "grad", param);
 
   const Table table(param);
   const Tensor& rows = group.rows[k];
   if (row_step.numel()) expect_shape(row_step, "row_step", {table.rows});
-  expect_beside(rows, "rows", param);
-  expect_beside(grad, "grad", param);
+  expect_device(rows, "rows", param, "its parameter");
+  expect_device(grad, "grad", param, "its parameter");
   expect_type(rows, "rows", ScalarType::Long);
-  expect(rows.dim() == 1 && rows.is_contiguous(),
-         "rows: expected a contiguous tensor [U], got " + shape_of(rows));
+  L0SIGN_EXPECT(rows.dim() == 1 && rows.is_contiguous(),
+                "rows: expected a contiguous tensor [U], got " + shape_of(rows));
   const int64_t U = rows.sizes()[0];
   expect_type(grad, "grad", param.scalar_type());
   expect_shape(grad, "grad", {U, table.width});
@@ -111,7 +113,8 @@ void check(const Group& group, size_t k, std::initializer_list<const Tensor*> st
   // Ascending, so each is there once: threads never meet in a row.
   bool valid = U == 0 || (row[0] >= 0 && row[U - 1] < table.rows);
   for (int64_t u = 1; u < U; ++u) valid = valid & (row[u - 1] < row[u]);
-  expect(valid, "rows: expected ascending values in 0.." + std::to_string(table.rows - 1) + ", each once");
+  L0SIGN_EXPECT(valid,
+                "rows: expected ascending values in 0.." + std::to_string(table.rows - 1) + ", each once");
 }
 
 // Updates the rows of a parameter where it is.
@@ -142,8 +145,11 @@ void update(const Group& group, size_t k, Apply apply) {
   if (gradient.width) apply(gradient, decay);
   if (!dense || !last) return;
   // Every row has had its decay; without any, a row that never had it still has none to make up for.
-  for (int64_t row = 0; row < row_step.numel(); ++row)
-    if (group.weight_decay != 0 || last[row] > 0) last[row] = static_cast<int32_t>(step);
+  const bool decayed = group.weight_decay != 0;
+  torch::stable::parallel_for(0, row_step.numel(), kGrainRows, [&](int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row)
+      if (decayed || last[row] > 0) last[row] = static_cast<int32_t>(step);
+  });
 }
 
 void check_lengths(const Group& group, std::initializer_list<const std::vector<Tensor>*> states) {
@@ -151,7 +157,7 @@ void check_lengths(const Group& group, std::initializer_list<const std::vector<T
   bool same = group.steps.size() == count && group.row_steps.size() == count && group.grads.size() == count &&
               group.rows.size() <= count;
   for (const std::vector<Tensor>* state : states) same = same && state->size() == count;
-  expect(same, "params: expected lists of one length, and no more rows than that");
+  L0SIGN_EXPECT(same, "params: expected lists of one length, and no more rows than that");
 }
 
 void row_adagrad(const std::vector<Tensor>& params, const std::vector<Tensor>& sums,

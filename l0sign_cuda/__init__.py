@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .estimator import L0SIGNClassifier
     from .evaluation import evaluate
     from .explanation import explain
+    from .optim import parameter_groups
     from .training import FitResult, fit
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "functional",
     "load_model",
     "optim",
+    "parameter_groups",
     "reference",
     "save_model",
 ]
@@ -62,6 +64,7 @@ _LAZY = {
     "explain": "explanation",
     "fit": "training",
     "load_model": "checkpoint",
+    "parameter_groups": "optim",
     "save_model": "checkpoint",
 }
 

@@ -210,7 +210,7 @@ def load_config(path: str | Path) -> TrainConfig | None:
     """How the model in the directory `path` was trained, if that was saved with it."""
     file = Path(path) / MODEL_FILE
     training = read_header(file).get("training")
-    return None if training is None else TrainConfig.from_mapping(training, source=str(file))
+    return None if training is None else TrainConfig.from_stored(training, source=str(file))
 
 
 def _check_format(file: Path, header: Mapping[str, Any]) -> None:

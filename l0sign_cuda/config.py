@@ -68,7 +68,7 @@ class TrainConfig:
         "optimizer; the paper's authors use adagrad; row_*: for large vocabularies, on touched rows only",
     )
     lr: float = _option(0.01, "learning rate", above=0)
-    edge_lr: float = _option(0.1, "learning rate of the edge network, as a multiple of lr", above=0)
+    edge_lr_factor: float = _option(0.1, "learning rate of the edge network, as a multiple of lr", above=0)
     weight_decay: float = _option(1e-5, "weight decay of everything but the edge network", least=0)
     batch_size: int = _option(1024, "samples in a step", least=1)
     epochs: int = _option(15, "passes over the training samples, at most", least=0)
@@ -130,6 +130,12 @@ class TrainConfig:
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any], source: str) -> TrainConfig:
+        """The config that a run has stored, maybe before there were all of today's names."""
+        # One rate for all parameters, when there was no factor.
+        return cls.from_mapping({"edge_lr_factor": 1.0, **values}, source)
 
     @classmethod
     def from_file(cls, path: str | Path) -> TrainConfig:

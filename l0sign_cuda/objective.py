@@ -57,7 +57,7 @@ def empirical_risk(
         risk = _LOSSES[loss](logits, target)
     else:
         raise ValueError(f"loss: expected a function or one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
-    if risk.dim() != 1:  # of several outputs, or already a mean
+    if risk.shape != logits.shape[:1]:  # of several outputs, or already a mean
         risk = _mean(risk)
     if _is_used("l0_weight", l0_weight):
         risk = _add(risk, output.l0_penalty, l0_weight)

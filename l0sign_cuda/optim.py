@@ -27,7 +27,7 @@ With `torch.amp.GradScaler` they work as any optimizer: it unscales sparse gradi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -35,15 +35,62 @@ from torch import Tensor
 from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 
+from .layers import PairNetwork
 from .rows import as_matrix, embedding_rows, has_kernel, large_pages, row_adagrad_, row_adam_
 
-__all__ = ["RowAdagrad", "RowAdam"]
+__all__ = ["RowAdagrad", "RowAdam", "parameter_groups"]
 
-_NOT_COUNTED = torch.empty(0, dtype=torch.int32)
+
+def parameter_groups(
+    model: torch.nn.Module, lr: float, edge_lr_factor: float = 0.1, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """The parameters of a model as groups for an optimizer: edge networks learn slower, and do not decay.
+
+        >>> optimizer = torch.optim.Adam(l0sign_cuda.parameter_groups(model, lr=0.01))
+
+    An edge network moves the gates of all pairs together, and Adam's step does not get smaller with a small
+    penalty. At the full rate it closes all edges, or opens them for good, before the messages have learned
+    which of them are worth keeping: which of the two is up to the initial weights. The edge embeddings, which
+    tell pairs apart, keep the full rate.
+
+    Args:
+        model: an `L0SIGN`, or a module with an `L0SIGNLayer` or `L0EdgePredictor` in it.
+        lr: learning rate of everything but edge networks.
+        edge_lr_factor: the learning rate of edge networks, as a multiple of `lr`.
+        weight_decay: of everything but edge networks, whose logits it would pull to zero, against what the L0
+            penalty decides.
+
+    Returns:
+        Groups with "params", "lr" and "weight_decay"; one of them where there is no edge network.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: an `lr`, `edge_lr_factor` or `weight_decay` below 0.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    _check_not_negative(lr=lr, edge_lr_factor=edge_lr_factor, weight_decay=weight_decay)
+    of_edges = {
+        param: None
+        for name, module in model.named_modules()
+        if isinstance(module, PairNetwork) and name.split(".")[-1] == "edge"
+        for param in module.parameters()
+    }
+    # Decay on the edge embeddings, which an edge network reads, is worth having: on Frappe the gates then
+    # close later, and better.
+    others = [param for param in model.parameters() if param not in of_edges]
+    groups = [
+        {"params": others, "lr": lr, "weight_decay": weight_decay},
+        {"params": [*of_edges], "lr": lr * edge_lr_factor, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 class _RowOptimizer(torch.optim.Optimizer):
     """What both have in common; a subclass says how state begins and how it updates."""
+
+    _tables: tuple[str, ...]
+    """The states of a parameter's shape, in the order that updates take them."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -67,49 +114,48 @@ class _RowOptimizer(torch.optim.Optimizer):
             for param in params:
                 _check_gradient(param, param.grad)
         for group, params in groups:
-            kernel: list[Tensor] = []
-            tables: list[Tensor] = []
-            others: list[Tensor] = []
             for param in params:
                 if not self.state[param]:
                     large_pages(param.detach())  # a copy of a model lies in others
                     # On the CPU, where reading it costs nothing; float32 would not count beyond 2^24.
                     count = torch.zeros((), dtype=torch.int64)
                     self.state[param] = {"step": count, **self._new_state(param, group)}
-                dense = _is_dense(param)
-                (kernel if has_kernel(param, dense) else others if dense else tables).append(param)
-            kernel.sort(key=_is_dense)
-            for together in (kernel, tables):
-                if together:
-                    self._step_rows(group, together)
-            if others:
-                self._step_dense(group, others)
+            by_rows = [param for param in params if not _is_dense(param)]
+            dense = [param for param in params if _is_dense(param)]
+            # All that operators can update, in one call.
+            together = [param for param in (*by_rows, *dense) if has_kernel(param, _is_dense(param))]
+            self._step_rows(group, together)
+            self._step_rows(group, [param for param in by_rows if not has_kernel(param, dense=False)])
+            self._step_dense(group, [param for param in dense if not has_kernel(param, dense=True)])
         return loss
 
     def _step_rows(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Of parameters of which first come those with gradients of rows."""
-        states = [self.state[param] for param in params]
+        if not params:
+            return
         rows, grads, row_steps = [], [], []
-        for param, state in zip(params, states, strict=True):
+        for param in params:
             grad = cast(Tensor, param.grad)
             if grad.is_sparse:
                 touched, grad = _rows_of(grad)
                 rows.append(touched)
             grads.append(grad.contiguous())
-            row_steps.append(_row_step(group, param, state))
-        steps = [state["step"] for state in states]
-        tables = zip(*(map(self._of_table, states)), strict=True)
-        self._update_rows(group, params, *map(list, tables), steps, row_steps, rows, grads)
+            row_steps.append(_row_step(group, param, self.state[param]))
+        steps, *tables = (self._states(params, name) for name in ("step", *self._tables))
+        self._update_rows(group, params, tables, steps, row_steps, rows, grads)
 
     def _step_dense(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """As torch does it, on a GPU and for half types."""
+        """As torch does it: on a GPU, for half types, and where there is no binary."""
+        if not params:
+            return
         grads = [cast(Tensor, param.grad) for param in params]
-        states = [self.state[param] for param in params]
+        tables = [self._states(params, name) for name in self._tables]
         # What torch's kernels count in, and count up; off the CPU fused ones want it there, rows do not.
-        steps = [state["step"].float() for state in states]
+        steps = [step.float() for step in self._states(params, "step")]
         fused = all(param.is_cpu for param in params) or None
-        self._update_dense(group, params, grads, [*map(self._of_table, states)], steps, fused)
-        for state in states:
+        self._update_dense(group, params, grads, tables, steps, fused)
+        for param in params:
+            state = self.state[param]
             state["step"] += 1
             row_step = state.get("row_step")
             if row_step is None:
@@ -138,11 +184,19 @@ class _RowOptimizer(torch.optim.Optimizer):
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def _of_table(self, state: dict[str, Tensor]) -> list[Tensor]:
-        """The tensors of a state that have the parameter's shape."""
-        return [tensor for name, tensor in state.items() if name not in ("step", "row_step")]
+    def _states(self, params: list[Tensor], name: str) -> list[Tensor]:
+        return [self.state[param][name] for param in params]
 
-    def _update_rows(self, group: dict[str, Any], *lists: Sequence[Tensor]) -> None:
+    def _update_rows(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        tables: list[list[Tensor]],
+        steps: list[Tensor],
+        row_steps: list[Tensor | None],
+        rows: list[Tensor],
+        grads: list[Tensor],
+    ) -> None:
         raise NotImplementedError
 
     def _update_dense(
@@ -150,7 +204,7 @@ class _RowOptimizer(torch.optim.Optimizer):
         group: dict[str, Any],
         params: list[Tensor],
         grads: list[Tensor],
-        states: list[list[Tensor]],
+        tables: list[list[Tensor]],
         steps: list[Tensor],
         fused: bool | None,
     ) -> None:
@@ -168,6 +222,8 @@ class RowAdagrad(_RowOptimizer):
         initial_accumulator_value: what the sums of squared gradients begin with.
         eps: added to the root of the sums.
     """
+
+    _tables = ("sum",)
 
     def __init__(
         self,
@@ -199,9 +255,24 @@ class RowAdagrad(_RowOptimizer):
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"sum": large_pages(torch.empty_like(param)).fill_(group["initial_accumulator_value"])}
 
-    def _update_rows(self, group: dict[str, Any], *lists: Sequence[Tensor]) -> None:
+    def _update_rows(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        tables: list[list[Tensor]],
+        steps: list[Tensor],
+        row_steps: list[Tensor | None],
+        rows: list[Tensor],
+        grads: list[Tensor],
+    ) -> None:
+        (sums,) = tables
         row_adagrad_(
-            *lists,
+            params,
+            sums,
+            steps,
+            row_steps,
+            rows,
+            grads,
             lr=float(group["lr"]),
             lr_decay=group["lr_decay"],
             weight_decay=group["weight_decay"],
@@ -213,14 +284,15 @@ class RowAdagrad(_RowOptimizer):
         group: dict[str, Any],
         params: list[Tensor],
         grads: list[Tensor],
-        states: list[list[Tensor]],
+        tables: list[list[Tensor]],
         steps: list[Tensor],
         fused: bool | None,
     ) -> None:
+        (sums,) = tables
         adagrad(
             params,
             grads,
-            [total for (total,) in states],
+            sums,
             steps,
             fused=fused,
             has_sparse_grad=False,
@@ -243,6 +315,8 @@ class RowAdam(_RowOptimizer):
         weight_decay: L2 penalty; with sparse gradients made up for when a row is touched.
     """
 
+    _tables = ("exp_avg", "exp_avg_sq")
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -261,11 +335,27 @@ class RowAdam(_RowOptimizer):
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: large_pages(torch.empty_like(param)).zero_() for name in ("exp_avg", "exp_avg_sq")}
+        return {name: large_pages(torch.empty_like(param)).zero_() for name in self._tables}
 
-    def _update_rows(self, group: dict[str, Any], *lists: Sequence[Tensor]) -> None:
+    def _update_rows(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        tables: list[list[Tensor]],
+        steps: list[Tensor],
+        row_steps: list[Tensor | None],
+        rows: list[Tensor],
+        grads: list[Tensor],
+    ) -> None:
+        exp_avgs, exp_avg_sqs = tables
         row_adam_(
-            *lists,
+            params,
+            exp_avgs,
+            exp_avg_sqs,
+            steps,
+            row_steps,
+            rows,
+            grads,
             lr=float(group["lr"]),
             betas=group["betas"],
             weight_decay=group["weight_decay"],
@@ -277,16 +367,17 @@ class RowAdam(_RowOptimizer):
         group: dict[str, Any],
         params: list[Tensor],
         grads: list[Tensor],
-        states: list[list[Tensor]],
+        tables: list[list[Tensor]],
         steps: list[Tensor],
         fused: bool | None,
     ) -> None:
+        exp_avgs, exp_avg_sqs = tables
         beta1, beta2 = group["betas"]
         adam(
             params,
             grads,
-            [mean for mean, _ in states],
-            [square for _, square in states],
+            exp_avgs,
+            exp_avg_sqs,
             [],
             steps,
             fused=fused,
@@ -319,23 +410,24 @@ def _is_dense(param: Tensor) -> bool:
 
 def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of a sparse gradient, ascending and each once, and their gradients [U, w]."""
-    rows, values = grad._indices()[0], as_matrix(grad._values())
+    # Whoever made the gradient may have given it indices with strides.
+    rows, values = grad._indices()[0].contiguous(), as_matrix(grad._values())
     if not grad.is_coalesced():
         rows, values, _ = embedding_rows(rows, values, None, grad.shape[0])
     return rows, values
 
 
-def _row_step(group: dict[str, Any], param: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """When its rows had their last step: [J], one number for all rows, or empty where it is not counted."""
+def _row_step(group: dict[str, Any], param: Tensor, state: dict[str, Tensor]) -> Tensor | None:
+    """When its rows had their last step: [J], one number for all rows, or None where it is not counted."""
     row_step, decays = state.get("row_step"), group["weight_decay"]
     if cast(Tensor, param.grad).is_sparse:
         if decays and (row_step is None or row_step.dim() == 0):
             row_step = large_pages(torch.empty(len(param), dtype=torch.int32, device=param.device))
             state["row_step"] = row_step.fill_(state.get("row_step", 0))
-        return _NOT_COUNTED if row_step is None or row_step.dim() == 0 else row_step
+        return None if row_step is None or row_step.dim() == 0 else row_step
     if row_step is None and decays:  # one number, until some rows are touched alone
         row_step = state["row_step"] = torch.zeros((), dtype=torch.int32)
-    return _NOT_COUNTED if row_step is None else row_step
+    return row_step
 
 
 def _check_not_negative(**options: float) -> None:

@@ -66,7 +66,7 @@ def embedding_rows(
     Returns:
         (rows, node_rows, edge_rows): the U different ids, ascending, int64 [U]; their sums [U, d] and [U, b],
         summed in float32 at least; without ``grad_edge`` the last is [0]. On CUDA tensors the host waits for
-        U, and sums of many positions are put together from those of 32 positions each.
+        U and for two ids, and sums of many positions are put together from those of 32 positions each.
 
     Raises:
         RuntimeError: an id out of range.
@@ -78,7 +78,7 @@ def row_adagrad_(
     params: Sequence[Tensor],
     sums: Sequence[Tensor],
     steps: Sequence[Tensor],
-    row_steps: Sequence[Tensor],
+    row_steps: Sequence[Tensor | None],
     rows: Sequence[Tensor],
     grads: Sequence[Tensor],
     *,
@@ -94,7 +94,7 @@ def row_adagrad_(
         sums: of the same shapes, the sums of squared gradients, changed in place.
         steps: int64 numbers on the CPU, how many steps each has had, counted up.
         row_steps: int32 [J], the last step that touched each row, 0 before the first, changed in place: a row
-            makes up for the weight decay of the steps it missed since. Empty: it does not. Of a dense
+            makes up for the weight decay of the steps it missed since. None: it does not. Of a dense
             gradient it may be one number for all rows.
         rows: int64 [U], ascending, each once. (On a GPU nobody looks whether they are; what is out of range
             is left out.)
@@ -113,7 +113,7 @@ def row_adam_(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
-    row_steps: Sequence[Tensor],
+    row_steps: Sequence[Tensor | None],
     rows: Sequence[Tensor],
     grads: Sequence[Tensor],
     *,
@@ -143,9 +143,13 @@ def row_adam_(
 
 
 def has_kernel(param: Tensor, dense: bool) -> bool:
-    """Whether operators update this parameter by this kind of gradient; the definitions below take any."""
-    plain = param.dtype in (torch.float32, torch.float64) and param.is_contiguous()
-    return plain and (param.is_cpu or (param.is_cuda and not dense))
+    """Whether operators update this parameter by this kind of gradient; the definitions below take any.
+
+    Dense gradients only where the binary is, on the CPU: torch's own optimizers beat the definitions there.
+    """
+    if param.dtype not in (torch.float32, torch.float64) or not param.is_contiguous():
+        return False
+    return param.is_cpu and _extension.is_available() if dense else param.is_cpu or param.is_cuda
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
@@ -164,14 +168,20 @@ def large_pages(table: Tensor) -> Tensor:
     if sys.platform != "linux" or not _checks.readable(table):  # a fake tensor has no memory
         return table
     size = table.numel() * table.element_size()
-    if size >= 2 * _LARGE_PAGE:
+    if size >= 2 * _LARGE_PAGE and not table.is_shared():  # other processes have a say in shared memory
         begin = -(-table.data_ptr() // _LARGE_PAGE) * _LARGE_PAGE
         end = (table.data_ptr() + size) // _LARGE_PAGE * _LARGE_PAGE
-        # Advice: where it is not taken, everything works as before. The first is for memory that nobody has
-        # written to yet, the second, new in Linux 6.1, for memory that is in use.
-        for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice)
+        _ask_for_large_pages(begin, end)
     return table
+
+
+def _ask_for_large_pages(begin: int, end: int) -> bool:
+    """Whether Linux gave them to the addresses from `begin` to `end`."""
+    # Advice: where it is not taken, everything works as before. The first is for memory that nobody has
+    # written to yet, the second, new in Linux 6.1, for memory that is in use.
+    madvise = ctypes.CDLL(None).madvise
+    where = ctypes.c_void_p(begin), ctypes.c_size_t(end - begin)
+    return [madvise(*where, advice) for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE)] == [0, 0]
 
 
 def accumulated(tensor: Tensor) -> Tensor:
@@ -221,11 +231,14 @@ def _update(
     definition: Callable[..., Any],
     tables: Sequence[Sequence[Tensor]],
     steps: Sequence[Tensor],
-    row_steps: Sequence[Tensor],
+    row_steps: Sequence[Tensor | None],
     rows: Sequence[Tensor],
     grads: Sequence[Tensor],
     *options: Any,
 ) -> None:
+    # Not None in the schema: torch's functionalization takes none in a list that is changed, nor one tensor
+    # twice.
+    row_steps = [torch.empty(0, dtype=torch.int32) if last is None else last for last in row_steps]
     if all(has_kernel(param, dense=k >= len(rows)) for k, param in enumerate(tables[0])):
         _call(name, definition, *tables, steps, row_steps, rows, grads, *options)
         for changed in tables:  # what autograd saved of them is out of date

@@ -39,7 +39,7 @@ from .evaluation import Part, Samples, count_pairs, measure, run
 from .metrics import Loss, is_better
 from .model import L0SIGN
 from .objective import empirical_risk
-from .optim import RowAdagrad, RowAdam
+from .optim import RowAdagrad, RowAdam, parameter_groups
 
 #: What may differ when a run continues: none of these touches a number that is already computed.
 RESUMABLE = ("epochs", "patience", "on_collapse", "num_threads", "checkpoint_steps")
@@ -173,7 +173,7 @@ def stored_config(run: str | Path) -> TrainConfig | None:
     file = Path(run) / STATE_FILE
     if not file.exists():
         return None
-    return TrainConfig.from_mapping(read_header(file).get("config", {}), source=str(file))
+    return TrainConfig.from_stored(read_header(file).get("config", {}), source=str(file))
 
 
 class _Trainer:
@@ -449,21 +449,7 @@ def _count_outputs(part: Part, loss: Loss) -> int:
 
 
 def _make_optimizer(model: L0SIGN, config: TrainConfig) -> torch.optim.Optimizer:
-    # Weight decay on the edge network would pull its logits to zero, against what the L0 penalty decides.
-    # On the embeddings it reads, decay is worth having: on Frappe the gates then close later, and better.
-    parameters: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        parameters[not name.startswith("interaction.edge.")].append(parameter)
-    # The network moves the gates of all pairs together, and Adam's step does not get smaller with a small
-    # penalty. At the full rate it closes all edges, or opens them for good, before the messages have learned
-    # which of them are worth keeping: which of the two is up to the initial weights. The edge embeddings,
-    # which tell pairs apart, keep the full rate.
-    of_edges = {"weight_decay": 0.0, "lr": config.lr * config.edge_lr}
-    groups = [
-        {"params": members, **({"weight_decay": config.weight_decay} if decayed else of_edges)}
-        for decayed, members in parameters.items()
-        if members
-    ]
+    groups = parameter_groups(model, config.lr, config.edge_lr_factor, config.weight_decay)
     on_cpu = next(model.parameters()).device.type == "cpu"
     if config.optimizer == "row_adam":
         return RowAdam(groups, lr=config.lr)

@@ -390,8 +390,7 @@ def test_rows_of_tables_on_cuda():
     with cases.OperatorCalls() as calls:
         touched, sums, _ = rows.embedding_rows(torch.zeros(9, dtype=torch.int64), torch.ones(9, 4), None, 30)
         tables = [[torch.zeros(30, 4)] for _ in range(3)]
-        steps, uncounted = [torch.tensor(0, device="cpu")], [torch.empty(0, dtype=torch.int32, device="cpu")]
-        args = (steps, uncounted, [touched], [sums])
+        args = ([torch.tensor(0, device="cpu")], [None], [touched], [sums])
         options = {"lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
         rows.row_adagrad_(*tables[:2], *args, lr_decay=0.0, **options)
         rows.row_adam_(*tables, *args, betas=(0.9, 0.99), **options)

@@ -36,7 +36,7 @@ def test_a_demo_that_finds_nothing_says_so(tmp_path: Path, monkeypatch: pytest.M
     planted = data.planted(600)
     monkeypatch.setattr(data, "planted", lambda: planted)
     collapsing = demo.SETTINGS.replace(
-        epochs=2, batch_size=16, l0_weight=50.0, l0_warmup_epochs=0, lr=0.1, edge_lr=1.0
+        epochs=2, batch_size=16, l0_weight=50.0, l0_warmup_epochs=0, lr=0.1, edge_lr_factor=1.0
     )
     monkeypatch.setattr(demo, "SETTINGS", collapsing)
     with pytest.warns(UserWarning, match="all edges are closed"):

@@ -94,6 +94,20 @@ def test_an_empty_batch_has_no_risk(loss, outputs, target):
 
 ones = torch.ones
 BINARY, CLASSES, WITHOUT_L2 = make_output(), make_output(2), make_output(l2=False)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (2 * B,)])
+def test_a_custom_loss_of_another_shape_keeps_the_penalties(shape):
+    """Say one that leaves out samples: its mean counts, and the penalties of all samples."""
+    output = make_output()
+    risk = empirical_risk(
+        output, torch.zeros(B), 0.5, 0.25, loss=lambda logits, target: logits.new_full(shape, 2)
+    )
+    expected = (2 if shape[0] else 0) + 0.5 * output.l0_penalty.mean() + 0.25 * output.l2_penalty.mean()
+    torch.testing.assert_close(risk, expected)
+    assert risk.shape == ()
+
+
 REFUSALS = [
     (ValueError, (BINARY, ones(6), -1), "l0_weight: expected a number of at least 0, got -1"),
     (ValueError, (BINARY, ones(6), 0, float("nan")), "l2_weight: expected a number of at least 0, got nan"),

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from l0sign_cuda import L0SIGN, empirical_risk, rows
-from l0sign_cuda.optim import RowAdagrad, RowAdam
+from l0sign_cuda import L0SIGN, _extension, empirical_risk, rows
+from l0sign_cuda.optim import RowAdagrad, RowAdam, parameter_groups
 
 ROWS, WIDTH, STEPS = 30, 4, 12
 KINDS = [RowAdagrad, RowAdam]
@@ -456,3 +456,69 @@ def test_options_that_are_no_numbers():
         (name,) = options
         with pytest.raises(ValueError, match=f"{name}: expected .* got"):
             RowAdam([make_table()], **options)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_without_rows(kind, weight_decay):
+    param = torch.nn.Parameter(torch.zeros(0, 8))
+    optimizer = kind([param], weight_decay=weight_decay)
+    empty = torch.zeros(1, 0, dtype=torch.int64)
+    for grad in (
+        torch.sparse_coo_tensor(empty, torch.zeros(0, 8), (0, 8), check_invariants=True),
+        torch.zeros(0, 8),
+    ):
+        param.grad = grad
+        optimizer.step()
+    assert optimizer.state[param]["step"] == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_coalesced_gradient_may_have_strided_indices(kind):
+    ids = torch.tensor([[1, 9, 4, 9]])[:, ::2]
+    grad = torch.sparse_coo_tensor(
+        ids,
+        torch.ones(2, WIDTH, dtype=torch.float64),
+        (ROWS, WIDTH),
+        is_coalesced=True,
+        check_invariants=True,
+    )
+    assert not grad._indices()[0].is_contiguous()
+    strided, plain = (train(kind, [g]) for g in (grad, grad.to_dense().to_sparse(1)))
+    assert torch.equal(strided, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_the_binary_dense_parameters_take_torchs_step(kind, monkeypatch):
+    param = make_table()
+    expected = train(kind, [torch.ones(ROWS, WIDTH, dtype=torch.float64)] * 2)
+    monkeypatch.setattr(_extension, "is_available", lambda: False)
+    monkeypatch.setattr(kind, "_update_rows", None)
+    actual = train(kind, [torch.ones(ROWS, WIDTH, dtype=torch.float64)] * 2, param=param)
+    assert_equal_within_rounding(actual, expected)
+
+
+# -------------------- groups of parameters
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, RowAdam, torch.optim.AdamW])
+def test_edge_networks_are_a_group_of_their_own(make):
+    models = torch.nn.ModuleDict({"first": L0SIGN(9), "plain": L0SIGN(9, gated=False)})
+    optimizer = make(parameter_groups(models, lr=0.2, edge_lr_factor=0.5, weight_decay=0.3))
+    others, edges = optimizer.param_groups
+    assert (others["lr"], others["weight_decay"]) == (0.2, 0.3)
+    assert (edges["lr"], edges["weight_decay"]) == (0.1, 0.0)
+    of_edges = {name for name, param in models.named_parameters() if any(param is p for p in edges["params"])}
+    assert of_edges == {
+        f"first.interaction.edge.{layer}.{kind}" for layer in ("hidden", "out") for kind in ("weight", "bias")
+    }
+    assert len(others["params"]) + len(edges["params"]) == len([*models.parameters()])
+    assert len(parameter_groups(models["plain"], lr=0.2)) == 1
+
+
+def test_groups_refuse_what_is_no_model_and_no_rate():
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got list"):
+        parameter_groups([make_table()], lr=0.1)
+    for name in ("lr", "edge_lr_factor", "weight_decay"):
+        with pytest.raises(ValueError, match=f"^{name}: expected a number of at least 0, got -1"):
+            parameter_groups(L0SIGN(9), **{"lr": 0.1, name: -1})

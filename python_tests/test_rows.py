@@ -38,13 +38,11 @@ ADAM = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.01, "eps": 1e-8}
 # Some rows never touched before, some a step ago, some longer.
 ROW_STEP = torch.tensor([0, 11, 4, 1, 9, 0, 10, 2] * 5, dtype=torch.int32)
 UPDATES = [(rows.row_adagrad_, 2, ADAGRAD), (rows.row_adam_, 3, ADAM)]
-NOT_COUNTED = torch.empty(0, dtype=torch.int32)
 
 
 def apply(update, tables, row_step, touched, grad, **options):
     """The twelfth step of one parameter: its tables and row_step change."""
     lists = [[table] for table in tables]
-    row_step = NOT_COUNTED if row_step is None else row_step
     touched = [] if touched is None else [touched]
     update(*lists, [torch.tensor(11)], [row_step], touched, [grad], **options)
 
@@ -188,17 +186,44 @@ def test_ids_out_of_range(wrong):
     ],
 )
 def test_updates_refuse_what_does_not_fit(change, message):
-    args = {"param": torch.ones(8, 4), "state_sum": torch.ones(8, 4), "row_step": NOT_COUNTED}
+    args = {"param": torch.ones(8, 4), "state_sum": torch.ones(8, 4), "row_step": None}
     args |= {"rows": torch.tensor([1, 2]), "grad": torch.ones(2, 4), **change}
     param, state_sum, row_step, touched, grad = args.values()
     first, dense = torch.ones(8, 4), touched is None
     lists = [[first, param], [torch.ones(8, 4), state_sum], [torch.tensor(0), torch.tensor(3)]]
-    lists += [[NOT_COUNTED, row_step], [torch.tensor([1]), *([] if dense else [touched])]]
+    lists += [[None, row_step], [torch.tensor([1]), *([] if dense else [touched])]]
     with pytest.raises(RuntimeError, match=message):
         rows.row_adagrad_(*lists, [torch.ones(1, 4), grad], **ADAGRAD)
     for table in (first, param):
         assert torch.equal(table, torch.ones(8, 4))
     assert [int(step) for step in lists[2]] == [0, 3]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs two devices")
+def test_operators_refuse_tensors_on_other_devices():
+    ids, grads = torch.tensor([2, 2], device="cuda"), torch.ones(2, 4, device="cuda")
+    with pytest.raises(
+        RuntimeError, match="grad_edge: expected a tensor on the device of ids, cuda:0, got one on cpu"
+    ):
+        rows.embedding_rows(ids, grads, grads.cpu(), 8)
+    lists = [[torch.ones(8, 4, device="cuda")], [torch.ones(8, 4)], [torch.tensor(0)], [None]]
+    with pytest.raises(RuntimeError, match="state: expected a tensor on the device of its parameter, cuda:0"):
+        rows.row_adagrad_(*lists, [ids[:1]], [grads[:1]], **ADAGRAD)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("update", "number", "options"), UPDATES)
+def test_counters_of_many_rows_after_a_dense_step(update, number, options, decay, monkeypatch):
+    """Threads share them."""
+    found = []
+    for binary in (True, False):
+        tables, row_step = [torch.ones(200_000, 1) for _ in range(number)], ROW_STEP.repeat(5_000)
+        if not binary:
+            without_binary(monkeypatch)
+        apply(update, tables, row_step, None, torch.ones(200_000, 1), **{**options, "weight_decay": decay})
+        found.append(row_step)
+    assert torch.equal(*found)
+    assert found[0][:3].tolist() == [12 if decay else 0, 12, 12]
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -213,19 +238,19 @@ def test_a_group_is_its_parameters(update, number, options, dtype, decay, device
     second = torch.tensor([0, 5, 11], device=device)
     grads = [sums, torch.rand(3, 6, dtype=dtype, device=device)]
     grads += [torch.rand(shape, dtype=dtype, device=device) for shape in shapes[2:]]
-    row_steps = [ROW_STEP.clone().to(device), NOT_COUNTED.to(device)]
+    row_steps = [ROW_STEP.clone().to(device), None]
     row_steps += [torch.tensor([0, 3, 9, 1, 0, 2, 4], dtype=torch.int32, device=device)]
-    row_steps += [torch.tensor(2, dtype=torch.int32), NOT_COUNTED, torch.tensor(0, dtype=torch.int32)]
+    row_steps += [torch.tensor(2, dtype=torch.int32), None, torch.tensor(0, dtype=torch.int32)]
     tables = [[torch.rand(shape, dtype=dtype, device=device) for shape in shapes] for _ in range(number)]
 
     def finish(*parts):
-        found = [[table.clone() for table in group] for group in (*tables, row_steps)]
+        found = [[None if t is None else t.clone() for t in group] for group in (*tables, row_steps)]
         steps = [torch.tensor(11 + k) for k in range(len(shapes))]
         for part in parts:
             lists = [[group[k] for k in part] for group in (*found[:-1], steps, found[-1])]
             touched_rows = [[touched, second][k] for k in part if k < 2]
             update(*lists, touched_rows, [grads[k] for k in part], **options)
-        return [*(table for group in found for table in group), *steps]
+        return [*(t for group in found for t in group if t is not None), *steps]
 
     together, apart = finish(range(6)), finish(*([k] for k in range(6)))
     assert all(map(torch.equal, together, apart))
@@ -240,11 +265,12 @@ def test_opcheck():
     tables, grad = make_tables(30, 3, torch.float32), torch.ones(2, 4)
     touched, lists = torch.tensor([1, 5]), [[table] for table in tables]
     count, row_step = torch.tensor(11), ROW_STEP[:30].clone()
+    uncounted = torch.empty(0, dtype=torch.int32)
     for name, args in (
         ("embedding_rows", (ids, node, edge, 30)),
         ("embedding_rows", (ids, node.bfloat16(), None, 30)),
-        ("row_adagrad_", (*lists[:2], [count], [NOT_COUNTED], [touched], [grad], 0.1, 0.0, 0.0, 1e-8)),
-        ("row_adam_", (*lists, [count], [NOT_COUNTED], [touched], [grad], 0.1, 0.9, 0.99, 0.0, 1e-8)),
+        ("row_adagrad_", (*lists[:2], [count], [uncounted], [touched], [grad], 0.1, 0.0, 0.0, 1e-8)),
+        ("row_adam_", (*lists, [count], [uncounted], [touched], [grad], 0.1, 0.9, 0.99, 0.0, 1e-8)),
         ("row_adam_", (*lists, [count], [row_step], [touched], [grad], 0.1, 0.9, 0.99, 0.1, 1e-8)),
         ("row_adam_", (*lists, [count], [row_step], [], [tables[0]], 0.1, 0.9, 0.99, 0.1, 1e-8)),
     ):
@@ -386,16 +412,41 @@ def huge_kilobytes(table):
     return 0
 
 
+def watch_large_pages(monkeypatch):
+    """A list of all (begin, end, whether Linux gave them) from now on."""
+    asked, ask = [], rows._ask_for_large_pages
+
+    def watched(begin, end):
+        asked.append((begin, end, ask(begin, end)))
+
+    monkeypatch.setattr(rows, "_ask_for_large_pages", watched)
+    return asked
+
+
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file(), reason="no such pages")
-def test_a_copied_table_gets_large_pages():
+def test_a_copied_table_gets_large_pages(monkeypatch):
     if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
         pytest.skip("they are switched off")
     if tuple(map(int, platform.release().split(".")[:2])) < (6, 1):
         pytest.skip("memory in use gets them from Linux 6.1 on")
     table = torch.rand(1 << 20, 8).clone()
     values = table[::1000].clone()
-    assert huge_kilobytes(rows.large_pages(table)) > 0
+    asked = watch_large_pages(monkeypatch)
+    rows.large_pages(table)
+    ((begin, end, given),) = asked
+    assert begin % (2 << 20) == end % (2 << 20) == 0
+    assert table.data_ptr() <= begin < end <= table.data_ptr() + 4 * table.numel()
     assert torch.equal(table[::1000], values)
+    if not given:
+        pytest.skip("this system refuses the advice")
+    assert huge_kilobytes(table) > 0
+
+
+def test_shared_memory_keeps_its_pages(monkeypatch):
+    asked = watch_large_pages(monkeypatch)
+    table = torch.zeros(1 << 20, 8).share_memory_()
+    assert rows.large_pages(table) is table
+    assert not asked
 
 
 def test_a_large_fake_table():

@@ -15,7 +15,7 @@ import torch
 
 import l0sign_cuda
 from l0sign_cuda import data, evaluation, training
-from l0sign_cuda.checkpoint import load_model
+from l0sign_cuda.checkpoint import load_config, load_model
 from l0sign_cuda.collapse import CollapseError, CollapseWarning, diagnose
 from l0sign_cuda.config import TrainConfig
 from l0sign_cuda.data import GraphDataset, PlantedData
@@ -169,7 +169,7 @@ def test_only_the_edge_network_is_spared_weight_decay(parts: list, optimizer: st
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad", "row_adam"])
 def test_the_edge_network_has_a_learning_rate_of_its_own(parts: list, optimizer: str) -> None:
     """A step of Adam or Adagrad is at most lr from the start, whatever the gradient."""
-    config = QUICK.replace(lr=0.01, edge_lr=0.1, optimizer=optimizer, epochs=1, batch_size=10**6)
+    config = QUICK.replace(lr=0.01, edge_lr_factor=0.1, optimizer=optimizer, epochs=1, batch_size=10**6)
     steps = {}
     for epochs in (0, 1):
         model = fit(parts[0], config=config.replace(epochs=epochs)).model
@@ -499,6 +499,24 @@ def test_more_patience_goes_on(parts: list, tmp_path: Path) -> None:
     fit(parts[0], parts[1], QUICK, epochs=9, patience=1, **still)
     assert len(fit(parts[0], parts[1], resume=True, out=tmp_path).history) == 2
     assert len(fit(parts[0], parts[1], resume=True, out=tmp_path, patience=3).history) == 4
+
+
+def test_a_run_from_before_the_edge_factor_goes_on_at_one_rate(
+    parts: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(*parts[:2], QUICK, edge_lr_factor=1.0, epochs=2)
+    stored = TrainConfig.to_dict
+    monkeypatch.setattr(
+        TrainConfig,
+        "to_dict",
+        lambda config: {name: value for name, value in stored(config).items() if name != "edge_lr_factor"},
+    )
+    fit(*parts[:2], QUICK, edge_lr_factor=1.0, epochs=1, out=tmp_path)
+    monkeypatch.undo()
+    assert "edge_lr_factor" not in training.read_header(tmp_path / "state.safetensors")["config"]
+    assert training.stored_config(tmp_path) == QUICK.replace(edge_lr_factor=1.0, epochs=1)
+    assert load_config(tmp_path) == QUICK.replace(edge_lr_factor=1.0, epochs=1)
+    assert_same(whole, fit(*parts[:2], out=tmp_path, resume=True, epochs=2))
 
 
 def test_resume_refuses_other_settings_and_other_samples(parts: list, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         common={
             key: value
             for key, value in DEMO.to_dict().items()
-            if key not in ("seed", "device", "num_threads", "edge_lr", "l0_weight")
+            if key not in ("seed", "device", "num_threads", "edge_lr_factor", "l0_weight")
         },
         columns=("auc", "logloss", "precision", "recall"),
         protocol=_SPLIT

@@ -35,13 +35,18 @@ _OF_GATES = (
 _NO_MATTER = ("seed", "device", "num_threads", "checkpoint_steps", "on_collapse")
 
 
+def _config(options: Mapping[str, Any]) -> TrainConfig:
+    """Trials call edge_lr what is edge_lr_factor in the library."""
+    names = {"edge_lr": "edge_lr_factor"}
+    return TrainConfig.from_mapping({names.get(k, k): v for k, v in options.items()}, "options")
+
+
 def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with the library's defaults, which decide a trial too."""
     if name == "sign":
         own = {key: value for key, value in options.items() if key == "stages"}
-        config = TrainConfig.from_mapping(
-            {k: v for k, v in options.items() if k not in own}, "options"
-        ).to_dict()
+        config = _config({k: v for k, v in options.items() if k not in own}).to_dict()
+        config["edge_lr"] = config.pop("edge_lr_factor")
         unused = _NO_MATTER if config["gated"] else (*_NO_MATTER, *_OF_GATES)
         return own | {key: value for key, value in config.items() if key not in unused}
     if "source" in options:
@@ -88,7 +93,7 @@ def fit(problem: Problem, options: Mapping[str, Any], seed: int) -> tuple[l0sign
     """
     options = {"on_collapse": "ignore", **options, "seed": seed}
     stages = options.pop("stages", None)
-    config = TrainConfig.from_mapping(options, "options")
+    config = _config(options)
     train, valid = ((problem.data, part) for part in (problem.train, problem.valid))
     if stages is None:
         result = l0sign_cuda.fit(train, valid, config)

@@ -1,14 +1,15 @@
 // The message network of a panel of pairs: what NodeMessages and PooledMessages share.
 // Included inside an anonymous namespace by each instruction-set file.
 
-template <class A>
+// kWaitingChunks: of how many chunks dL/d(hidden) is kept until it is summed.
+template <class A, int kWaitingChunks>
 class MessageNetwork {
  protected:
   using S = Simd<A>;
   using V = typename S::V;
   using I = typename S::I;
   static constexpr int kChunk = S::kChunk, kPanel = S::kPanel;
-  static constexpr int kWaiting = 2 * kChunk;  // pairs whose dL/d(hidden) is kept until it is summed
+  static constexpr int kWaiting = kWaitingChunks * kChunk;  // pairs
 
  public:
   void begin_gradients() {

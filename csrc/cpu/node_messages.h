@@ -2,8 +2,8 @@
 // Included inside an anonymous namespace by each instruction-set file.
 
 template <class A>
-class NodeMessages : public MessageNetwork<A> {
-  using Base = MessageNetwork<A>;
+class NodeMessages : public MessageNetwork<A, 2> {
+  using Base = MessageNetwork<A, 2>;
   using Base::block_, Base::d_, Base::gates_, Base::grad_hidden_, Base::grad_message_, Base::grad_nodes_,
       Base::h_, Base::kWaiting, Base::nodes_, Base::present_, Base::problem_, Base::weights_;
   using typename Base::V;

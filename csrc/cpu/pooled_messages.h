@@ -6,8 +6,8 @@
 // by each instruction-set file.
 
 template <class A>
-class PooledMessages : public MessageNetwork<A> {
-  using Base = MessageNetwork<A>;
+class PooledMessages : public MessageNetwork<A, 1> {
+  using Base = MessageNetwork<A, 1>;
   using Base::block_, Base::d_, Base::gates_, Base::grad_hidden_, Base::grad_message_, Base::grad_nodes_,
       Base::h_, Base::kPanel, Base::nodes_, Base::present_, Base::problem_, Base::product_, Base::weights_;
   using typename Base::V;
