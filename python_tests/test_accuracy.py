@@ -20,7 +20,19 @@ from l0sign_cuda.data import GraphDataset, planted
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are no part of the package
 
 from benchmarks import results
-from benchmarks.accuracy import baselines, datasets, figures, gmail, graphs, kept, loop, models, rules, runner
+from benchmarks.accuracy import (
+    baselines,
+    datasets,
+    figures,
+    gmail,
+    graphs,
+    kept,
+    loop,
+    models,
+    rules,
+    runner,
+    tables,
+)
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.experiments import EXPERIMENTS, Entry, Experiment, quick
 from benchmarks.accuracy.loop import Problem
@@ -49,6 +61,8 @@ EXPERIMENT = Experiment(
     protocol="Two points.",
     common={"epochs": 1, "embedding_dim": 4},
 )
+
+PLANTED = datasets.fingerprint(datasets.load("planted", None, Path()))
 
 
 def problem(data: GraphDataset = DATA, seed: int = 0) -> Problem:
@@ -150,6 +164,9 @@ def test_stages_are_moments_of_one_training() -> None:
     for epochs, row in zip((1, 3), staged.history, strict=True):
         direct = models.fit(problem(), {**options, "epochs": epochs}, 0)[1]
         assert row["test auc"] == direct.test["auc"] and row["valid accuracy"] == direct.valid["accuracy"]
+    row = {"label": "SIGN", "seeds": [{"history": staged.history}]}
+    text = "\n".join(tables._curves([row]))
+    assert "SIGN: test AUC" in text and f"| 3 | {staged.history[1]['test auc']:.4f} |" in text
     assert staged.test["accuracy"] > 0.4, "one half parts the classes"
 
 
@@ -273,10 +290,19 @@ def test_figures_are_drawn_from_kept_results(tmp_path: Path) -> None:
     model, _ = models.fit(problem(), {**TRAINING, "epochs": 1}, 0)
     found = gmail.interactions(model, DATA, problem().test, DATA.vocabulary, "f1=2")
     (tmp_path / "fig6-frappe.json").write_text(json.dumps(found))
-    [path] = figures.draw(tmp_path, tmp_path / "figures")
+    metrics = {"auc": 0.9, "accuracy": 0.8, "edges_kept": 0.5}
+    seeds = [{"history": [{"epoch": epoch, **metrics} for epoch in (1, 2)], "test": metrics}] * 2
+    for name, labels in (("fig4", ("L0-SIGN", "SIGN")), ("fig5", ("predicted, 0.2", "reversed, 0.2"))):
+        rows = [{"label": label, "seeds": done} for label, done in zip(labels, (seeds, []), strict=True)]
+        (tmp_path / f"{name}-frappe.json").write_text(json.dumps({"rows": rows}))
+    *others, path = drawn = figures.draw(tmp_path, tmp_path / "figures")
+    assert [path.stem for path in drawn] == ["fig4-frappe", "fig5-frappe", "fig6-frappe"]
+    shown = [other.read_text() for other in others]
+    assert "L0-SIGN" in shown[0] and "-- SIGN --" not in shown[0], "a row without seeds is left out"
+    assert "predicted edges" in shown[1] and "reversed edges" not in shown[1]
     first = path.read_text()
     assert first.startswith("<?xml") and "strongest pairs of f1=2" in first.replace("<!--", "")
-    assert figures.draw(tmp_path, tmp_path / "figures") == [path] and path.read_text() == first
+    assert figures.draw(tmp_path, tmp_path / "figures") == drawn and path.read_text() == first
 
 
 # -------------------- runs
@@ -286,7 +312,7 @@ def test_a_run_goes_on_and_tells_what_is_missing(tmp_path: Path) -> None:
     records = Records(tmp_path)
 
     def rows() -> list[runner.Row]:
-        return runner.rows(EXPERIMENT, records, EXPERIMENT.seeds)
+        return runner.rows(EXPERIMENT, records, EXPERIMENT.seeds, PLANTED)
 
     assert not runner.run(EXPERIMENT, tmp_path, tmp_path, EXPERIMENT.seeds, hours=-1)
     lines: list[str] = []
@@ -312,10 +338,10 @@ def test_the_point_of_the_best_validation_metric_is_chosen(tmp_path: Path) -> No
         )
         # Test metrics say the opposite, and must not be looked at.
         records.keep(Trial("planted", "sign", options, 0), {"valid": {"auc": auc}, "test": {"auc": 1 - auc}})
-        [row] = runner.rows(experiment, records, (0,))
+        [row] = runner.rows(experiment, records, (0,), ())
         assert (row.chosen is None) == (lr == 0.01)
     assert row.chosen is not None and row.chosen["lr"] == 0.02
-    [row] = runner.rows(replace(experiment, monitor="logloss"), Records(tmp_path / "none"), (0,))
+    [row] = runner.rows(replace(experiment, monitor="logloss"), Records(tmp_path / "none"), (0,), ())
     assert row.chosen is None
 
 
@@ -323,14 +349,57 @@ def test_trials_differ_in_their_names() -> None:
     trial = Trial("planted", "sign", {"lr": 0.1, "gated": True}, 0)
     assert trial.key() == Trial("planted", "sign", {"gated": True, "lr": 0.1}, 0).key()
     others = [trial._replace(seed=1), trial._replace(options={"lr": 0.2, "gated": True})]
-    assert len({trial.key(), *(other.key() for other in others)}) == 3
+    others.append(trial._replace(fingerprint=(1, 2)))
+    assert len({trial.key(), *(other.key() for other in others)}) == 4
+
+
+@needs_deepctr
+def test_what_the_code_fixes_is_in_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module, constant in (("fm", baselines, "INIT_STD"), ("gcn", graphs, "HIDDEN")):
+        before = models.resolved(name, TRAINING)
+        monkeypatch.setattr(module, constant, 7)
+        assert models.resolved(name, TRAINING) != before
+
+
+def test_seeds_share_their_test_samples() -> None:
+    parts = [datasets.split(DATA, seed) for seed in (0, 1, 2)]
+    assert all((np.sort(np.concatenate(part)) == np.arange(len(DATA))).all() for part in parts)
+    assert all((part[2] == parts[0][2]).all() for part in parts)
+    assert [list(map(len, part)) for part in parts] == [[840, 180, 180]] * 3
+    assert (parts[1][1] != parts[2][1]).any() and (parts[0][1] != parts[1][1]).any()
+    assert all((a == b).all() for a, b in zip(parts[0], DATA.split(seed=0), strict=True))
+
+
+def test_a_result_is_not_replaced_by_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.accuracy.__main__.RESULTS", tmp_path)
+    command = ["recipe-planted", "--quick", "--work", str(tmp_path / "work"), "--seeds", "0"]
+    assert main(command) == 1, "the second seed is missing"
+    path = tmp_path / "accuracy" / "recipe-planted-quick.json"
+    assert results.read(path)["missing"] and results.read(path)["seeds"] == [0, 1]
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert main([*command, "--assemble", "--work", str(tmp_path / "less")]) == 1
+    for record in list((tmp_path / "work" / "trials").iterdir())[1:]:
+        record.unlink()
+    assert main([*command, "--assemble"]) == 1 and "not written" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    assert main([*command, "--assemble", "--out", str(path.parent)]) == 1
+    assert path.read_bytes() != before
+
+
+def test_rows_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["recipe-planted", "--rows", "none"])
+    assert "no row 'none'" in capsys.readouterr().err
 
 
 @needs_deepctr
 def test_the_command_writes_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
-    command = ["table2-frappe", "--quick", "--work", str(work), "--out", str(out), "--seeds", "0"]
-    assert main([*command, "--rows", "SIGN", "seen with this user"]) == 1
+    command = ["table2-frappe", "--quick", "--work", str(work), "--out", str(out)]
+    assert main([*command, "--seeds", "0", "--rows", "SIGN", "seen with this user"]) == 1
     result = results.read(out / "table2-frappe-quick.json")
     assert result["missing"] and [row["n"] for row in result["rows"]].count(1) == 2
     assert "Missing: " in (out / "table2-frappe-quick.md").read_text()

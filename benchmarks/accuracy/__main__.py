@@ -14,7 +14,7 @@ import torch
 
 from .. import environment
 from ..results import RESULTS
-from . import kept, runner
+from . import datasets, kept, runner
 from .experiments import EXPERIMENTS, quick
 from .records import Records
 
@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="EXPERIMENT",
         help=", ".join(EXPERIMENTS),
     )
-    add(
-        "--data", type=Path, default=environment.ROOT.parent / "shared" / "data", help="directory of the data"
-    )
+    add("--data", type=Path, help="directory of the data, where they are not made or already prepared")
     add(
         "--work",
         type=Path,
@@ -39,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="finished trials, prepared data",
     )
     add(
-        "--out", type=Path, default=RESULTS / "accuracy", help="results; default: benchmarks/results/accuracy"
+        "--out",
+        type=Path,
+        help="results; default: benchmarks/results/accuracy, where no result is replaced by less",
     )
     add("--seeds", type=int, nargs="+", help="default: those of the experiment")
     add("--rows", nargs="+", default=(), metavar="LABEL", help="run only these rows")
@@ -49,7 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--assemble", action="store_true", help="run nothing; write the results of what is there")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    out = options.out or RESULTS / "accuracy"
     names = list(EXPERIMENTS) if "all" in options.experiment else options.experiment
+    for name in names:
+        labels = [entry.label for entry in EXPERIMENTS[name].entries]
+        if unknown := [label for label in options.rows if label not in labels]:
+            parser.error(f"--rows: {name} has no row {unknown[0]!r}, but {', '.join(map(repr, labels))}")
     complete = True
     for name in names:
         experiment = quick(EXPERIMENTS[name]) if options.quick else EXPERIMENTS[name]
@@ -64,13 +69,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options.hours,
                 lambda text: print(text, flush=True),
             )
-        found = runner.rows(experiment, Records(options.work), seeds)
+        data = datasets.load(experiment.data, options.data, options.work)
+        every = sorted({*experiment.seeds, *seeds})
+        found = runner.rows(experiment, Records(options.work), every, datasets.fingerprint(data))
         result = kept.document(name, experiment, found, options.quick)
         complete &= not result["missing"]
         if not result["environments"]:
             print(f"{name}: no trial is done")
             continue
-        written, _ = kept.write(result, options.out)
+        if options.out is None and (there := kept.trials_there(name, options.quick, out)) > kept.trials(
+            result
+        ):
+            print(
+                f"{name}: not written, since the kept result has {there} trials and this {kept.trials(result)}"
+            )
+            complete = False
+            continue
+        written, _ = kept.write(result, out)
         print(
             f"{written}: " + ("; ".join(["missing", *result["missing"]]) if result["missing"] else "complete")
         )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l0sign_cuda.data import GraphDataset, planted, prepare_frappe, prepare_movielens_tag, read
+from l0sign_cuda.evaluation import Part
 
 Ints = NDArray[np.int64]
 
@@ -24,13 +25,15 @@ class Dataset:
     item: str | None = None
 
 
-def load(name: str, directory: Path, work: Path) -> GraphDataset:
-    """A data set, from the work directory where it has been prepared before."""
+def load(name: str, directory: Path | None, work: Path) -> GraphDataset:
+    """A data set, from the work directory where it has been prepared before, or from the user's directory."""
     dataset = DATASETS[name]
     if dataset.file is None:
-        return dataset.prepare(directory)
+        return dataset.prepare(work)
     prepared = work / "data" / name
     if not prepared.exists():
+        if directory is None:
+            raise FileNotFoundError(f"{name}: expected --data, a directory with {dataset.file}")
         source = directory / dataset.file
         if not source.exists():
             raise FileNotFoundError(f"{name}: no {dataset.file} in the directory that --data names")
@@ -39,9 +42,21 @@ def load(name: str, directory: Path, work: Path) -> GraphDataset:
 
 
 def split(data: GraphDataset, seed: int) -> tuple[Ints, Ints, Ints]:
-    """Training, validation and test samples of a seed."""
-    train, valid, test = data.split(seed=seed)
+    """Training, validation and test samples: 70, 15 and 15 %.
+
+    The test samples are the same for all seeds, since what is chosen on the validation samples of one seed
+    must not have seen the test samples of another; the seed divides the rest.
+    """
+    train, valid, test = data.split(seed=0)
+    if seed:
+        rest = np.random.default_rng(seed).permutation(np.concatenate([train, valid]))
+        train, valid = np.sort(rest[: len(train)]), np.sort(rest[len(train) :])
     return train, valid, test
+
+
+def fingerprint(data: GraphDataset) -> list[int]:
+    """What tells the contents of a data set from others'."""
+    return Part(data).fingerprint()
 
 
 def first_copies(data: GraphDataset) -> Ints:

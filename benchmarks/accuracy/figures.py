@@ -41,6 +41,8 @@ def _fig4(figure: Any, result: Result) -> None:
     left, right = figure.subplots(1, 2)
     for row in result["rows"]:
         histories = [seed["history"] for seed in row["seeds"]]
+        if not histories:
+            continue
         for axes, metric, scale in ((left, "accuracy", 1), (right, "edges_kept", 100)):
             by_epoch = list(zip(*([scale * found[metric] for found in h] for h in histories), strict=False))
             _band(axes, [found["epoch"] for found in histories[0]], by_epoch, row["label"])
@@ -54,6 +56,8 @@ def _fig5(figure: Any, result: Result) -> None:
         for kind in ("predicted", "reversed"):
             rows = {float(r["label"].split()[1]): r for r in result["rows"] if r["label"].startswith(kind)}
             shares = sorted(share for share, row in rows.items() if row["seeds"])
+            if not shares:
+                continue
             values = [[seed["test"][metric] for seed in rows[share]["seeds"]] for share in shares]
             _band(axes, shares, values, f"{kind} edges")
         axes.set(xlabel="share of the edges", ylabel={"auc": "AUC"}.get(metric, metric))

@@ -32,9 +32,7 @@ _SAMPLES = 2
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.accuracy.gmail", description=__doc__)
     add = parser.add_argument
-    add(
-        "--data", type=Path, default=environment.ROOT.parent / "shared" / "data", help="directory of the data"
-    )
+    add("--data", type=Path, required=True, help="directory of the data")
     add("--work", type=Path, default=environment.ROOT / "build" / "accuracy", help="prepared data")
     add("--out", type=Path, default=RESULTS / "accuracy", help="default: benchmarks/results/accuracy")
     options = parser.parse_args(argv)

@@ -17,7 +17,7 @@ from l0sign_cuda.integrations.pyg import L0EdgePredictor, PredictedEdges, SIGNCo
 from .loop import Ints, Outcome
 
 KINDS = ("gcn", "cheb", "gin", "sign-conv")
-_HIDDEN = 32
+HIDDEN = 32
 
 
 class Graphs(NamedTuple):
@@ -58,7 +58,7 @@ class Predicted(nn.Module):
 
     def __init__(self, num_features: int, edge_dim: int = 8) -> None:
         super().__init__()
-        self.predictor = L0EdgePredictor(edge_dim, _HIDDEN, num_embeddings=num_features)
+        self.predictor = L0EdgePredictor(edge_dim, HIDDEN, num_embeddings=num_features)
 
     def forward(self, graphs: Graphs) -> PredictedEdges:
         return self.predictor(graphs.ids, graphs.batch, batch_size=len(graphs.indices))
@@ -135,16 +135,16 @@ class GraphModel(nn.Module):
 
 def _convolutions(kind: str, dim: int, gated: bool) -> list[nn.Module]:
     if kind == "sign-conv":
-        return [SIGNConv(dim, dim, _HIDDEN)]
+        return [SIGNConv(dim, dim, HIDDEN)]
     geometric = require("torch_geometric.nn", "pyg")
     made: list[nn.Module] = []
-    for inputs, outputs in ((dim, _HIDDEN), (_HIDDEN, dim)):
+    for inputs, outputs in ((dim, HIDDEN), (HIDDEN, dim)):
         if kind == "gcn":
             made.append(geometric.GCNConv(inputs, outputs, add_self_loops=not gated))
         elif kind == "cheb":
             made.append(geometric.ChebConv(inputs, outputs, K=2))
         elif kind == "gin":
-            network = nn.Sequential(nn.Linear(inputs, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, outputs))
+            network = nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))
             made.append(geometric.GINConv(network))
         else:
             raise ValueError(f"model: expected one of {', '.join(KINDS)}, got {kind!r}")

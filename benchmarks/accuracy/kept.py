@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..results import Document, check, table, write_aside
+from ..results import Document, check, read, table, write_aside
 from .experiments import Experiment
 from .records import Record
 from .runner import Row
@@ -37,15 +37,30 @@ def document(name: str, experiment: Experiment, rows: Sequence[Row], quick: bool
     }
 
 
+def trials(result: Document) -> int:
+    """How many trials a result was assembled from."""
+    return sum(found["trials"] for found in result["environments"])
+
+
+def trials_there(name: str, quick: bool, directory: Path) -> int:
+    """How many trials the result has that is kept under an experiment's name; 0 where none is."""
+    path = directory / f"{_name(name, quick)}.json"
+    return trials(read(path)) if path.exists() else 0
+
+
 def write(result: Document, directory: Path) -> tuple[Path, Path]:
     """Write a result's JSON and Markdown under the experiment's name; returns both paths."""
     check(result)
     directory.mkdir(parents=True, exist_ok=True)
-    name = result["experiment"] + "-quick" * result["quick"]
+    name = _name(result["experiment"], result["quick"])
     paths = directory / f"{name}.json", directory / f"{name}.md"
     for path, text in zip(paths, (json.dumps(result, indent=1) + "\n", table(result)), strict=True):
         write_aside(path, text)
     return paths
+
+
+def _name(experiment: str, quick: bool) -> str:
+    return experiment + "-quick" * quick
 
 
 def _row(row: Row, experiment: Experiment) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import l0sign_cuda
 from l0sign_cuda import functional
+from l0sign_cuda.checkpoint import written_aside
 from l0sign_cuda.config import TrainConfig
 from l0sign_cuda.data import PlantedData
 from l0sign_cuda.demo import DETECTED, score
@@ -42,16 +43,21 @@ def _config(options: Mapping[str, Any]) -> TrainConfig:
 
 
 def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with the library's defaults, which decide a trial too."""
+    """Options with the library's defaults and what the code fixes, which decide a trial too."""
     if name == "sign":
         own = {key: value for key, value in options.items() if key == "stages"}
         config = _config({k: v for k, v in options.items() if k not in own}).to_dict()
         config["edge_lr"] = config.pop("edge_lr_factor")
         unused = _NO_MATTER if config["gated"] else (*_NO_MATTER, *_OF_GATES)
         return own | {key: value for key, value in config.items() if key not in unused}
+    fixed: dict[str, Any] = {}
+    if name in baselines.KINDS:
+        fixed = {"init_std": baselines.INIT_STD, "deepctr": list(baselines.KINDS[name])}
+    elif name in graphs.KINDS or name == "sign-edges":
+        fixed = {"hidden": graphs.HIDDEN}
     if "source" in options:
-        return {**options, "source": resolved("sign", options["source"])}
-    return dict(options)
+        fixed["source"] = resolved("sign", options["source"])
+    return {**options, **fixed}
 
 
 def train(
@@ -153,9 +159,8 @@ def _laid_edges(problem: Problem, options: Mapping[str, Any], seed: int, cache: 
     if not cache.exists():
         model, _ = fit(problem, options["source"], seed)
         cache.parent.mkdir(parents=True, exist_ok=True)
-        aside = cache.with_suffix(".partial.npy")
-        np.save(aside, predicted_edges(model, problem))
-        aside.replace(cache)
+        with written_aside(cache) as aside, open(aside, "wb") as file:
+            np.save(file, predicted_edges(model, problem))
     edges = np.load(cache)
     return graphs.share_of(edges if options["edges"] == "predicted" else ~edges, options["share"], seed)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..results import write_aside
 
 # Part of a trial's name: raise it when the same options mean another computation.
-REVISION = 1
+REVISION = 2
 
 Record = dict[str, Any]
 
@@ -23,10 +23,15 @@ class Trial(NamedTuple):
     model: str
     options: Mapping[str, Any]
     seed: int
+    fingerprint: Sequence[int] = ()
+    """of the data, as datasets.fingerprint has it"""
 
     def key(self) -> str:
         """A name that no other trial has."""
-        what = json.dumps([REVISION, *self._replace(options=dict(self.options))], sort_keys=True)
+        what = json.dumps(
+            [REVISION, *self._replace(options=dict(self.options), fingerprint=list(self.fingerprint))],
+            sort_keys=True,
+        )
         return f"{self.dataset}-{self.model}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
 
@@ -47,7 +52,7 @@ class Records:
     def keep(self, trial: Trial, record: Record) -> None:
         """Write the record of a trial, aside and renamed."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        what = trial._asdict() | {"options": dict(trial.options)}
+        what = trial._asdict() | {"options": dict(trial.options), "fingerprint": list(trial.fingerprint)}
         write_aside(self._path(trial), json.dumps({"trial": what, **record}, indent=1) + "\n")
 
     def _path(self, trial: Trial) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from l0sign_cuda.data import GraphDataset
 from l0sign_cuda.metrics import SMALLER_IS_BETTER
 
 from .. import environment
@@ -29,14 +30,16 @@ class Row(NamedTuple):
     seeds: dict[int, Record | None]
 
 
-def rows(experiment: Experiment, records: Records, seeds: Sequence[int]) -> list[Row]:
-    """Every entry with the records that are there."""
-    return [_row(experiment, entry, records, seeds) for entry in experiment.entries]
+def rows(
+    experiment: Experiment, records: Records, seeds: Sequence[int], fingerprint: Sequence[int]
+) -> list[Row]:
+    """Every entry with the records that are there, of the data with that fingerprint."""
+    return [_row(experiment, entry, records, seeds, fingerprint) for entry in experiment.entries]
 
 
 def run(
     experiment: Experiment,
-    data: Path,
+    data: Path | None,
     work: Path,
     seeds: Sequence[int],
     only: Sequence[str] = (),
@@ -48,13 +51,14 @@ def run(
     No trial begins after `hours`.
     """
     records, ends = Records(work), time.monotonic() + 3600 * hours
-    problems = _Problems(data, work)
-    while (found := next(missing(experiment, records, seeds, only), None)) is not None:
+    problems = _Problems(datasets.load(experiment.data, data, work))
+    fingerprint = datasets.fingerprint(problems.data)
+    while (found := next(missing(experiment, records, seeds, fingerprint, only), None)) is not None:
         label, trial = found
         if time.monotonic() > ends:
             return False
         began = time.perf_counter()
-        record = run_trial(trial, problems(trial), work)
+        record = run_trial(trial, problems(trial.seed), work)
         records.keep(trial, record)
         monitored = record["valid"].get(experiment.monitor, math.nan)
         say(
@@ -65,20 +69,28 @@ def run(
 
 
 def missing(
-    experiment: Experiment, records: Records, seeds: Sequence[int], only: Sequence[str] = ()
+    experiment: Experiment,
+    records: Records,
+    seeds: Sequence[int],
+    fingerprint: Sequence[int],
+    only: Sequence[str] = (),
 ) -> Iterator[tuple[str, Trial]]:
     """Trials that are not done, with a name: the grids of all entries first, then seed by seed."""
-    found = [row for row in rows(experiment, records, seeds) if not only or row.entry.label in only]
+    found = [
+        row for row in rows(experiment, records, seeds, fingerprint) if not only or row.entry.label in only
+    ]
     for row in found:
         for options, record in row.points:
             if record is None:
                 point = "".join(f" {name} {options[name]}" for name in row.entry.grid)
-                trial = Trial(experiment.data, row.entry.model, options, experiment.tuning_seed)
+                seed = experiment.tuning_seed
+                trial = Trial(experiment.data, row.entry.model, options, seed, fingerprint)
                 yield row.entry.label + point, trial
     for seed in seeds:
         for row in found:
             if row.chosen is not None and row.seeds[seed] is None:
-                yield row.entry.label, Trial(experiment.data, row.entry.model, row.chosen, seed)
+                trial = Trial(experiment.data, row.entry.model, row.chosen, seed, fingerprint)
+                yield row.entry.label, trial
 
 
 def run_trial(trial: Trial, problem: Problem, work: Path) -> Record:
@@ -97,17 +109,16 @@ def run_trial(trial: Trial, problem: Problem, work: Path) -> Record:
     }
 
 
-def _row(experiment: Experiment, entry: Entry, records: Records, seeds: Sequence[int]) -> Row:
+def _row(
+    experiment: Experiment, entry: Entry, records: Records, seeds: Sequence[int], fingerprint: Sequence[int]
+) -> Row:
+    def find(options: dict[str, Any], seed: int) -> Record | None:
+        return records.find(Trial(experiment.data, entry.model, options, seed, fingerprint))
+
     tried = [_options(experiment, entry, point) for point in entry.points()]
-    points = [
-        (options, records.find(Trial(experiment.data, entry.model, options, experiment.tuning_seed)))
-        for options in tried
-    ]
+    points = [(options, find(options, experiment.tuning_seed)) for options in tried]
     chosen = _best(points, experiment.monitor)
-    found = {
-        seed: None if chosen is None else records.find(Trial(experiment.data, entry.model, chosen, seed))
-        for seed in seeds
-    }
+    found = {seed: None if chosen is None else find(chosen, seed) for seed in seeds}
     return Row(entry, points, chosen, found)
 
 
@@ -130,15 +141,13 @@ def _best(points: list[tuple[dict[str, Any], Record | None]], monitor: str) -> d
 
 
 class _Problems:
-    """The last problem that was asked for stays in memory."""
+    """The split of the last seed that was asked for stays in memory."""
 
-    def __init__(self, data: Path, work: Path) -> None:
-        self.data, self.work = data, work
-        self.last: tuple[tuple[str, int], Problem] | None = None
+    def __init__(self, data: GraphDataset) -> None:
+        self.data = data
+        self.last: tuple[int, Problem] | None = None
 
-    def __call__(self, trial: Trial) -> Problem:
-        key = trial.dataset, trial.seed
-        if self.last is None or self.last[0] != key:
-            loaded = datasets.load(trial.dataset, self.data, self.work)
-            self.last = key, Problem(loaded, *datasets.split(loaded, trial.seed))
+    def __call__(self, seed: int) -> Problem:
+        if self.last is None or self.last[0] != seed:
+            self.last = seed, Problem(self.data, *datasets.split(self.data, seed))
         return self.last[1]

@@ -8,6 +8,12 @@ from typing import Any
 
 _SHOWN_EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 100, 150, 200)
 _TITLES = {"auc": "AUC", "edges_kept": "edges kept"}
+# Name in a history -> title.
+_OF_CURVES = {
+    prefix + name: f"{part} {_TITLES.get(name, name)}"
+    for prefix, part in (("test ", "test"), ("", "validation"))
+    for name in ("auc", "accuracy", "edges_kept")
+}
 
 
 def circumstances(result: Mapping[str, Any]) -> list[str]:
@@ -51,29 +57,36 @@ def tables(result: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    """The means of AUC, accuracy and edges kept by epoch, of the rows whose history was kept."""
+    """The means of AUC, accuracy and edges kept by epoch, of the rows whose history was kept.
+
+    Stages were measured on the test samples too, epochs on the validation samples alone; a title says which.
+    """
     means: dict[tuple[int, str, str], float] = {}
     for row in rows:
         histories = [seed["history"] for seed in row["seeds"] if "history" in seed]
         for epoch in _SHOWN_EPOCHS:
             there = [found for history in histories for found in history if found["epoch"] == epoch]
-            for name in ("auc", "accuracy", "edges_kept"):
-                # Stages have the metrics of both parts, epochs those of the validation samples.
-                values = [found.get(f"test {name}", found.get(name)) for found in there]
-                if values and None not in values:
-                    means[epoch, row["label"], name] = statistics.fmean(values)
+            for key in _OF_CURVES:
+                values = [found[key] for found in there if key in found]
+                if values and len(values) == len(there):
+                    means[epoch, row["label"], key] = statistics.fmean(values)
     if not means:
         return
-    columns = [(row["label"], name) for row in rows for name in ("auc", "accuracy", "edges_kept")]
-    columns = [column for column in columns if any(key[1:] == column for key in means)]
+    columns = [(row["label"], key) for row in rows for key in _OF_CURVES]
     columns = [
-        c for c in columns if c[1] != "edges_kept" or any(v < 1 for k, v in means.items() if k[1:] == c)
+        column
+        for column in columns
+        if (values := [mean for key, mean in means.items() if key[1:] == column])
+        and not (column[1].endswith("edges_kept") and min(values) == 1)
     ]
     yield ""
-    yield _line("epoch", *(f"{label}: {_TITLES.get(name, name)}" for label, name in columns))
+    yield _line("epoch", *(f"{label}: {_OF_CURVES[key]}" for label, key in columns))
     yield _line("---", *["---"] * len(columns))
     for epoch in dict.fromkeys(key[0] for key in sorted(means)):
-        yield _line(epoch, *(_cell(name, means.get((epoch, label, name)), None) for label, name in columns))
+        cells = (
+            _cell(key.removeprefix("test "), means.get((epoch, label, key)), None) for label, key in columns
+        )
+        yield _line(epoch, *cells)
 
 
 def _columns(result: Mapping[str, Any]) -> list[str]:
