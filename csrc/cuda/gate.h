@@ -31,8 +31,8 @@ struct GateFunction {
         seed(gate.seed) {}
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
-  // In float32 by the GPU's own functions: off by a few units in the last
-  // place.
+  // In float32 by the GPU's own functions. Their logarithm errs by at most 2^-21.4 near 1, absolutely, which
+  // moves a gate by less than 2e-7; their exponential by 2 + |x| units in the last place.
   static __device__ __forceinline__ A sigmoid(A x) {
 #ifdef __CUDA_ARCH__
     if constexpr (sizeof(A) == 4) return __fdividef(1, 1 + __expf(-x));
