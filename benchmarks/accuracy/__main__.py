@@ -80,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.out is None and (there := kept.trials_there(name, options.quick, out)) > kept.trials(
             result
         ):
-            print(
-                f"{name}: not written, since the kept result has {there} trials and this {kept.trials(result)}"
-            )
+            print(f"{name}: not written; the kept result has {there} trials, this {kept.trials(result)}")
             complete = False
             continue
         written, _ = kept.write(result, out)
