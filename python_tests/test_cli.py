@@ -282,7 +282,7 @@ def test_row_wise_optimizers(prepared: Path, tmp_path: Path) -> None:
 
 
 def test_collapse_is_told(prepared: Path, tmp_path: Path, capsys: Any) -> None:
-    options = ["--l0-weight", 50, "--lr", 0.05, "--edge-lr", 1, "--on-collapse", "stop"]
+    options = ["--l0-weight", 50, "--lr", 0.05, "--edge-lr-factor", 1, "--on-collapse", "stop"]
     assert call("train", prepared, "--out", tmp_path / "run", *QUICK, *options) == 0
     assert "warning: epoch 1: all edges are closed" in capsys.readouterr().out
     assert "all edges are closed" in metrics(tmp_path / "run")["collapse"]
