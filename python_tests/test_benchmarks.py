@@ -309,7 +309,7 @@ class TestResults:
 
     def test_a_table_shows_both_allocators_threads_and_instruction_sets(self) -> None:
         table = results.table(layer_result())
-        assert "| A | 4.00 → 2.00 | 25% → 50% | 8.00 → 8.00 |" in table
+        assert "| A | 4.00 → 2.00 | 25% → 50% | 8.00 → 8.00 / 32.0 → 16.0 |" in table
         assert "| A | train | 2.00 |" in table
         assert "| A | train | 1 | 0.5 |" in table
         assert "load average 0.0 before and 1.0 after" in table
