@@ -143,7 +143,10 @@ def compiler_of(page: str) -> str | None:
 def main() -> int:
     """Check the reports of a build directory, and the table."""
     build = Path(sys.argv[1])
+    # A build directory keeps the reports of sources that are gone.
+    sources = {path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
     reports = sorted(build.glob("CMakeFiles/cuda_kernels.dir/**/*.report"))
+    reports = [path for path in reports if path.name.partition(".cu")[0] + ".cu" in sources]
     texts = [path.read_text(encoding="utf-8") for path in reports]
     if not texts:
         print(f"{build}: no reports of ptxas; build with nvcc first")
