@@ -36,7 +36,7 @@ from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 
 from .layers import PairNetwork
-from .rows import as_matrix, embedding_rows, has_kernel, large_pages, row_adagrad_, row_adam_
+from .rows import as_matrix, embedding_rows, has_kernel, large_pages, mark_every_row, row_adagrad_, row_adam_
 
 __all__ = ["RowAdagrad", "RowAdam", "parameter_groups"]
 
@@ -161,10 +161,8 @@ class _RowOptimizer(torch.optim.Optimizer):
             if row_step is None:
                 if group["weight_decay"]:  # one number for all rows, until some are touched alone
                     state["row_step"] = state["step"].to(torch.int32, copy=True)
-            elif group["weight_decay"]:  # every row has had its decay
-                row_step.fill_(int(state["step"]))
-            else:  # a row that never had any still has none to make up for
-                row_step.masked_fill_(row_step > 0, int(state["step"]))
+            else:
+                mark_every_row(row_step, int(state["step"]), group["weight_decay"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""

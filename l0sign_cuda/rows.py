@@ -159,6 +159,14 @@ def as_matrix(tensor: Tensor) -> Tensor:
     return tensor.view(len(tensor), math.prod(tensor.shape[1:])) if tensor.dim() else tensor.view(1, 1)
 
 
+def mark_every_row(row_step: Tensor, step: int, weight_decay: float) -> None:
+    """Note in ``row_step`` that a dense update, the step of this number, has touched all rows."""
+    if weight_decay:  # every row has had its decay
+        row_step.fill_(step)
+    else:  # a row that never had any still has none to make up for
+        row_step.masked_fill_(row_step > 0, step)
+
+
 def large_pages(table: Tensor) -> Tensor:
     """The table, for whose memory Linux was asked for large pages.
 
@@ -337,10 +345,7 @@ def _each(
         yield ones, step, None, every, accumulated(as_matrix(grad))
         if row_step is None:
             continue
-        if weight_decay:  # every row has had its decay
-            row_step.fill_(step)
-        else:  # a row that never had any still has none to make up for
-            row_step.masked_fill_(row_step > 0, step)
+        mark_every_row(row_step, step, weight_decay)
 
 
 def _store(tables: Sequence[Tensor], rows: Tensor, *results: Tensor) -> None:
