@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from l0sign_cuda import metrics
+from l0sign_cuda import metrics, parameter_groups
 from l0sign_cuda.data import GraphDataset
 
 Ints = NDArray[np.int64]
@@ -60,15 +60,9 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
     """
     data, monitor = problem.data, options.get("monitor", "auc")
     assert data.labels is not None
-    of_edges = {"weight_decay": 0.0, "lr": options["lr"] * options.get("edge_lr", 1.0)}
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[".edge." in name].append(parameter)
+    rates = options["lr"], options.get("edge_lr", 1.0)
     optimizer = torch.optim.Adam(
-        [{"params": group, **(of_edges if edge else {})} for edge, group in groups.items() if group],
-        lr=options["lr"],
-        weight_decay=options["weight_decay"],
-        fused=True,
+        parameter_groups(model, *rates, weight_decay=options["weight_decay"]), fused=True
     )
     history: list[dict[str, float]] = []
     best, best_epoch, weights, stopped = math.nan, 0, copy.deepcopy(model.state_dict()), "epochs"
