@@ -96,7 +96,7 @@ def _row(row: Row, experiment: Experiment) -> dict[str, Any]:
         "deviation": {
             name: statistics.stdev(found) if len(found) > 1 else None for name, found in values.items()
         },
-        "seconds": statistics.median(record["seconds"] for record in done.values()) if done else None,
+        "seconds": min((record["seconds"] for record in done.values()), default=None),
         "parameters": next((record["parameters"] for record in done.values()), None),
     }
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..results import write_aside
 
 # Part of a trial's name: raise it when the same options mean another computation.
-REVISION = 2
+REVISION = 3
 
 Record = dict[str, Any]
 
