@@ -88,8 +88,19 @@ def test_factorization_machine_is_its_definition() -> None:
     assert expected.std() > 0
 
 
+def test_plain_factorization_machine_is_its_definition() -> None:
+    model = baselines.FactorizationMachine(DATA, 4)
+    nn.init.normal_(model.weight.weight)
+    ids = DATA.batch(np.arange(50)).ids
+    expected = model.bias + sum(model.weight(ids[:, i])[:, 0] for i in range(4))
+    for i, j in itertools.combinations(range(4), 2):
+        expected = expected + (model.factors(ids[:, i]) * model.factors(ids[:, j])).sum(1)
+    torch.testing.assert_close(model(DATA.batch(np.arange(50)), np.arange(50)).logits, expected)
+    assert expected.std() > 0
+
+
 @needs_deepctr
-@pytest.mark.parametrize("name", baselines.KINDS)
+@pytest.mark.parametrize("name", [*baselines.KINDS, "fm-plain"])
 def test_baselines_learn(name: str, tmp_path: Path) -> None:
     options = {**TRAINING, "epochs": 1}
     trained = models.train(name, "planted", problem(), options, 0, tmp_path / "cache")

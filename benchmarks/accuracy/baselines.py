@@ -1,4 +1,4 @@
-"""The baselines of Table 2, from deepctr-torch, driven by our own loop.
+"""The baselines of Table 2, from deepctr-torch, driven by our own loop, and an FM to check its FM against.
 
 Its models take one matrix of the ids within each field; its own `fit` copies that and is several times slower
 than its `forward`.
@@ -67,6 +67,23 @@ class Baseline(nn.Module):
     def forward(self, batch: Batch, indices: Ints) -> Outcome:
         local: Tensor = batch.ids - self.first  # type: ignore[operator]
         return Outcome(self.model(local.float()).squeeze(-1))
+
+
+class FactorizationMachine(nn.Module):
+    """The factorization machine as its paper writes it (Rendle 2010, eq. 1, 5), in plain torch."""
+
+    def __init__(self, data: GraphDataset, embedding_dim: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.weight = nn.Embedding(data.num_features, 1)
+        self.factors = nn.Embedding(data.num_features, embedding_dim)
+        nn.init.zeros_(self.weight.weight)
+        nn.init.normal_(self.factors.weight, 0.0, INIT_STD)
+
+    def forward(self, batch: Batch, indices: Ints) -> Outcome:
+        factors = self.factors(batch.ids)  # [b, n, d]
+        pairs = (factors.sum(1).square() - factors.square().sum(1)).sum(1) / 2
+        return Outcome(self.bias + self.weight(batch.ids).sum((1, 2)) + pairs)
 
 
 def _deepctr() -> ModuleType:

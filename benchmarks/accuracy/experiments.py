@@ -71,6 +71,7 @@ def _table2(seen: str, rate: str) -> tuple[Entry, ...]:
         Entry("L0-SIGN", "sign", {"gated": True}, _GRID),
         Entry("SIGN", "sign", {"gated": False}, _WIDE_GRID),
         *(Entry(name, name.lower(), {}, _WIDE_GRID) for name in _BASELINES),
+        Entry("FM, plain torch", "fm-plain", {}, _WIDE_GRID),
     )
 
 
@@ -82,11 +83,11 @@ _TABLE2_PROTOCOL = (
     "torch's defaults (other parameters of the baselines, such as attention and interaction filters, from "
     "deepctr-torch's), Adam, batches of 1,024 and at most 40 epochs. Hidden layers are deepctr-torch's "
     "defaults, but xDeepFM's interaction network has 32 and 32 feature maps, since its default takes long "
-    "here. The other options of L0-SIGN are the library's defaults. Two of them, edge_lr and l0_weight, were "
-    "chosen among the nine recipes of recipe-frappe by validation samples of Frappe: those of seed 0, which "
-    "count here too, and those of two earlier splits, some of which are test samples here. L0-SIGN's grid "
-    "therefore has 9 points, that of every other model 18: the same learning rates, and twice as many "
-    "weight decays."
+    'here. "FM, plain torch" is written from its paper, to check deepctr-torch\'s FM. The other options of '
+    "L0-SIGN are the library's defaults. Two of them, edge_lr and l0_weight, were chosen among the nine "
+    "recipes of recipe-frappe by validation samples of Frappe: those of seed 0, which count here too, and "
+    "those of two earlier splits, some of which are test samples here. L0-SIGN's grid therefore has 9 "
+    "points, that of every other model 18: the same learning rates, and twice as many weight decays."
 )
 
 

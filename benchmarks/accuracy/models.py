@@ -26,7 +26,7 @@ from .loop import Problem, Trained
 
 #: "sign" is the library's model and training, with gates or without; "sign-edges" is SIGN on a share of the
 #: edges that a trained L0-SIGN predicts, or of all others.
-MODELS = (*rules.KINDS, "sign", *baselines.KINDS, *graphs.KINDS, "sign-edges")
+MODELS = (*rules.KINDS, "sign", *baselines.KINDS, "fm-plain", *graphs.KINDS, "sign-edges")
 
 _BATCH = 4096
 _OF_GATES = (
@@ -53,6 +53,8 @@ def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     fixed: dict[str, Any] = {}
     if name in baselines.KINDS:
         fixed = {"init_std": baselines.INIT_STD, "deepctr": list(baselines.KINDS[name])}
+    elif name == "fm-plain":
+        fixed = {"init_std": baselines.INIT_STD}
     elif name in graphs.KINDS or name == "sign-edges":
         fixed = {"hidden": graphs.HIDDEN}
     if "source" in options:
@@ -80,6 +82,8 @@ def train(
     torch.manual_seed(seed)
     if name in baselines.KINDS:
         model: torch.nn.Module = baselines.Baseline(name, problem.data, options["embedding_dim"], seed)
+    elif name == "fm-plain":
+        model = baselines.FactorizationMachine(problem.data, options["embedding_dim"])
     elif name in graphs.KINDS:
         model = graphs.make(name, problem.data, options)
     elif name == "sign-edges":
