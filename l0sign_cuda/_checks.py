@@ -45,6 +45,18 @@ def not_negative(**sizes: int) -> tuple[int, ...]:
     return tuple(_integer(name, size, 0) for name, size in sizes.items())
 
 
+def probability(**values: float) -> float:
+    """The one value as a float; ValueError unless it is at least 0 and less than 1."""
+    ((name, value),) = values.items()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 <= number < 1:
+        raise ValueError(f"{name}: expected a number of at least 0 and less than 1, got {value!r}")
+    return number
+
+
 def _integer(name: str, size: Any, least: int) -> int:
     number: Any = size  # what is one stays as it is: it may be a compiler's symbol
     if not isinstance(size, int):

@@ -30,17 +30,17 @@ def _option(
     *,
     least: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     most: float | None = None,
     model: bool = False,
 ) -> Any:
-    return field(
-        default=default, metadata={"help": help, "least": least, "above": above, "most": most, "model": model}
-    )
+    bounds = {"least": least, "above": above, "below": below, "most": most}
+    return field(default=default, metadata={"help": help, **bounds, "model": model})
 
 
-def _of_model(name: str, help: str, *, least: float | None = None, above: float | None = None) -> Any:
+def _of_model(name: str, help: str, **bounds: Any) -> Any:
     """A hyper-parameter of `L0SIGN`: its default is the model's own."""
-    return _option(_MODEL_PARAMETERS[name].default, help, least=least, above=above, model=True)
+    return _option(_MODEL_PARAMETERS[name].default, help, model=True, **bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,9 @@ class TrainConfig:
     limits: tuple[float, float] = _of_model("limits", "stretch (gamma, zeta) of the hard concrete gate")
     gated: bool = _of_model("gated", "learn which edges to keep; without, plain SIGN on all pairs")
     head_bias: bool = _of_model("head_bias", "add a bias to the prediction")
+    dropout: float = _of_model(
+        "dropout", "probability of zeroing a component of a node embedding in training", least=0, below=1
+    )
 
     loss: Literal["bce", "mse", "cross_entropy"] = _option(
         "bce", "bce for labels 0 and 1, mse for values, cross_entropy for classes 0..K-1"
@@ -83,6 +86,12 @@ class TrainConfig:
     )
     l2_weight: float = _option(0.0, "weight of the squared messages over open edges in the loss", least=0)
     clip_norm: float = _option(0.0, "clip the gradient's norm to this; 0: never", least=0)
+    ema_decay: float = _option(
+        0.0,
+        "validate and keep a moving average of the weights, which keeps this share at each step; 0: none",
+        least=0,
+        below=1,
+    )
     precision: Literal["float32", "bfloat16"] = _option("float32", "bfloat16: train under autocast")
     monitor: Literal["auto", "auc", "accuracy", "logloss", "rmse"] = _option(
         "auto", "validation metric that picks the best epoch; auto: auc for bce, rmse for mse, else logloss"
@@ -105,12 +114,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = _checked(spec.name, getattr(self, spec.name), option_types()[spec.name])
-            least, above = spec.metadata["least"], spec.metadata["above"]
+            least, above, below, most = map(spec.metadata.get, ("least", "above", "below", "most"))
             if least is not None and value < least:
                 raise ValueError(f"{spec.name} must be at least {least:g}, got {value!r}")
             if above is not None and value <= above:
                 raise ValueError(f"{spec.name} must be greater than {above:g}, got {value!r}")
-            most = spec.metadata["most"]
+            if below is not None and value >= below:
+                raise ValueError(f"{spec.name} must be less than {below:g}, got {value!r}")
             if most is not None and value > most:
                 raise ValueError(f"{spec.name} must be at most {most}, got {value!r}")
             object.__setattr__(self, spec.name, value)
@@ -118,6 +128,11 @@ class TrainConfig:
             known = ", ".join(METRICS[self.loss])
             raise ValueError(
                 f"monitor must be auto or one of {known} for loss {self.loss!r}; got {self.monitor!r}"
+            )
+        if self.ema_decay and self.sparse:
+            raise ValueError(
+                f"ema_decay must be 0 with optimizer {self.optimizer!r}, got {self.ema_decay!r}: "
+                "an average moves every row at each step, and this optimizer is there to touch few"
             )
         if not self.limits[0] < 0 or not self.limits[1] > 1:
             raise ValueError(f"limits must be (gamma < 0, zeta > 1), got {self.limits!r}")

@@ -51,6 +51,9 @@ class L0SIGN(nn.Module):
         limits: (gamma, zeta) of the gates, gamma < 0 and zeta > 1.
         gated: False is plain SIGN: no edge embedding, no edge network, l0_penalty 0.
         head_bias: whether the head has a bias.
+        dropout: in training mode, the probability with which each component of a node's embedding is zeroed
+            (others are scaled by 1 / (1 - dropout)), by torch's default generator. Edge embeddings stay as
+            they are. The looked-up rows are then made as tensors.
         l2_penalty: False leaves that field None and saves its work, about d * H multiplications a pair.
         backend: None, "auto", "fused" or "reference"; see :mod:`l0sign_cuda.functional`.
         sparse: the embeddings' gradients are sparse tensors of the rows that the batch touches, each row once
@@ -77,6 +80,7 @@ class L0SIGN(nn.Module):
         gated: bool = True,
         head_bias: bool = True,
         *,
+        dropout: float = 0.0,
         l2_penalty: bool = True,
         backend: str | None = None,
         sparse: bool = False,
@@ -94,6 +98,7 @@ class L0SIGN(nn.Module):
             )
         )
         temperature, gamma, zeta = _checks.gate_options(temperature, limits)
+        dropout = _checks.probability(dropout=dropout)
         self.hyperparameters = {
             "num_embeddings": num_embeddings,
             "embedding_dim": embedding_dim,
@@ -107,9 +112,11 @@ class L0SIGN(nn.Module):
             "limits": (gamma, zeta),
             "gated": gated,
             "head_bias": head_bias,
+            "dropout": dropout,
             "l2_penalty": l2_penalty,
         }
         self.iterations = iterations
+        self.dropout = dropout
         self.sparse = bool(sparse)
         self.interaction = L0SIGNLayer(
             embedding_dim,
@@ -160,7 +167,7 @@ class L0SIGN(nn.Module):
         edge_embedding, head = self.edge_embedding, self.head
         node_table = self.node_embedding.weight
         edge_table = None if edge_embedding is None else edge_embedding.weight
-        if self.iterations == 1:
+        if self.iterations == 1 and not (self.training and self.dropout):
             output = self.interaction.bag(
                 ids, node_table, edge_table, offsets, values, seed, sparse=self.sparse
             )
@@ -186,6 +193,7 @@ class L0SIGN(nn.Module):
         tables = (node_table,) if edge_table is None else (node_table, edge_table)
         graphs = _checks.bag(ids, offsets, values, *tables)
         nodes, *others = lookup(ids, *tables, sparse=self.sparse)
+        nodes = nn.functional.dropout(nodes, self.dropout, self.training)
         edge_nodes = others[0] if others else None
         output = self.interaction(scale_rows(nodes, values), edge_nodes, offsets, seed)
         l2_penalty = output.l2_penalty

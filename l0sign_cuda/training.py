@@ -17,11 +17,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import _extension
 from .checkpoint import (
@@ -204,11 +205,17 @@ class _Trainer:
             )
         self.model = model.to(self.device)
         self.optimizer = _make_optimizer(self.model, config)
+        self.average = _make_average(self.model, config)
         self.noise = torch.Generator().manual_seed(config.seed)
         self.steps = math.ceil(len(train) / config.batch_size)
         self.state = _State()
         self.sums = self._no_sums()
         self.best = self._weights()
+
+    @property
+    def judged(self) -> L0SIGN:
+        """What is validated and kept: the model, or one with the average of its weights."""
+        return self.model if self.average is None else cast(L0SIGN, self.average.module)
 
     def run(self) -> FitResult:
         state = self.state
@@ -247,7 +254,7 @@ class _Trainer:
         config = self.config
         seed = int(torch.randint(2**63 - 1, (), generator=self.noise))
         pairs = count_pairs(batch)
-        with self._autocast():
+        with self._autocast(), self._drawing_from(seed):
             output = self.model(batch.ids, batch.offsets, batch.values, seed=seed)
         if config.l0_reduction == "mean":
             output = output._replace(l0_penalty=output.l0_penalty / pairs.clamp(min=1))
@@ -260,8 +267,20 @@ class _Trainer:
         if config.clip_norm:
             _clip_gradients(self.model, config.clip_norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         total = loss.detach().double() * batch.num_graphs
         self.sums += torch.stack([total, output.num_edges.sum().double(), pairs.sum().double()])
+
+    @contextlib.contextmanager
+    def _drawing_from(self, seed: int) -> Iterator[None]:
+        """Torch's generators, which dropout takes, start from a step's seed; the caller's are not moved."""
+        if not self.config.dropout:
+            yield
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def _end_epoch(self, interrupted: threading.Event) -> None:
         state, config = self.state, self.config
@@ -269,7 +288,7 @@ class _Trainer:
         if checked is None:
             checked = Part((self.train.data, self.train.indices[:_GUARD_SAMPLES]))
         with self._autocast():
-            predictions = run(self.model, checked, config.batch_size, lambda: self._stop_if(interrupted))
+            predictions = run(self.judged, checked, config.batch_size, lambda: self._stop_if(interrupted))
         found = measure(predictions, torch.from_numpy(checked.labels()), config.loss)
 
         loss, open_edges, pairs = self.sums.tolist()
@@ -302,7 +321,7 @@ class _Trainer:
         better = finite and (math.isnan(state.best_value) or is_better(name, value, state.best_value))
         if better:
             state.best_epoch, state.best_value = state.epoch, value
-            for name, tensor in self.model.state_dict().items():
+            for name, tensor in self.judged.state_dict().items():
                 self.best[name].copy_(tensor)  # in place: tables may be most of what memory holds
         self._heed_patience()
         return better
@@ -346,6 +365,8 @@ class _Trainer:
             self.save_model()
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
         tensors |= {"noise": self.noise.get_state(), "sums": self.sums}
@@ -374,6 +395,8 @@ class _Trainer:
         try:
             self.model.load_state_dict(part("model."))
             self.best = part("best.")
+            if self.average is not None:
+                self.average.load_state_dict(part("average."))
             packed = self.optimizer.state_dict()
             packed["state"] = {}
             for name, tensor in part("optimizer.").items():
@@ -459,6 +482,12 @@ def _make_optimizer(model: L0SIGN, config: TrainConfig) -> torch.optim.Optimizer
         return torch.optim.Adagrad(groups, lr=config.lr, fused=on_cpu)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr, fused=True)
+
+
+def _make_average(model: L0SIGN, config: TrainConfig) -> AveragedModel | None:
+    if not config.ema_decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
 
 
 def _clip_gradients(model: L0SIGN, max_norm: float) -> None:

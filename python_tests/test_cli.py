@@ -118,7 +118,10 @@ def test_metrics_json(run: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "copies"), [("row_adagrad", 3), ("row_adam", 4), ("adam", 6)])
 def test_memory_of_training_is_bounded(tmp_path: Path, optimizer: str, copies: int) -> None:
-    """By so many times the tables: the model, its best weights, the optimizer's state, dense gradients."""
+    """By so many times the tables: the model, its best weights, the optimizer's state, dense gradients.
+
+    Each copy is two tensors, which may take a large page of 2 MiB more than they need.
+    """
     peaks, tables = [], 500_000 * (8 + 8) * 4
     for features in (5_000, 500_000):
         ids = np.random.default_rng(0).integers(features, size=(3000, 10))
@@ -128,7 +131,7 @@ def test_memory_of_training_is_bounded(tmp_path: Path, optimizer: str, copies: i
         done = l0sign("train", tmp_path / "data", "--out", tmp_path / "run", *options)
         assert done.returncode == 0, done.stderr
         peaks.append(metrics(tmp_path / "run")["peak_memory_bytes"]["host"])
-    assert copies / 2 * tables < peaks[1] - peaks[0] < copies * tables + 10e6
+    assert copies / 2 * tables < peaks[1] - peaks[0] < copies * (tables + 2 * 2**21)
 
 
 def test_metrics_csv_has_the_same_rows(run: Path) -> None:

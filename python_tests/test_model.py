@@ -86,6 +86,7 @@ def test_the_model_is_its_definition(seed, iterations, values, backend, device):
         ({"gated": False}, ["sign_bag"]),
         ({"sparse": True}, ["l0_sign_bag"]),
         ({"aggr": "neighbor_mean", "l2_penalty": False}, ["l0_sign_bag"]),
+        ({"dropout": 0.0}, ["l0_sign_bag"]),
         ({"iterations": 2}, ["l0_sign", "l0_sign"]),
         ({"iterations": 2, "gated": False}, ["sign", "sign"]),
     ],
@@ -193,6 +194,35 @@ def test_manual_seed_governs_training(backend):
     assert torch.equal(model(ids, seed=7).logits, model(ids, seed=torch.tensor([7])).logits)
     model.eval()
     assert torch.equal(model(ids).logits, model(ids, seed=7).logits)
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_dropout_is_of_node_embeddings_in_training(iterations, backend, device):
+    model = make_model(backend, device, dropout=0.4, iterations=iterations)
+    ids, x = make_ids(device), torch.rand(4, 6, device=device) + 0.5
+    torch.manual_seed(1)
+    output = model(ids, values=x, seed=9)
+    torch.manual_seed(1)
+    v = torch.nn.functional.dropout(model.node_embedding(ids), 0.4)
+    assert 0.2 < (v == 0).float().mean() < 0.6
+    networks = model.interaction.message.weights(), model.interaction.edge.weights()
+    e, l2 = model.edge_embedding(ids), 0.0
+    for _ in range(iterations):
+        step = functional.l0_sign(x.unsqueeze(-1) * v, e, *networks, seed=9, backend="reference")
+        v, l2 = step.nodes, l2 + step.l2_penalty
+    logits = (x.unsqueeze(-1) * v).mean(1) @ model.head.weight[0] + model.head.bias[0]
+    assert_close(output, (logits, step.l0_penalty, l2, step.num_edges))
+
+    plain = L0SIGN(**model.hyperparameters | {"dropout": 0.0}, backend=backend).to(device)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(ids).logits, plain.eval()(ids).logits)
+    assert L0SIGN(**model.hyperparameters).dropout == 0.4
+
+
+@pytest.mark.parametrize("dropout", [1.0, -0.1, "much", None, True, float("nan")])
+def test_dropout_is_a_probability_below_one(dropout):
+    with pytest.raises(ValueError, match="dropout: expected a number of at least 0 and less than 1"):
+        make_model(None, dropout=dropout)
 
 
 def test_one_seed_for_all_iterations(backend, monkeypatch):

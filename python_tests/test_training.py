@@ -109,6 +109,7 @@ def test_threads_are_restored(parts: list) -> None:
         {"optimizer": "row_adam", "precision": "bfloat16", "gated": False},
         {"precision": "bfloat16"},
         {"l2_weight": 1e-4, "clip_norm": 1.0},
+        {"dropout": 0.1, "optimizer": "row_adam"},
         {"aggr": "neighbor_mean", "embedding_dim": 4, "edge_dim": 5, "limits": [-0.2, 1.2]},
         {"aggr": "sum", "iterations": 2, "lr": 0.02},
     ],
@@ -118,6 +119,41 @@ def test_options_train(parts: list, options: dict[str, Any]) -> None:
     history = fit(parts[0], parts[1], QUICK, **options).history
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["auc"] > 0.55
+
+
+def test_moving_average_is_what_is_validated_and_kept(parts: list, tmp_path: Path) -> None:
+    """Against the definition, from the weights after each step."""
+    train, valid, test = parts
+    decay, average = 0.8, {}
+    original = torch.optim.Adam.step
+
+    def step(optimizer: torch.optim.Adam, *args: Any) -> None:
+        original(optimizer, *args)
+        for group, params in enumerate(found["params"] for found in optimizer.param_groups):
+            for index, param in enumerate(params):
+                old, new = average.get((group, index)), param.detach().clone()
+                average[group, index] = new if old is None else decay * old + (1 - decay) * new
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        result = fit(train, valid, QUICK, epochs=1, ema_decay=decay, out=tmp_path)
+    kept = l0sign_cuda.parameter_groups(result.model, 0.01)
+    for group, params in enumerate(found["params"] for found in kept):
+        for index, param in enumerate(params):
+            torch.testing.assert_close(param.detach(), average[group, index])
+    plain = fit(train, valid, QUICK, epochs=1)
+    assert result.history[0]["loss"] == plain.history[0]["loss"]
+    assert result.history[0]["auc"] != plain.history[0]["auc"]
+    assert evaluate(result.model, valid)["auc"] == result.history[0]["auc"]
+    loaded = load_model(tmp_path)
+    assert evaluate(loaded, test) == evaluate(result.model, test)
+
+
+def test_moving_average_of_untouched_rows_is_refused(parts: list) -> None:
+    with pytest.raises(ValueError, match=r"ema_decay must be 0 with optimizer 'row_adam', got 0\.9"):
+        fit(parts[0], parts[1], QUICK, optimizer="row_adam", ema_decay=0.9)
+    with pytest.raises(ValueError, match="ema_decay must be less than 1, got 1"):
+        QUICK.replace(ema_decay=1)
 
 
 def test_ragged_graphs_with_values(ragged: GraphDataset) -> None:
@@ -395,10 +431,18 @@ def test_diagnose_leaves_a_healthy_start_alone() -> None:
 # -------------------- continuation
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad", "row_adam", "row_adagrad"])
-def test_resume_after_an_epoch_is_exact(parts: list, tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"optimizer": name} for name in ("adam", "adamw", "adagrad", "row_adam", "row_adagrad")),
+        {"ema_decay": 0.9},
+        {"dropout": 0.2},
+    ],
+    ids=str,
+)
+def test_resume_after_an_epoch_is_exact(parts: list, tmp_path: Path, options: dict[str, Any]) -> None:
     train, valid, _ = parts
-    config = QUICK.replace(optimizer=optimizer, weight_decay=1e-5)
+    config = QUICK.replace(weight_decay=1e-5, **options)
     whole = fit(train, valid, config, epochs=3)
     fit(train, valid, config, epochs=1, out=tmp_path)
     continued = fit(train, valid, out=tmp_path, resume=True, epochs=3)

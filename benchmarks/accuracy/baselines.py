@@ -35,7 +35,9 @@ _EXACT = 1 << 24  # deepctr-torch takes ids as float32
 class Baseline(nn.Module):
     """A model of deepctr-torch over the fields of a data set whose graphs have one node a field."""
 
-    def __init__(self, name: str, data: GraphDataset, embedding_dim: int, seed: int) -> None:
+    def __init__(
+        self, name: str, data: GraphDataset, embedding_dim: int, seed: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         if data.vocabulary is None or not data.graph_size:
             raise ValueError("expected a data set with a vocabulary and one node for each field")
@@ -54,6 +56,8 @@ class Baseline(nn.Module):
             del unpenalised["l2_reg_linear"]
         if kind == "AFM":
             unpenalised["l2_reg_att"] = 0.0
+        if dropout:
+            unpenalised["dnn_dropout"] = dropout
         self.model = getattr(deepctr.models, kind)(
             columns, columns, task="regression", seed=seed, **unpenalised, **options
         )

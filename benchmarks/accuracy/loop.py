@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from l0sign_cuda import metrics, parameter_groups
 from l0sign_cuda.data import GraphDataset
@@ -55,7 +56,7 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
     """Adam on the cross entropy; the model then has the weights of the best epoch by the metric `monitor`.
 
     Samples come in the order in which `l0sign_cuda.fit` takes them. As there, the network that the gates come
-    from has no weight decay, and `edge_lr` times the learning rate.
+    from has no weight decay, and `edge_lr` times the learning rate; with `ema_decay` the average counts.
     """
     data, monitor = problem.data, options.get("monitor", "auc")
     assert data.labels is not None
@@ -63,6 +64,10 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
     optimizer = torch.optim.Adam(
         parameter_groups(model, *rates, weight_decay=options["weight_decay"]), fused=True
     )
+    average = None
+    if options.get("ema_decay"):
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options["ema_decay"]))
+    judged = model if average is None else average.module
     history: list[dict[str, float]] = []
     best, best_epoch, weights, stopped = math.nan, 0, copy.deepcopy(model.state_dict()), "epochs"
     for epoch in range(options["epochs"]):
@@ -80,12 +85,14 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            if average is not None:
+                average.update_parameters(model)
             total += float(loss.detach()) * len(indices)
         seconds = time.perf_counter() - began
-        found = measure(model, data, problem.valid, options["batch_size"])
+        found = measure(judged, data, problem.valid, options["batch_size"])
         history.append({"epoch": epoch + 1, "loss": total / len(order), **found, "seconds": seconds})
         if math.isnan(best) or metrics.is_better(monitor, found[monitor], best):
-            best, best_epoch, weights = found[monitor], epoch + 1, copy.deepcopy(model.state_dict())
+            best, best_epoch, weights = found[monitor], epoch + 1, copy.deepcopy(judged.state_dict())
         elif epoch + 1 - best_epoch >= options["patience"]:
             stopped = "patience"
             break

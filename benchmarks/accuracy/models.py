@@ -33,6 +33,8 @@ _OF_GATES = (
     "edge_dim", "edge_hidden_dim", "edge_lr", "temperature", "limits",
     "l0_weight", "l0_reduction", "l0_warmup_epochs",
 )  # fmt: skip
+# Options that came after the first trials: unless they are set, a trial is the same without them.
+_LATER = ("dropout", "ema_decay")
 _NO_MATTER = ("seed", "device", "num_threads", "checkpoint_steps", "on_collapse")
 
 
@@ -48,7 +50,8 @@ def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         own = {key: value for key, value in options.items() if key == "stages"}
         config = _config({k: v for k, v in options.items() if k not in own}).to_dict()
         config["edge_lr"] = config.pop("edge_lr_factor")
-        unused = _NO_MATTER if config["gated"] else (*_NO_MATTER, *_OF_GATES)
+        unset = [name for name in _LATER if not config[name]]
+        unused = {*_NO_MATTER, *unset, *(() if config["gated"] else _OF_GATES)}
         return own | {key: value for key, value in config.items() if key not in unused}
     fixed: dict[str, Any] = {}
     if name in baselines.KINDS:
@@ -81,7 +84,9 @@ def train(
         return fit(problem, options, seed)[1]
     torch.manual_seed(seed)
     if name in baselines.KINDS:
-        model: torch.nn.Module = baselines.Baseline(name, problem.data, options["embedding_dim"], seed)
+        model: torch.nn.Module = baselines.Baseline(
+            name, problem.data, options["embedding_dim"], seed, options.get("dropout", 0.0)
+        )
     elif name == "fm-plain":
         model = baselines.FactorizationMachine(problem.data, options["embedding_dim"])
     elif name in graphs.KINDS:
