@@ -286,10 +286,11 @@ def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 def test_the_strongest_pairs_of_a_feature_are_its_own() -> None:
     model, _ = models.fit(problem(), {**TRAINING, "epochs": 1}, 0)
-    found = gmail.interactions(model, DATA, problem().test, DATA.vocabulary, "f1=2")
+    found = gmail.interactions(model, DATA, problem().test, DATA.vocabulary, "f1=2", least=2)
     strengths = [abs(pair["mean_contribution"]) for pair in found["strongest"]]
     assert strengths == sorted(strengths, reverse=True) and len(strengths) > 3
     assert all("f1=2" in (pair["first"], pair["second"]) for pair in found["strongest"])
+    assert min(pair["samples"] for pair in found["strongest"]) >= 2
     for sample in found["samples"]:
         assert "f1=2" in sample["nodes"]
         total = sample["bias"] + sum(pair["contribution"] for pair in sample["pairs"])
@@ -299,7 +300,7 @@ def test_the_strongest_pairs_of_a_feature_are_its_own() -> None:
 def test_figures_are_drawn_from_kept_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     model, _ = models.fit(problem(), {**TRAINING, "epochs": 1}, 0)
-    found = gmail.interactions(model, DATA, problem().test, DATA.vocabulary, "f1=2")
+    found = gmail.interactions(model, DATA, problem().test, DATA.vocabulary, "f1=2", least=2)
     (tmp_path / "fig6-frappe.json").write_text(json.dumps(found))
     metrics = {"auc": 0.9, "accuracy": 0.8, "edges_kept": 0.5}
     seeds = [{"history": [{"epoch": epoch, **metrics} for epoch in (1, 2)], "test": metrics}] * 2

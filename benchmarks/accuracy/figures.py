@@ -86,8 +86,10 @@ def _fig6(figure: Any, result: Result) -> None:
         else:
             right.plot([x0, x1], [y0, y1], color=_colour(pair["contribution"]), linewidth=width)
     for name, (x, y) in zip(sample["nodes"], places, strict=True):
-        right.annotate(name, (x, y), (1.12 * x, 1.12 * y), ha="center", va="center", fontsize=7)
-    right.set(title=f"one prediction, logit {sample['logit']:.2f}", xlim=(-1.5, 1.5), ylim=(-1.3, 1.3))
+        right.annotate(
+            name, (x, y), (1.1 * x, 1.1 * y), ha="left" if x > 0 else "right", va="center", fontsize=7
+        )
+    right.set(title=f"one prediction, logit {sample['logit']:.2f}", xlim=(-2.4, 2.4), ylim=(-1.3, 1.3))
     right.axis("off")
 
 

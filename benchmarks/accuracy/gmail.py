@@ -26,6 +26,7 @@ from .loop import Ints, Problem
 
 APP = "Gmail"
 _STRONGEST = 10
+_LEAST = 20  # samples: the strongest of all are features that occur once
 _SAMPLES = 2
 
 
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "experiment": "fig6-frappe",
         "title": f"Fig. 6, Frappe: {APP}",
-        "protocol": "L0-SIGN with the library's defaults, seed 0; interactions over the test samples.",
+        "protocol": "L0-SIGN with the library's defaults, seed 0; interactions over the test samples, the "
+        f"strongest of the pairs in at least {_LEAST} of them.",
         "test": trained.test,
         **found,
         "environments": [
@@ -68,13 +70,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def interactions(
-    model: l0sign_cuda.L0SIGN, data: GraphDataset, part: Ints, vocabulary: Vocabulary, feature: str
+    model: l0sign_cuda.L0SIGN,
+    data: GraphDataset,
+    part: Ints,
+    vocabulary: Vocabulary,
+    feature: str,
+    least: int = _LEAST,
 ) -> dict[str, Any]:
-    """The strongest pairs of fields; those of one feature, by strength; and two positive samples with it."""
+    """The strongest pairs of fields; those of one feature, by strength; and two positive samples with it.
+
+    Of the feature's pairs those count that `least` samples hold.
+    """
     survey = Survey(model, vocabulary)
     survey.add((data, part))
     positive, negative = survey.features(1 << 30)
-    own = [pair for pair in (*positive, *negative) if feature in (pair.first, pair.second)]
+    own = [
+        pair
+        for pair in (*positive, *negative)
+        if feature in (pair.first, pair.second) and pair.samples >= least
+    ]
     own.sort(key=lambda pair: -abs(pair.mean_contribution))
     wanted = next(at for at in range(len(vocabulary)) if vocabulary.name(at) == feature)
     ids = np.asarray(data.ids).reshape(len(data), -1)
