@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from .environment import ROOT
 from .problems import Shape
 
 DATA = ROOT.parent / "shared" / "data"
-REAL = {
+REAL: dict[str, tuple[Callable[[Path], GraphDataset], str]] = {
     "Frappe": (prepare_frappe, "frappe/frappe.csv.xz"),
     "MovieLens tags": (prepare_movielens_tag, "ml-10m/tags.dat.xz"),
 }

@@ -110,6 +110,26 @@ def test_negatives_are_uniform_over_what_a_user_never_used(tmp_path: Path) -> No
     assert ((counts[1:] - 6000 / 19) ** 2 / (6000 / 19)).sum() < 42
 
 
+def test_popular_apps_are_drawn_as_often_as_they_are_used(tmp_path: Path) -> None:
+    # User u has item 0 in 4,000 contexts; the other four items have 100, 200, 300 and 400 logs of v.
+    rows = [["u", "i0", "1", *["c"] * 7, f"city{k}"] for k in range(4000)]
+    rows += [["v", f"i{i}", "1", *["c"] * 7, f"x{i}-{k}"] for i in range(1, 5) for k in range(100 * i)]
+    path = tmp_path / "logs.csv"
+    path.write_text("\n".join(["\t".join(HEADER), *("\t".join(r) for r in rows)]) + "\n")
+    for power in (1.0, 0.5):
+        d = data.prepare_frappe(path, negatives=1, popularity=power)
+        assert d.vocabulary is not None
+        drawn = d.ids.reshape(-1, 2, 10)[:4000, 1, 1] - d.vocabulary.offset("item")
+        counts, weights = np.bincount(drawn, minlength=5), np.arange(1, 5) ** power
+        assert counts[0] == 0
+        expected = 4000 * weights / weights.sum()
+        # A chi-square of 3 degrees of freedom exceeds 16.3 once in a thousand seeds.
+        assert ((counts[1:] - expected) ** 2 / expected).sum() < 16.3
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="popularity: expected a finite number of at least 0"):
+            data.prepare_frappe(path, popularity=wrong)
+
+
 def test_how_many_negatives(tmp_path: Path) -> None:
     path = frappe_logs(tmp_path / "logs.csv", rows=50)
     assert len(data.prepare_frappe(path, negatives=0)) == 50

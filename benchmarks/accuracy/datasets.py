@@ -80,6 +80,10 @@ def subset(data: GraphDataset, chosen: Ints) -> GraphDataset:
     )
 
 
+def _popular(path: Path) -> GraphDataset:
+    return prepare_frappe(path, popularity=1.0)
+
+
 def _graphs(path: Path) -> GraphDataset:
     return read(path, format="graph")
 
@@ -108,6 +112,7 @@ def _made_graphs(path: Path) -> GraphDataset:
 
 DATASETS = {
     "frappe": Dataset("frappe/frappe.csv.xz", prepare_frappe, "user", "item"),
+    "frappe-popular": Dataset("frappe/frappe.csv.xz", _popular, "user", "item"),
     "movielens-tag": Dataset("ml-10m/tags.dat.xz", prepare_movielens_tag, "movie", "tag"),
     "twitter": Dataset("twitter/twitter.data.xz", _graphs),
     "twitter-distinct": Dataset("twitter/twitter.data.xz", _distinct),

@@ -229,6 +229,30 @@ EXPERIMENTS: dict[str, Experiment] = {
         common=_TRAINING,
         protocol=_TABLE2_PROTOCOL,
     ),
+    "popular-frappe": Experiment(
+        title="Frappe with popular negatives",
+        data="frappe-popular",
+        entries=(
+            Entry("seen with this user", "rule-seen"),
+            Entry("click rate of the app", "rule-rate"),
+            *(
+                Entry(label, model, options, {"lr": (0.003, 0.01), "weight_decay": (1e-6, 1e-5, 5e-5)})
+                for label, model, options in (
+                    ("L0-SIGN", "sign", {"gated": True}),
+                    ("SIGN", "sign", {"gated": False}),
+                    ("FM", "fm", {}),
+                    ("DeepFM", "deepfm", {}),
+                )
+            ),
+        ),
+        seeds=(0, 1, 2),
+        common=_TRAINING,
+        protocol=_SPLIT
+        + _EARLY.format("AUC", 5)
+        + _TUNED.format("AUC")
+        + "As Table 2, but negatives are drawn in proportion to how often an app is used, of those that the "
+        "user never used; the same grid of six points for all models.",
+    ),
     **{
         f"table3-{data}": Experiment(
             title=f"Table 3, {title}",

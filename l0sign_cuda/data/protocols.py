@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -27,13 +28,17 @@ Ints = NDArray[np.int64]
 
 
 def prepare_frappe(
-    logs: str | os.PathLike[str], seed: int = 0, negatives: int = 2, skip_bad_lines: bool = False
+    logs: str | os.PathLike[str],
+    seed: int = 0,
+    negatives: int = 2,
+    skip_bad_lines: bool = False,
+    popularity: float = 0.0,
 ) -> GraphDataset:
     """The Frappe protocol: every log is a positive and is followed by its negatives, which have label 0.
 
-    A negative has the same user and context and an app drawn uniformly from those that this user never used;
-    no app comes twice in one context of a user. The original file gives 288,609 graphs of 10 nodes over 5,382
-    features.
+    A negative has the same user and context and an app drawn from those that this user never used, uniformly
+    unless `popularity` is set; no app comes twice in one context of a user. The original file gives 288,609
+    graphs of 10 nodes over 5,382 features.
 
     Args:
         logs: the tab separated log with its header (user item cnt daytime weekday isweekend homework cost
@@ -41,9 +46,12 @@ def prepare_frappe(
         seed: decides the negatives.
         negatives: how many for each log.
         skip_bad_lines: leave malformed lines out and count them in the result's `report`.
+        popularity: draw an app in proportion to its number of logs to this power. With 1 that an app is
+            popular no longer tells positives from negatives, which makes the task much harder.
 
     Raises:
-        ValueError: "FILE:LINE: expected ..., got ..."; a column is missing; a user has too few unused apps.
+        ValueError: "FILE:LINE: expected ..., got ..."; a column is missing; a user has too few unused apps;
+            popularity is negative or not finite.
     """
     positives = read(
         logs,
@@ -60,7 +68,14 @@ def prepare_frappe(
     user, item = vocabulary.field_names.index("user"), vocabulary.field_names.index("item")
     context = np.delete(nodes, item, axis=1)
     return _with_negatives(
-        positives, nodes, item, owner=nodes[:, user], context=_groups(context), negatives=negatives, seed=seed
+        positives,
+        nodes,
+        item,
+        owner=nodes[:, user],
+        context=_groups(context),
+        negatives=negatives,
+        seed=seed,
+        popularity=popularity,
     )
 
 
@@ -129,14 +144,29 @@ def _with_negatives(
     context: Ints,  # [P]: no negative item comes twice in one context
     negatives: int,
     seed: int,
+    popularity: float = 0.0,
 ) -> GraphDataset:
     """Each positive followed by `negatives` copies of it with another item."""
     if negatives < 0:
         raise ValueError(f"negatives: expected at least 0, got {negatives}")
+    if not 0 <= popularity < math.inf:
+        raise ValueError(f"popularity: expected a finite number of at least 0, got {popularity!r}")
     vocabulary = positives.vocabulary
     assert vocabulary is not None
     first, count = int(vocabulary.offsets[item]), len(vocabulary.fields[item])
-    drawn = _draw(owner, context, nodes[:, item] - first, count, negatives, np.random.default_rng(seed))
+    items, rng = nodes[:, item] - first, np.random.default_rng(seed)
+    if popularity:
+        ends = np.cumsum(np.bincount(items, minlength=count).astype(np.float64) ** popularity)
+
+        def sample(size: int) -> Ints:
+            # The last end is left out: a product that is rounded up to it means the last item.
+            return np.searchsorted(ends[:-1], rng.random(size) * ends[-1], side="right")
+    else:
+
+        def sample(size: int) -> Ints:
+            return rng.integers(count, size=size)
+
+    drawn = _draw(owner, context, items, count, negatives, sample)
     graphs = np.repeat(nodes[:, None, :], 1 + negatives, axis=1)
     graphs[:, 1:, item] = drawn + first
     labels = np.zeros(graphs.shape[:2], np.float32)
@@ -148,11 +178,17 @@ def _with_negatives(
 
 
 def _draw(
-    owner: Ints, context: Ints, item: Ints, num_items: int, negatives: int, rng: np.random.Generator
+    owner: Ints,
+    context: Ints,
+    item: Ints,
+    num_items: int,
+    negatives: int,
+    sample: Callable[[int], Ints],
 ) -> Ints:
-    """Items [P, negatives], uniform over those that the owner has not, without repetition in a context.
+    """Items [P, negatives] from `sample`, of those that the owner has not, without repetition in a context.
 
-    By rejection: what collides is drawn again, so that each draw is uniform over what is still allowed.
+    By rejection: what collides is drawn again, so that each draw is distributed over what is still allowed as
+    `sample` is over all.
     """
     owner, context = np.unique(owner, return_inverse=True)[1], np.unique(context, return_inverse=True)[1]
     used = np.unique(owner * num_items + item)
@@ -171,7 +207,7 @@ def _draw(
     taken = np.empty(0, np.int64)
     open_slots = np.arange(len(owner))
     while len(open_slots):
-        drawn[open_slots] = rng.integers(num_items, size=len(open_slots))
+        drawn[open_slots] = sample(len(open_slots))
         fresh = ~np.isin(owner[open_slots] * num_items + drawn[open_slots], used)
         keys = context[open_slots] * num_items + drawn[open_slots]
         fresh &= ~np.isin(keys, taken)
