@@ -318,7 +318,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Entry("L0-SIGN", "sign", {"gated": True, **_OF_SIGN}),
             Entry("SIGN", "sign", {"gated": False, **_OF_SIGN}),
             *(
-                Entry(name, name.lower(), {}, {"lr": (0.001, 0.003, 0.01), "weight_decay": (1e-6, 1e-5)})
+                Entry(name, name.lower(), {}, {"lr": (0.001, 0.003), "weight_decay": (1e-6, 1e-5, 5e-5)})
                 for name in ("DeepFM", "NFM")
             ),
         ),
