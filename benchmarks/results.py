@@ -16,6 +16,7 @@ from typing import Any
 
 from . import environment
 from .accuracy import tables as accuracy
+from .rounds import quantile
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -359,16 +360,29 @@ def _epoch_table(measurements: Sequence[Document]) -> Iterable[str]:
 def _vocabulary_table(measurements: Sequence[Document]) -> Iterable[str]:
     names = ["fused", *_names(measurements)]
     features = sorted({m["case"]["features"] for m in measurements})
-    yield "Milliseconds a step, by the number of features; growth: with the most over with the fewest."
+    yield (
+        "Milliseconds a step, by the number of features; growth: with the most over with the fewest, the "
+        "median of the rounds' ratios, and in brackets where the middle eight tenths of them lie."
+    )
     yield ""
     yield from _header("", "optimizer", "ids", *(f"{n:,}" for n in features), "growth")
     rows = _grouped(measurements, lambda m: (m["case"]["optimizer"], m["case"]["ids"]))
     for name in names:
         for (optimizer, ids), found in rows.items():
-            times = {m["case"]["features"]: _value(m, name, "median") for m in found}
-            ordered = [times.get(n) for n in features]
-            growth = _quotient(ordered[-1], ordered[0])
-            yield _row(name, optimizer, ids, *map(_number, ordered), _number(growth))
+            by_features = {m["case"]["features"]: m["contestants"].get(name) for m in found}
+            timings = [by_features.get(n) for n in features]
+            medians = [timing["median"] if timing else None for timing in timings]
+            yield _row(
+                name, optimizer, ids, *map(_number, medians), _number(_growth(timings[0], timings[-1]))
+            )
+
+
+def _growth(fewest: Document | None, most: Document | None) -> str | None:
+    if not fewest or not most:
+        return None
+    ratios = [b / a for a, b in zip(fewest["ms"], most["ms"], strict=False)]
+    low, high = (_number(quantile(ratios, at)) for at in (0.1, 0.9))
+    return f"{_number(statistics.median(ratios))} ({low} to {high})"
 
 
 def _memory_table(memory: Sequence[Document]) -> Iterable[str]:
