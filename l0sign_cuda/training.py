@@ -260,8 +260,9 @@ class _Trainer:
         if config.clip_norm:
             _clip_gradients(self.model, config.clip_norm)
         self.optimizer.step()
-        total = loss.detach().double() * batch.num_graphs
-        self.sums += torch.stack([total, output.num_edges.sum().double(), pairs.sum().double()])
+        self.sums[0].add_(loss.detach(), alpha=batch.num_graphs)
+        self.sums[1].add_(output.num_edges.sum())
+        self.sums[2].add_(pairs.sum())
 
     def _end_epoch(self, interrupted: threading.Event) -> None:
         state, config = self.state, self.config
@@ -408,8 +409,11 @@ class _Trainer:
         """Of the epoch so far: the loss over its samples, open edges, pairs."""
         return torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        device, half = self.device.type, self.config.precision == "bfloat16"
+        if not half and not torch.is_autocast_enabled(device):
+            return contextlib.nullcontext()  # leaving autocast takes as long as the loss
+        return torch.autocast(device, torch.bfloat16, enabled=half)
 
 
 def resolve_device(name: str) -> torch.device:
