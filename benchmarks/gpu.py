@@ -272,7 +272,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shapes = [name for name, shape in SHAPES.items() if not shape.fused_only]
+    shapes = list(SHAPES)
     add = parser.add_argument
     add("--shapes", nargs="+", choices=shapes, default=shapes, help="default: all")
     add("--contestants", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")

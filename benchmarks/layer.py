@@ -3,8 +3,9 @@
     python -m benchmarks.layer                  # about ten minutes
     python -m benchmarks.layer --quick          # does it work? The figures mean nothing
 
-All contestants run on the first number of threads that is given; the fused one alone also on the others and
-on lesser instruction sets, at the shapes of --detail.
+All contestants run on the first number of threads that is given; the fused one alone also on the others, in
+turn with them, and on lesser instruction sets, at the shapes of --detail. Beside graphs of unequal size it
+computes as many pairs in graphs of one size.
 
 Modes: "train" is forward with new noise and backward for all inputs and weights; "forward" is that forward
 alone, ready for a backward; "inference" is predictions of the layer under a linear head, gates deterministic,
@@ -25,8 +26,8 @@ from l0sign_cuda import functional
 
 from . import environment, results
 from .contestants import CONTESTANTS, Fused, Task, check_equal
-from .problems import MODES, SHAPES, Problem, Shape, count_pairs, gflop, select
-from .rounds import QUICK, Budget, interleave, summary
+from .problems import MODES, ONE_SIZE, SHAPES, Problem, count_pairs, gflop, select
+from .rounds import QUICK, Budget, Call, interleave, summary
 
 # float32, in the Euclidean norm: sums of up to 33,000 probabilities, one after the other, and gradients that
 # jump at a kink. What computes something else errs by far more.
@@ -51,37 +52,38 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     before = environment.load_average()
     run = {**environment.process(), "peak": environment.peak_gflops(options.threads, options.quick)}
     measurements = []
-    first = True
-    for threads in options.threads:
-        torch.set_num_threads(threads)
-        alone = threads != options.threads[0]
-        shapes = [name for name in options.shapes if name in options.detail] if alone else options.shapes
-        for shape in select(shapes, options.quick):
-            names = ["fused"] if shape.fused_only or alone else options.contestants
-            if options.quick and not first:
-                names = [name for name in names if name not in _COMPILED]  # compiling takes the time
-            first = False
-            measurements += _measure_shape(shape, names, options.modes, threads, _budget(options))
+    for at, name in enumerate(options.shapes):
+        names = options.contestants
+        if options.quick and at:
+            names = [name for name in names if name not in _COMPILED]  # compiling takes the time
+        threads = options.threads if name in options.detail else options.threads[:1]
+        measurements += _measure_shape(name, names, threads, options)
     after = environment.load_average()
     return run | {"load_average": {"before": before, "after": after}, "measurements": measurements}
 
 
 def _measure_shape(
-    shape: Shape, names: Sequence[str], modes: Sequence[str], threads: int, budget: Budget
+    name: str, names: Sequence[str], threads: Sequence[int], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One measurement a mode."""
+    """One measurement a mode and a number of threads."""
+    [shape] = select([name], options.quick)
     torch.manual_seed(0)
-    torch.compiler.reset()  # inductor writes the number of threads into its code
+    torch.set_num_threads(threads[0])
+    torch.compiler.reset()
     problem = Problem.random(shape)
     tasks = {name: Task(CONTESTANTS[name](problem.offsets), problem) for name in names}
     expected = Task(Fused(problem.offsets), problem).results(seed=1)
     for name, task in tasks.items():
-        _say(f"{shape.name}, {threads} thr., {name}: compiling and comparing")
+        _say(f"{shape.name}, {name}: compiling and comparing")
         check_equal(task.results(seed=1), expected, f"{name} at shape {shape.name}", _TOLERANCE)
+    if shape.name in ONE_SIZE:
+        [one_size] = select([shape.name], options.quick, ONE_SIZE)
+        other = Problem.random(one_size)
+        tasks[results.ONE_SIZE] = Task(Fused(other.offsets), other)
 
     sizes = shape.sizes()
     found = []
-    for mode in modes:
+    for mode in options.modes:
         open_pairs = _open_pairs(problem, deterministic=mode == "inference")
         case = {
             "shape": shape.name,
@@ -93,12 +95,25 @@ def _measure_shape(
             "open_pairs": open_pairs,
             "gflop": gflop(shape, mode, open_pairs),
         }
-        times = interleave({name: getattr(task, mode) for name, task in tasks.items()}, budget)
-        timings = summary(times)
-        shown = ", ".join(f"{name} {timing['median']:.3g} ms" for name, timing in timings.items())
-        _say(f"{shape.name}, {threads} thr., {mode}: {shown}")
-        found.append({"case": case, "threads": threads, "contestants": timings})
+        calls = {(threads[0], name): _on(threads[0], getattr(task, mode)) for name, task in tasks.items()}
+        calls |= {(number, "fused"): _on(number, getattr(tasks["fused"], mode)) for number in threads[1:]}
+        times = interleave(calls, _budget(options))
+        for number in threads:
+            timings = summary({name: seconds for (n, name), seconds in times.items() if n == number})
+            shown = ", ".join(f"{name} {timing['median']:.3g} ms" for name, timing in timings.items())
+            _say(f"{shape.name}, {number} thr., {mode}: {shown}")
+            found.append({"case": case, "threads": number, "contestants": timings})
     return found
+
+
+def _on(threads: int, call: Call) -> Call:
+    """The call on this number of threads, which takes a third of a microsecond to set."""
+
+    def run() -> None:
+        torch.set_num_threads(threads)
+        call()
+
+    return run
 
 
 def _open_pairs(problem: Problem, deterministic: bool) -> int:
@@ -148,7 +163,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
     add("--contestants", nargs="+", choices=names, default=names, help="default: all")
     add("--threads", nargs="+", type=int, default=[1, 2], help="default: 1 2")
-    add("--detail", nargs="*", choices=SHAPES, default=["A"], help="shapes; default: A")
+    add("--detail", nargs="*", choices=SHAPES, default=list("ABCD"), help="shapes; default: A B C D")
     add("--instruction-sets", nargs="*", choices=("avx2", "portable"), default=["avx2"], help="default: avx2")
     add("--allocators", nargs="+", choices=("default", "tuned"), default=["default"], help="default: default")
     add("--seconds", type=float, default=1.0, help="for each contestant and measurement; default: 1")

@@ -188,7 +188,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    dense = [name for name, shape in SHAPES.items() if not shape.ragged and not shape.fused_only]
+    dense = [name for name, shape in SHAPES.items() if not shape.ragged]
     default = [name for name in _NAMES if name != "compile"]
     add = parser.add_argument
     add("--shapes", nargs="+", choices=dense, default=dense, help="default: all")

@@ -78,7 +78,8 @@ class Model(ABC):
 
     def step(self, batch: Any) -> None:
         """A whole training step."""
-        self.backward(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss(batch).backward()
         self.optimizer.step()
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +27,6 @@ class Shape:
     edge_dim: int = 8
     edge_hidden: int = 32
     ragged: bool = False
-    fused_only: bool = False
 
     def sizes(self) -> Tensor:
         """The number of nodes of each graph, int64 [B]: the same at each call."""
@@ -48,10 +47,10 @@ SHAPES = {
         Shape("C", "Criteo-like", 1024, 39, 16, 64),
         Shape("D", "long", 16, 256, 16, 32),
         Shape("R", "ragged, 1 to 64 nodes", 4096, 64, 8, 32, ragged=True),
-        # R's number of pairs in graphs of one size: what raggedness costs.
-        Shape("U", "R's pairs in graphs of 32 nodes", 5462, 32, 8, 32, fused_only=True),
     )
 }
+# As many pairs in graphs of one size: what raggedness costs.
+ONE_SIZE = {"R": Shape("U", "R's pairs in graphs of 32 nodes", 5462, 32, 8, 32)}
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,6 @@ def gflop(shape: Shape, mode: str, open_pairs: float, pooled: bool = False) -> f
     return 2e-9 * lanes
 
 
-def select(names: Sequence[str], quick: bool) -> list[Shape]:
+def select(names: Sequence[str], quick: bool, shapes: Mapping[str, Shape] = SHAPES) -> list[Shape]:
     """The shapes of these names, tiny ones for a quick run."""
-    return [SHAPES[name].tiny() if quick else SHAPES[name] for name in names]
+    return [shapes[name].tiny() if quick else shapes[name] for name in names]

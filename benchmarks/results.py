@@ -16,8 +16,10 @@ from typing import Any
 
 from . import environment
 from .accuracy import tables as accuracy
+from .rounds import quantile
 
 RESULTS = Path(__file__).parent / "results"
+ONE_SIZE = "fused, one size"  # the contestant with a ragged batch's pairs in graphs of one size
 
 _PRIVATE = ("out", "part", "name", "data")  # settings that tell of the machine's directories
 
@@ -262,7 +264,7 @@ def _layer_tables(runs: Sequence[Document]) -> Iterable[str]:
     )
     cases = _grouped(best[0]["measurements"], lambda m: (m["case"]["mode"], m["threads"]))
     for (mode, threads), measurements in cases.items():
-        rivals = _names(measurements)
+        rivals = [name for name in _names(measurements) if name != ONE_SIZE]
         yield from ("", f"## {mode}, {_threads(threads)}", "")
         yield from _header("shape", "fused ms", "peak", *rivals)
         for m in measurements:
@@ -276,6 +278,7 @@ def _layer_tables(runs: Sequence[Document]) -> Iterable[str]:
                 others[0] += " / " + _arrow(bounds)
             yield _row(case["shape"], fused, share, *others)
     yield from _thread_table(best[0])
+    yield from _ragged_table(best[0])
     yield from _lesser_table(best[0], lesser)
 
 
@@ -283,17 +286,32 @@ def _thread_table(run: Document) -> Iterable[str]:
     """The gain by threads, of the fused contestant, over one."""
     many = sorted({m["threads"] for m in run["measurements"]} - {1})
     ones = [m for m in run["measurements"] if m["threads"] == 1]
-    if not many or not ones:
+    pairs = [(m, [_find(run, m["case"], n) for n in many]) for m in ones]
+    pairs = [(m, others) for m, others in pairs if any(others)]
+    if not pairs:
         return
-    yield from ("", "## fused: time with one thread over time with more", "")
+    yield from (
+        "",
+        "## fused: time with one thread over time with more",
+        "",
+    )
     yield from _header("shape", "mode", *map(_threads, many))
-    for m in ones:
-        case = m["case"]
-        gains = [
-            _quotient(_value(m, "fused", "median"), _value(_find(run, case, n), "fused", "median"))
-            for n in many
-        ]
-        yield _row(case["shape"], case["mode"], *map(_number, gains))
+    for m, others in pairs:
+        fused = [other["contestants"]["fused"] if other else None for other in others]
+        gains = [_quotient_by_rounds(m["contestants"]["fused"], timing) for timing in fused]
+        yield _row(m["case"]["shape"], m["case"]["mode"], *map(_number, gains))
+
+
+def _ragged_table(run: Document) -> Iterable[str]:
+    """What graphs of unequal size cost the fused contestant."""
+    found = [m for m in run["measurements"] if ONE_SIZE in m["contestants"]]
+    if not found:
+        return
+    yield from ("", "## fused: time over that of as many pairs in graphs of one size", "")
+    yield from _header("shape", "mode", "threads", "median of the rounds' ratios")
+    for m in found:
+        ratio = _quotient_by_rounds(m["contestants"]["fused"], m["contestants"][ONE_SIZE])
+        yield _row(m["case"]["shape"], m["case"]["mode"], m["threads"], _number(ratio))
 
 
 def _lesser_table(best: Document, lesser: Sequence[Document]) -> Iterable[str]:
@@ -305,6 +323,8 @@ def _lesser_table(best: Document, lesser: Sequence[Document]) -> Iterable[str]:
     for m in best["measurements"]:
         time = _value(m, "fused", "median")
         found = [_find(run, m["case"], m["threads"]) for run in lesser]
+        if not any(found):
+            continue
         shares = [_quotient(time, _value(other, "fused", "median")) for other in found]
         yield _row(m["case"]["shape"], m["case"]["mode"], m["threads"], *map(_number, shares))
 
@@ -359,16 +379,29 @@ def _epoch_table(measurements: Sequence[Document]) -> Iterable[str]:
 def _vocabulary_table(measurements: Sequence[Document]) -> Iterable[str]:
     names = ["fused", *_names(measurements)]
     features = sorted({m["case"]["features"] for m in measurements})
-    yield "Milliseconds a step, by the number of features; growth: with the most over with the fewest."
+    yield (
+        "Milliseconds a step, by the number of features; growth: with the most over with the fewest, the "
+        "median of the rounds' ratios, and in brackets where the middle eight tenths of them lie."
+    )
     yield ""
     yield from _header("", "optimizer", "ids", *(f"{n:,}" for n in features), "growth")
     rows = _grouped(measurements, lambda m: (m["case"]["optimizer"], m["case"]["ids"]))
     for name in names:
         for (optimizer, ids), found in rows.items():
-            times = {m["case"]["features"]: _value(m, name, "median") for m in found}
-            ordered = [times.get(n) for n in features]
-            growth = _quotient(ordered[-1], ordered[0])
-            yield _row(name, optimizer, ids, *map(_number, ordered), _number(growth))
+            by_features = {m["case"]["features"]: m["contestants"].get(name) for m in found}
+            timings = [by_features.get(n) for n in features]
+            medians = [timing["median"] if timing else None for timing in timings]
+            yield _row(
+                name, optimizer, ids, *map(_number, medians), _number(_growth(timings[0], timings[-1]))
+            )
+
+
+def _growth(fewest: Document | None, most: Document | None) -> str | None:
+    ratios = _ratios_by_rounds(most, fewest)
+    if not ratios:
+        return None
+    low, high = (_number(quantile(ratios, at)) for at in (0.1, 0.9))
+    return f"{_number(statistics.median(ratios))} ({low} to {high})"
 
 
 def _memory_table(memory: Sequence[Document]) -> Iterable[str]:
@@ -446,10 +479,17 @@ def _ms_at_peak(measurement: Document | None, run: Document) -> float | None:
 
 def _ratio(measurement: Document, name: str, over: str) -> float | None:
     """The median of the per-round ratios of two contestants."""
-    timings = [measurement["contestants"].get(of) for of in (name, over)]
-    if None in timings:
-        return None
-    return statistics.median(a / b for a, b in zip(timings[0]["ms"], timings[1]["ms"], strict=False))
+    return _quotient_by_rounds(*(measurement["contestants"].get(of) for of in (name, over)))
+
+
+def _quotient_by_rounds(a: Document | None, b: Document | None) -> float | None:
+    """The median of the ratios of two timings, round by round."""
+    ratios = _ratios_by_rounds(a, b)
+    return statistics.median(ratios) if ratios else None
+
+
+def _ratios_by_rounds(a: Document | None, b: Document | None) -> list[float]:
+    return [x / y for x, y in zip(a["ms"], b["ms"], strict=False)] if a and b else []
 
 
 def _quotient(a: float | None, b: float | None) -> float | None:

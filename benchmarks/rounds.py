@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 Call = Callable[[], object]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Budget:
 QUICK = Budget(seconds=0.05, min_rounds=2, max_rounds=3, sample=0.0, warmup=1)
 
 
-def interleave(calls: Mapping[str, Call], budget: Budget) -> dict[str, list[float]]:
+def interleave(calls: Mapping[Key, Call], budget: Budget) -> dict[Key, list[float]]:
     """Seconds a call, one figure a round: round k of a list is round k of all.
 
     Each round begins with another contestant, so that none always follows the same one.
     """
     spent = dict.fromkeys(calls, 0.0)
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Key, list[float]] = {name: [] for name in calls}
     with collector_off():
         repeats = {name: _warm_up(call, budget) for name, call in calls.items()}
         for number in range(budget.max_rounds):

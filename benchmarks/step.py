@@ -1,6 +1,6 @@
 """The whole training step: an epoch of real data, steps by the size of the vocabulary, and peak memory.
 
-    python -m benchmarks.step             # needs ../shared/data, and about 4 GiB for the largest vocabulary
+    python -m benchmarks.step             # needs ../shared/data, and about 5 GiB for the largest vocabulary
     python -m benchmarks.step --quick     # does it work? The figures mean nothing
 
 A step is lookup, layer, head, loss, backward and optimizer on a batch of 1,024; in parts 1 and 2 collating
@@ -8,7 +8,8 @@ the batch from memory belongs to it. Each timed sample is a run of steps of one 
 
 1. epoch: all contestants on the training samples of Frappe and MovieLens tags. Its time is that of a step
    times the number of steps.
-2. vocabulary: steps on data like Frappe's with larger tables of users and items, ids skewed and uniform.
+2. vocabulary: steps on data like Frappe's with larger tables of users and items, ids skewed and uniform;
+   tables of all sizes take turns.
 3. memory: the most that a process takes that makes a model and trains it for 20 steps.
 """
 
@@ -18,7 +19,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from l0sign_cuda.memory import peak_memory
 
 from . import environment, results, samples
 from .models import MODELS, OPTIMIZERS, Model, make
-from .rounds import QUICK, Budget, Call, interleave, summary
+from .rounds import QUICK, Budget, Call, Key, interleave, summary
 
 BATCH_SIZE = 1024
 PARTS = ("epoch", "vocabulary", "memory")
@@ -54,7 +55,9 @@ def _epochs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in ["made"] if options.quick else samples.REAL:
         data = samples.frappe_like(500) if options.quick else samples.real(name, options.data)
         torch.compiler.reset()
-        for optimizer, contestants in _trained(data, options.contestants, options):
+        models = _models(data, options.contestants)
+        batches = {name: model.batches(data, _batch_size(options)) for name, model in models.items()}
+        for optimizer in OPTIMIZERS:
             case: dict[str, Any] = {
                 "part": "epoch",
                 "data": name,
@@ -64,40 +67,55 @@ def _epochs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "steps": len(data) / _batch_size(options),
                 "extrapolated": True,  # the times are those of steps
             }
-            yield _measured(case, contestants, options)
+            yield _measured(case, _timed(models, batches, optimizer, options), options)
 
 
 def _vocabularies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All sizes by turns, so that their ratios are those of one machine."""
     names = [name for name in options.contestants if name in _GROWING]
-    for features in options.features:
-        for ids in ("skewed", "uniform"):
+    models: dict[tuple[int, str], Model] = {}
+    for ids in ("skewed", "uniform"):
+        batches = {}
+        for features in options.features:
             data = samples.frappe_like(100 * _batch_size(options), features, ids == "skewed")
-            for optimizer, contestants in _trained(data, names, options):
+            if ids == "skewed":
+                models |= {(features, name): model for name, model in _models(data, names).items()}
+            for name in names:
+                batches[features, name] = models[features, name].batches(data, _batch_size(options))
+        for optimizer in OPTIMIZERS:
+            times = _timed(models, batches, optimizer, options)
+            for features in options.features:
                 case = {"part": "vocabulary", "ids": ids, "optimizer": optimizer, "features": features}
-                yield _measured(case, contestants, options)
+                yield _measured(case, {name: times[features, name] for name in names}, options)
 
 
-def _trained(
-    data: GraphDataset, names: Iterable[str], options: argparse.Namespace
-) -> Iterator[tuple[str, dict[str, Call]]]:
-    """For each optimizer, a call for each contestant that does a step."""
+def _models(data: GraphDataset, names: Iterable[str]) -> dict[str, Model]:
     assert data.graph_size
-    models = make(names, data.graph_size, num_embeddings=data.num_features)
-    batches = {name: model.batches(data, _batch_size(options)) for name, model in models.items()}
-    for optimizer in OPTIMIZERS:
-        for model in models.values():
-            model.use_optimizer(optimizer)
-        yield optimizer, {name: _stepping(model, batches[name]) for name, model in models.items()}
+    return make(names, data.graph_size, num_embeddings=data.num_features)
+
+
+def _timed(
+    models: Mapping[Key, Model],
+    batches: Mapping[Key, Iterator[Any]],
+    optimizer: str,
+    options: argparse.Namespace,
+) -> dict[Key, list[float]]:
+    """Seconds a step, by turns."""
+    for model in models.values():
+        model.use_optimizer(optimizer)
+    # Long samples: after another contestant's turn the first step finds nothing of its own in the caches.
+    budget = QUICK if options.quick else Budget(options.seconds, min_rounds=3, sample=0.1, warmup=1)
+    return interleave({key: _stepping(model, batches[key]) for key, model in models.items()}, budget)
 
 
 def _stepping(model: Model, batches: Iterator[Any]) -> Call:
     return lambda: model.step(next(batches))
 
 
-def _measured(case: dict[str, Any], calls: dict[str, Call], options: argparse.Namespace) -> dict[str, Any]:
-    # Long samples: after another contestant's turn the first step finds nothing of its own in the caches.
-    budget = QUICK if options.quick else Budget(options.seconds, min_rounds=3, sample=0.1, warmup=1)
-    timings = summary(interleave(calls, budget))
+def _measured(
+    case: dict[str, Any], times: Mapping[str, Sequence[float]], options: argparse.Namespace
+) -> dict[str, Any]:
+    timings = summary(times)
     about = ", ".join(f"{key} {value}" for key, value in case.items() if key not in ("extrapolated", "steps"))
     shown = ", ".join(f"{name} {timing['median']:.3g} ms" for name, timing in timings.items())
     print(f"{about}: {shown}", file=sys.stderr, flush=True)

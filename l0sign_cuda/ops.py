@@ -138,7 +138,7 @@ class Operator:
                     for k, position in enumerate(self._tables):
                         num_rows = kept[position].shape[0]
                         gradients[k] = rows_of_tables.sparse_gradient(rows, gradients[k], num_rows)
-                    ctx.held = gradients  # see rows._Lookup
+                    ctx.held = gradients[: len(self._tables)]  # see rows._Lookup
             for position, gradient in zip(self._wrt, gradients, strict=True):
                 if kept[position] is not None:
                     result[position] = gradient

@@ -115,33 +115,35 @@ class _RowOptimizer(torch.optim.Optimizer):
                 _check_gradient(param, param.grad)
         for group, params in groups:
             for param in params:
-                if not self.state[param]:
+                state = self.state[param]
+                if not state:
                     large_pages(param.detach())  # a copy of a model lies in others
                     # On the CPU, where reading it costs nothing; float32 would not count beyond 2^24.
-                    count = torch.zeros((), dtype=torch.int64)
-                    self.state[param] = {"step": count, **self._new_state(param, group)}
-            by_rows = [param for param in params if not _is_dense(param)]
-            dense = [param for param in params if _is_dense(param)]
-            # All that operators can update, in one call.
-            together = [param for param in (*by_rows, *dense) if has_kernel(param, _is_dense(param))]
+                    state |= {"step": torch.zeros((), dtype=torch.int64), **self._new_state(param, group)}
+            # All that operators can update, in one call; first those with gradients of rows.
+            together: list[Tensor] = []
+            others: list[Tensor] = []
+            for param in sorted(params, key=_is_dense):
+                (together if has_kernel(param, _is_dense(param)) else others).append(param)
             self._step_rows(group, together)
-            self._step_rows(group, [param for param in by_rows if not has_kernel(param, dense=False)])
-            self._step_dense(group, [param for param in dense if not has_kernel(param, dense=True)])
+            self._step_rows(group, [param for param in others if not _is_dense(param)])
+            self._step_dense(group, [param for param in others if _is_dense(param)])
         return loss
 
     def _step_rows(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Of parameters of which first come those with gradients of rows."""
         if not params:
             return
+        states = [self.state[param] for param in params]
         rows, grads, row_steps = [], [], []
-        for param in params:
+        for param, state in zip(params, states, strict=True):
             grad = cast(Tensor, param.grad)
             if grad.is_sparse:
                 touched, grad = _rows_of(grad)
                 rows.append(touched)
             grads.append(grad.contiguous())
-            row_steps.append(_row_step(group, param, self.state[param]))
-        steps, *tables = (self._states(params, name) for name in ("step", *self._tables))
+            row_steps.append(_row_step(group, param, state))
+        steps, *tables = ([state[name] for state in states] for name in ("step", *self._tables))
         self._update_rows(group, params, tables, steps, row_steps, rows, grads)
 
     def _step_dense(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -149,13 +151,13 @@ class _RowOptimizer(torch.optim.Optimizer):
         if not params:
             return
         grads = [cast(Tensor, param.grad) for param in params]
-        tables = [self._states(params, name) for name in self._tables]
+        states = [self.state[param] for param in params]
+        tables = [[state[name] for state in states] for name in self._tables]
         # What torch's kernels count in, and count up; off the CPU fused ones want it there, rows do not.
-        steps = [step.float() for step in self._states(params, "step")]
+        steps = [state["step"].float() for state in states]
         fused = all(param.is_cpu for param in params) or None
         self._update_dense(group, params, grads, tables, steps, fused)
-        for param in params:
-            state = self.state[param]
+        for state in states:
             state["step"] += 1
             row_step = state.get("row_step")
             if row_step is None:
@@ -181,9 +183,6 @@ class _RowOptimizer(torch.optim.Optimizer):
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         raise NotImplementedError
-
-    def _states(self, params: list[Tensor], name: str) -> list[Tensor]:
-        return [self.state[param][name] for param in params]
 
     def _update_rows(
         self,

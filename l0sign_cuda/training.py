@@ -269,8 +269,9 @@ class _Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        total = loss.detach().double() * batch.num_graphs
-        self.sums += torch.stack([total, output.num_edges.sum().double(), pairs.sum().double()])
+        self.sums[0].add_(loss.detach(), alpha=batch.num_graphs)
+        self.sums[1].add_(output.num_edges.sum())
+        self.sums[2].add_(pairs.sum())
 
     @contextlib.contextmanager
     def _drawing_from(self, seed: int) -> Iterator[None]:
@@ -431,8 +432,11 @@ class _Trainer:
         """Of the epoch so far: the loss over its samples, open edges, pairs."""
         return torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        device, half = self.device.type, self.config.precision == "bfloat16"
+        if not half and not torch.is_autocast_enabled(device):
+            return contextlib.nullcontext()  # leaving autocast takes as long as the loss
+        return torch.autocast(device, torch.bfloat16, enabled=half)
 
 
 def resolve_device(name: str) -> torch.device:

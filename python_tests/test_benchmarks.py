@@ -199,8 +199,9 @@ def test_work_of_a_pooled_sample() -> None:
 
 
 def test_ragged_and_uniform_shapes_have_the_same_pairs() -> None:
-    ragged, uniform = (problems.count_pairs(problems.SHAPES[name].sizes()) for name in "RU")
-    assert uniform == pytest.approx(ragged, rel=0.01)
+    ragged, uniform = problems.SHAPES["R"], problems.ONE_SIZE["R"]
+    pairs = problems.count_pairs(ragged.sizes())
+    assert problems.count_pairs(uniform.sizes()) == pytest.approx(pairs, rel=0.01)
 
 
 class TestRounds:
@@ -276,9 +277,9 @@ def step_result() -> results.Document:
             {
                 "case": {"part": "vocabulary", "optimizer": "adam", "ids": "skewed", "features": features},
                 "threads": 1,
-                "contestants": {"fused": timing(ms, 1.0)},
+                "contestants": {"fused": timing(ms[0], 1.0) | {"ms": ms}},
             }
-            for features, ms in ((5000, 4.0), (5_000_000, 5.0))
+            for features, ms in ((5000, [4.0, 8.0, 4.0]), (5_000_000, [5.0, 10.0, 6.0]))
         ),
     ]
     memory = [
@@ -312,14 +313,27 @@ class TestResults:
         assert "| A | 4.00 → 2.00 | 25% → 50% | 8.00 → 8.00 / 32.0 → 16.0 |" in table
         assert "| A | train | 2.00 |" in table
         assert "| A | train | 1 | 0.5 |" in table
+        assert "one size" not in table
         assert "load average 0.0 before and 1.0 after" in table
+
+    def test_ratios_of_threads_and_of_sizes_are_those_of_rounds(self) -> None:
+        run = layer_run(4.0)
+        one, two = run["measurements"]
+        one["contestants"]["fused"]["ms"] = [4.0, 8.0, 8.0]
+        two["contestants"]["fused"]["ms"] = [2.0, 5.0, 5.0]
+        one["contestants"][results.ONE_SIZE] = timing(4.0, 1.0) | {"ms": [4.0, 6.4, 6.4]}
+        table = results.table(results.document("layer", False, {}, [run]))
+        assert "| A | train | 1.60 |" in table
+        assert "| A | train | 1 | 1.25 |" in table
+        assert "| shape | fused ms | peak | eager |" in table, "one size is no rival"
 
     def test_tables_of_steps(self) -> None:
         result = step_result()
         results.check(result)
         table = results.table(result)
         assert "| Frappe | 202,026 | adam | 0.79 (17.5) | 13.8 |" in table
-        assert "| fused | adam | skewed | 4.00 | 5.00 | 1.25 |" in table
+        # Of the rounds' ratios 1.25, 1.25 and 1.5.
+        assert "| fused | adam | skewed | 4.00 | 5.00 | 1.25 (1.25 to 1.45) |" in table
         assert "| fused, row-wise | 500 (400) | 600 (400) |" in table
 
     def test_a_table_of_models(self) -> None:
@@ -397,17 +411,25 @@ def test_the_peak_is_that_of_a_processor() -> None:
 
 
 def test_the_layer_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The whole script, its second process included, on one tiny shape."""
+    """The whole script, its second processes included, on tiny shapes."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     names = ["fused", "eager"]
     where = ["--allocators", "tuned", "--name", "here", "--out", str(tmp_path)]
-    layer.main(["--quick", "--shapes", "R", "--threads", "1", "--contestants", *names, *where])
+    shapes = ["--shapes", "A", "R", "--detail", "A"]
+    layer.main(["--quick", *shapes, "--threads", "1", "2", "--contestants", *names, *where])
     result = json.loads((tmp_path / "here.json").read_text())
     results.check(result)
-    [run] = result["runs"]
-    assert run["allocator"]["name"] == "tuned"
-    assert [m["case"]["mode"] for m in run["measurements"]] == list(problems.MODES)
-    assert all(list(m["contestants"]) == names for m in run["measurements"])
+    run, lesser = result["runs"]
+    assert run["allocator"]["name"] == "tuned" and lesser["instruction_set"] == "avx2"
+    found = {
+        (m["case"]["shape"], m["case"]["mode"], m["threads"]): list(m["contestants"])
+        for m in run["measurements"]
+    }
+    expected = {}
+    for mode in problems.MODES:
+        expected |= {("A", mode, 1): names, ("A", mode, 2): ["fused"]}
+        expected["R", mode, 1] = [*names, results.ONE_SIZE]
+    assert found == expected
     assert (tmp_path / "here.md").exists()
 
 
@@ -420,6 +442,10 @@ def test_steps_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     result = results.read(tmp_path / "here.json")
     parts = [m["case"]["part"] for m in result["runs"][0]["measurements"]]
     assert parts.count("epoch") == 2 and parts.count("vocabulary") == 8
+    sizes = [
+        m["case"]["features"] for m in result["runs"][0]["measurements"] if m["case"]["part"] == "vocabulary"
+    ]
+    assert sizes == [samples.FRAPPE_FEATURES, 20_000] * 4
     assert len(result["memory"]) == 4 and all(m["peak_bytes"] > m["program_bytes"] for m in result["memory"])
 
 
