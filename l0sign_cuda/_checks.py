@@ -49,10 +49,10 @@ def probability(**values: float) -> float:
     """The one value as a float; ValueError unless it is at least 0 and less than 1."""
     ((name, value),) = values.items()
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(value, bool) or not 0 <= number < 1:
+    if not 0 <= number < 1:
         raise ValueError(f"{name}: expected a number of at least 0 and less than 1, got {value!r}")
     return number
 

@@ -88,7 +88,7 @@ class TrainConfig:
     clip_norm: float = _option(0.0, "clip the gradient's norm to this; 0: never", least=0)
     ema_decay: float = _option(
         0.0,
-        "validate and keep a moving average of the weights, which keeps this share at each step; 0: none",
+        "validate and keep the moving average of the weights of about 1 / (1 - X) steps; 0: none",
         least=0,
         below=1,
     )

@@ -206,7 +206,7 @@ class L0SIGN(nn.Module):
 
     def extra_repr(self) -> str:
         """What print() shows beside the modules."""
-        return f"iterations={self.iterations}"
+        return f"iterations={self.iterations}, dropout={self.dropout:g}"
 
 
 def _embedding(num_embeddings: int, dim: int) -> nn.Embedding:

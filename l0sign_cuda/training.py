@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from . import _extension
 from .checkpoint import (
@@ -275,13 +275,19 @@ class _Trainer:
 
     @contextlib.contextmanager
     def _drawing_from(self, seed: int) -> Iterator[None]:
-        """Torch's generators, which dropout takes, start from a step's seed; the caller's are not moved."""
+        """Torch's generator, which dropout takes, starts from a step's seed, and is then put back."""
         if not self.config.dropout:
             yield
             return
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        generator = torch.default_generator
+        if self.device.type == "cuda":
+            generator = torch.cuda.default_generators[self.device.index or torch.cuda.current_device()]
+        state = generator.get_state()
+        try:
+            generator.manual_seed(seed)
             yield
+        finally:
+            generator.set_state(state)
 
     def _end_epoch(self, interrupted: threading.Event) -> None:
         state, config = self.state, self.config
@@ -488,10 +494,23 @@ def _make_optimizer(model: L0SIGN, config: TrainConfig) -> torch.optim.Optimizer
     return kind(groups, lr=config.lr, fused=True)
 
 
+def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """The moving average of a model's weights; of the first t steps it is their weighted mean, as Adam's are.
+
+    Torch's own starts from the first weights alone, which weigh decay^t after t more steps.
+    """
+
+    @torch.no_grad()
+    def move(averages: Any, weights: Any, steps: Any) -> None:
+        torch._foreach_lerp_(averages, weights, (1 - decay) / (1 - decay ** (int(steps) + 1)))
+
+    return AveragedModel(model, multi_avg_fn=move)
+
+
 def _make_average(model: L0SIGN, config: TrainConfig) -> AveragedModel | None:
     if not config.ema_decay:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    return averaged(model, config.ema_decay)
 
 
 def _clip_gradients(model: L0SIGN, max_norm: float) -> None:

@@ -125,9 +125,14 @@ def test_popular_apps_are_drawn_as_often_as_they_are_used(tmp_path: Path) -> Non
         expected = 4000 * weights / weights.sum()
         # A chi-square of 3 degrees of freedom exceeds 16.3 once in a thousand seeds.
         assert ((counts[1:] - expected) ** 2 / expected).sum() < 16.3
-    for wrong in (-1.0, float("nan"), float("inf")):
+    # Item 0 has nearly all weight, and of what u may have item 4 does.
+    extreme = data.prepare_frappe(path, negatives=1, popularity=300.0)
+    assert extreme.vocabulary is not None
+    drawn = extreme.ids.reshape(-1, 2, 10)[:, 1, 1] - extreme.vocabulary.offset("item")
+    assert (drawn[:4000] == 4).all() and (drawn[4000:] == 0).all()
+    for wrong in (-1.0, float("nan"), float("inf"), "1", None, True):
         with pytest.raises(ValueError, match="popularity: expected a finite number of at least 0"):
-            data.prepare_frappe(path, popularity=wrong)
+            data.prepare_frappe(path, popularity=wrong)  # type: ignore[arg-type]
 
 
 def test_how_many_negatives(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_dropout_is_of_node_embeddings_in_training(iterations, backend, device):
     assert L0SIGN(**model.hyperparameters).dropout == 0.4
 
 
-@pytest.mark.parametrize("dropout", [1.0, -0.1, "much", None, True, float("nan")])
+@pytest.mark.parametrize("dropout", [1.0, -0.1, "0.5", None, True, float("nan")])
 def test_dropout_is_a_probability_below_one(dropout):
     with pytest.raises(ValueError, match="dropout: expected a number of at least 0 and less than 1"):
         make_model(None, dropout=dropout)

@@ -124,15 +124,15 @@ def test_options_train(parts: list, options: dict[str, Any]) -> None:
 def test_moving_average_is_what_is_validated_and_kept(parts: list, tmp_path: Path) -> None:
     """Against the definition, from the weights after each step."""
     train, valid, test = parts
-    decay, average = 0.8, {}
+    decay, average = 0.95, {}
     original = torch.optim.Adam.step
 
     def step(optimizer: torch.optim.Adam, *args: Any) -> None:
         original(optimizer, *args)
         for group, params in enumerate(found["params"] for found in optimizer.param_groups):
             for index, param in enumerate(params):
-                old, new = average.get((group, index)), param.detach().clone()
-                average[group, index] = new if old is None else decay * old + (1 - decay) * new
+                new = param.detach().clone()
+                average.setdefault((group, index), []).append(new)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", step)
@@ -140,7 +140,10 @@ def test_moving_average_is_what_is_validated_and_kept(parts: list, tmp_path: Pat
     kept = l0sign_cuda.parameter_groups(result.model, 0.01)
     for group, params in enumerate(found["params"] for found in kept):
         for index, param in enumerate(params):
-            torch.testing.assert_close(param.detach(), average[group, index])
+            weights = average[group, index]
+            shares = decay ** torch.arange(len(weights) - 1, -1, -1, dtype=torch.float64)
+            mean = sum(share * weight.double() for share, weight in zip(shares, weights, strict=True))
+            torch.testing.assert_close(param.detach(), (mean / shares.sum()).float())
     plain = fit(train, valid, QUICK, epochs=1)
     assert result.history[0]["loss"] == plain.history[0]["loss"]
     assert result.history[0]["auc"] != plain.history[0]["auc"]

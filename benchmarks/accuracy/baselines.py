@@ -28,6 +28,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "xdeepfm": ("xDeepFM", {"cin_layer_size": (32, 32)}),
     "autoint": ("AutoInt", {}),
 }
+#: Where a baseline has dropout: the arguments of its class.
+DROPOUT = {
+    "nfm": ("bi_dropout", "dnn_dropout"),
+    "deepfm": ("dnn_dropout",),
+    "xdeepfm": ("dnn_dropout",),
+    "autoint": ("dnn_dropout",),
+}
 INIT_STD = 0.1  # of the embeddings, as L0SIGN's
 _EXACT = 1 << 24  # deepctr-torch takes ids as float32
 
@@ -56,10 +63,11 @@ class Baseline(nn.Module):
             del unpenalised["l2_reg_linear"]
         if kind == "AFM":
             unpenalised["l2_reg_att"] = 0.0
-        if dropout:
-            unpenalised["dnn_dropout"] = dropout
+        if dropout and name not in DROPOUT:
+            raise ValueError(f"dropout: {name} has none, got {dropout}")
+        dropouts = dict.fromkeys(DROPOUT.get(name, ()), dropout)
         self.model = getattr(deepctr.models, kind)(
-            columns, columns, task="regression", seed=seed, **unpenalised, **options
+            columns, columns, task="regression", seed=seed, **unpenalised, **dropouts, **options
         )
         # Its standard deviation of 0.0001 is that of the networks' weights too, and nearly a standstill.
         for module in self.model.modules():

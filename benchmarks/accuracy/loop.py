@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from l0sign_cuda import metrics, parameter_groups
 from l0sign_cuda.data import GraphDataset
+from l0sign_cuda.training import averaged
 
 Ints = NDArray[np.int64]
 
@@ -56,7 +56,7 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
     """Adam on the cross entropy; the model then has the weights of the best epoch by the metric `monitor`.
 
     Samples come in the order in which `l0sign_cuda.fit` takes them. As there, the network that the gates come
-    from has no weight decay, and `edge_lr` times the learning rate; with `ema_decay` the average counts.
+    from has no weight decay, and `edge_lr` times the learning rate; with `ema` the average counts.
     """
     data, monitor = problem.data, options.get("monitor", "auc")
     assert data.labels is not None
@@ -65,8 +65,8 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
         parameter_groups(model, *rates, weight_decay=options["weight_decay"]), fused=True
     )
     average = None
-    if options.get("ema_decay"):
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options["ema_decay"]))
+    if options.get("ema"):
+        average = averaged(model, options["ema"])
     judged = model if average is None else average.module
     history: list[dict[str, float]] = []
     best, best_epoch, weights, stopped = math.nan, 0, copy.deepcopy(model.state_dict()), "epochs"

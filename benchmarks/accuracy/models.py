@@ -34,14 +34,14 @@ _OF_GATES = (
     "l0_weight", "l0_reduction", "l0_warmup_epochs",
 )  # fmt: skip
 # Options that came after the first trials: unless they are set, a trial is the same without them.
-_LATER = ("dropout", "ema_decay")
+_LATER = ("dropout", "ema")
+# What trials call otherwise than the library.
+_NAMES = {"edge_lr": "edge_lr_factor", "ema": "ema_decay"}
 _NO_MATTER = ("seed", "device", "num_threads", "checkpoint_steps", "on_collapse")
 
 
 def _config(options: Mapping[str, Any]) -> TrainConfig:
-    """Trials call edge_lr what is edge_lr_factor in the library."""
-    names = {"edge_lr": "edge_lr_factor"}
-    return TrainConfig.from_mapping({names.get(k, k): v for k, v in options.items()}, "options")
+    return TrainConfig.from_mapping({_NAMES.get(k, k): v for k, v in options.items()}, "options")
 
 
 def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if name == "sign":
         own = {key: value for key, value in options.items() if key == "stages"}
         config = _config({k: v for k, v in options.items() if k not in own}).to_dict()
-        config["edge_lr"] = config.pop("edge_lr_factor")
+        config |= {own: config.pop(librarys) for own, librarys in _NAMES.items()}
         unset = [name for name in _LATER if not config[name]]
         unused = {*_NO_MATTER, *unset, *(() if config["gated"] else _OF_GATES)}
         return own | {key: value for key, value in config.items() if key not in unused}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -26,6 +27,9 @@ _TAG_LINE = re.compile(r"(\d+)(::|;)(\d+)\2(.*)\2(\d+)")
 
 Ints = NDArray[np.int64]
 
+# Rounds of drawing again, until items are drawn one by one.
+_REJECTIONS = 30
+
 
 def prepare_frappe(
     logs: str | os.PathLike[str],
@@ -47,7 +51,7 @@ def prepare_frappe(
         negatives: how many for each log.
         skip_bad_lines: leave malformed lines out and count them in the result's `report`.
         popularity: draw an app in proportion to its number of logs to this power. With 1 that an app is
-            popular no longer tells positives from negatives, which makes the task much harder.
+            popular tells far less of whether a sample is positive, which makes the task harder.
 
     Raises:
         ValueError: "FILE:LINE: expected ..., got ..."; a column is missing; a user has too few unused apps;
@@ -149,24 +153,15 @@ def _with_negatives(
     """Each positive followed by `negatives` copies of it with another item."""
     if negatives < 0:
         raise ValueError(f"negatives: expected at least 0, got {negatives}")
-    if not 0 <= popularity < math.inf:
+    number = isinstance(popularity, (int, float)) and not isinstance(popularity, bool)
+    if not number or not 0 <= popularity < math.inf:
         raise ValueError(f"popularity: expected a finite number of at least 0, got {popularity!r}")
     vocabulary = positives.vocabulary
     assert vocabulary is not None
     first, count = int(vocabulary.offsets[item]), len(vocabulary.fields[item])
     items, rng = nodes[:, item] - first, np.random.default_rng(seed)
-    if popularity:
-        ends = np.cumsum(np.bincount(items, minlength=count).astype(np.float64) ** popularity)
-
-        def sample(size: int) -> Ints:
-            # The last end is left out: a product that is rounded up to it means the last item.
-            return np.searchsorted(ends[:-1], rng.random(size) * ends[-1], side="right")
-    else:
-
-        def sample(size: int) -> Ints:
-            return rng.integers(count, size=size)
-
-    drawn = _draw(owner, context, items, count, negatives, sample)
+    logits = popularity * np.log(np.bincount(items, minlength=count)) if popularity else None
+    drawn = _draw(owner, context, items, count, negatives, rng, logits)
     graphs = np.repeat(nodes[:, None, :], 1 + negatives, axis=1)
     graphs[:, 1:, item] = drawn + first
     labels = np.zeros(graphs.shape[:2], np.float32)
@@ -183,12 +178,13 @@ def _draw(
     item: Ints,
     num_items: int,
     negatives: int,
-    sample: Callable[[int], Ints],
+    rng: np.random.Generator,
+    logits: NDArray[np.float64] | None = None,
 ) -> Ints:
-    """Items [P, negatives] from `sample`, of those that the owner has not, without repetition in a context.
+    """Items [P, negatives] that the owner has not, without repetition in a context.
 
-    By rejection: what collides is drawn again, so that each draw is distributed over what is still allowed as
-    `sample` is over all.
+    Uniform, or in proportion to exp(logits). By rejection: what collides is drawn again, so that each draw is
+    distributed over what is still allowed.
     """
     owner, context = np.unique(owner, return_inverse=True)[1], np.unique(context, return_inverse=True)[1]
     used = np.unique(owner * num_items + item)
@@ -206,8 +202,22 @@ def _draw(
     drawn = np.zeros(len(owner), np.int64)
     taken = np.empty(0, np.int64)
     open_slots = np.arange(len(owner))
-    while len(open_slots):
-        drawn[open_slots] = sample(len(open_slots))
+    ends = None if logits is None else np.cumsum(np.exp(logits - logits.max()))
+    for tried in itertools.count():
+        if not len(open_slots):
+            break
+        if logits is not None and tried == _REJECTIONS:  # nearly all weight may lie on what is not allowed
+            for slot in open_slots:
+                scores = logits + rng.gumbel(size=num_items)
+                for base, kept in ((owner[slot], used), (context[slot], taken)):
+                    scores[kept[kept // num_items == base] % num_items] = -np.inf
+                drawn[slot] = np.argmax(scores)
+                taken = np.append(taken, context[slot] * num_items + drawn[slot])
+            break
+        if ends is None:
+            drawn[open_slots] = rng.integers(num_items, size=len(open_slots))
+        else:  # a product that is rounded up to the last end means the last item
+            drawn[open_slots] = np.searchsorted(ends[:-1], rng.random(len(open_slots)) * ends[-1], "right")
         fresh = ~np.isin(owner[open_slots] * num_items + drawn[open_slots], used)
         keys = context[open_slots] * num_items + drawn[open_slots]
         fresh &= ~np.isin(keys, taken)
