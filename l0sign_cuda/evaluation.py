@@ -166,10 +166,8 @@ def _crc32(array: NDArray[Any], dtype: DTypeLike, value: int) -> int:
 
 def count_pairs(batch: Batch) -> Tensor:
     """Unordered pairs of every graph, self-pairs included: n (n + 1) / 2, int64 [B]."""
-    if batch.offsets is None:
-        sizes = torch.full(
-            (batch.ids.shape[0],), batch.ids.shape[1], dtype=torch.int64, device=batch.ids.device
-        )
-    else:
+    if batch.offsets is not None:
         sizes = batch.offsets.diff()
-    return sizes * (sizes + 1) // 2
+        return sizes * (sizes + 1) // 2
+    graphs, n = batch.ids.shape
+    return torch.full((graphs,), n * (n + 1) // 2, device=batch.ids.device)

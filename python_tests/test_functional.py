@@ -35,6 +35,19 @@ def test_options(call, dtype, seed, aggr, device):
     cases.assert_fused_as_good(case, call, dtype, device)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2 / 3, 0.6667, 1.3])
+@pytest.mark.parametrize("call", [cases.l0_sign, cases.pair_gates])
+def test_temperatures(call, temperature, device):
+    """The default has a way of its own."""
+    case = make([3, 7, 40], call, seed=5, dtype=torch.float64).to(torch.float64, device)
+    fused, expected = (
+        cases.results(case, call, backend=backend, temperature=temperature)
+        for backend in ("fused", "reference")
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(fused[name], value, msg=name)
+
+
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize("call", CALLS)

@@ -241,17 +241,29 @@ class EdgeGates {
     const HardConcrete& hard = problem_.gate;
     const A span = A(hard.zeta - hard.gamma), low = A(hard.gamma);
     const A steepness = hard.seed ? A(1 / hard.temperature) : A(1);
-    const A shift = A(hard.temperature * __builtin_log(-hard.gamma / hard.zeta));
+    const A to_open = A(__builtin_pow(-hard.gamma / hard.zeta, hard.temperature));
     const int64_t count = block_.count;
-    if (hard.seed) {
-      for (int64_t c = 0; c < count; ++c) gate[c] = uniform(c);
-      for (int64_t c = 0; c < count; ++c) gate[c] = (logit_of(gate[c]) + logit_[c]) * steepness;
+    V odds[kPanel];  // e^-a
+    for (int64_t c = 0; c < count; ++c) odds[c] = exp_lanes(-logit_[c]);
+    // gate becomes (1 - s) / s = (e^-a (1 - U) / U)^(1 / temperature). At the paper's temperature, 2/3, a
+    // root is cheaper than a logarithm and an exponential.
+    if (!hard.seed) {
+      for (int64_t c = 0; c < count; ++c) gate[c] = odds[c];
     } else {
-      for (int64_t c = 0; c < count; ++c) gate[c] = logit_[c];
+      for (int64_t c = 0; c < count; ++c) gate[c] = uniform(c);
+      if (hard.temperature == 2.0 / 3) {
+        for (int64_t c = 0; c < count; ++c) {
+          const V x = odds[c] * ((1 - gate[c]) / gate[c]);
+          gate[c] = x * sqrt_lanes(x);
+        }
+      } else {
+        for (int64_t c = 0; c < count; ++c)
+          gate[c] = exp_lanes((log_lanes((1 - gate[c]) / gate[c]) - logit_[c]) * steepness);
+      }
     }
     for (int64_t c = 0; c < count; ++c) {
       const I active = block_.active[c];
-      const V s = sigmoid<V>(gate[c]);
+      const V s = 1 / (1 + gate[c]);
       const V stretched = s * span + low;
       gate[c] = active ? at_most(splat(A(1)), relu(stretched)) : V{};
       if (!Backward) continue;
@@ -260,14 +272,14 @@ class EdgeGates {
     }
     if (Backward) {
       for (int64_t c = 0; c < count; ++c) {
-        const V pi = sigmoid<V>(logit_[c] - shift);
+        const V pi = 1 / (1 + odds[c] * to_open);
         open_slope_[c] = block_.active[c] ? pi * (1 - pi) : V{};
       }
       return;
     }
     if (problem_.l0) {
       for (int64_t c = 0; c < count; ++c) {
-        const V pi = sigmoid<V>(logit_[c] - shift);
+        const V pi = 1 / (1 + odds[c] * to_open);
         l0_.add(block_.active[c] ? pi : V{});
       }
     }
@@ -294,9 +306,6 @@ class EdgeGates {
   }
 
   // ---- Noise ----
-
-  // ln U - ln(1 - U).
-  static ALWAYS_INLINE V logit_of(V u) { return log_lanes(u / (1 - u)); }
 
   // U of pair c.
   ALWAYS_INLINE V uniform(int64_t c) {

@@ -215,9 +215,19 @@ ALWAYS_INLINE F64::V log_lanes(F64::V x) {
   return y;
 }
 
-template <class V>
-ALWAYS_INLINE V sigmoid(V x) {
-  return 1 / (1 + exp_lanes(-x));
+ALWAYS_INLINE F32::V sqrt_lanes(F32::V x) {
+#if defined(__AVX512F__)
+  return (F32::V)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (F32::V)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int l = 0; l < F32::W; ++l) x[l] = __builtin_sqrtf(x[l]);
+  return x;
+#endif
+}
+ALWAYS_INLINE F64::V sqrt_lanes(F64::V x) {
+  for (int l = 0; l < F64::W; ++l) x[l] = __builtin_sqrt(x[l]);
+  return x;
 }
 
 // The 64-bit products of Philox, lane by lane.
