@@ -121,10 +121,12 @@ _FIG5 = {**_TRAINING, "lr": 0.01, "weight_decay": 1e-5}
 
 
 def _fig5() -> tuple[Entry, ...]:
+    """Both kinds of edges; then, to compare with, all of them, and as many as are predicted but by chance."""
+    shares = (0.2, 0.4, 0.6, 0.8, 1.0)
+    points = [*itertools.product(("predicted", "reversed"), shares), ("all", 1.0), ("all", 0.3)]
     return tuple(
         Entry(f"{edges}, {share:.1f}", "sign-edges", {"edges": edges, "share": share, "source": _FIG5})
-        for edges in ("predicted", "reversed")
-        for share in (0.2, 0.4, 0.6, 0.8, 1.0)
+        for edges, share in points
     )
 
 
@@ -363,7 +365,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         + _EARLY.format("AUC", 5)
         + "L0-SIGN with the library's defaults is trained on the split of the seed; its open edges in each "
         "sample are the predicted ones, all others (self-pairs among both) the reversed. A random share "
-        "of the one or the other set of each sample is drawn, and SIGN is trained on those edges from new "
+        "of the one or the other set of each sample, or of all edges, is drawn, and SIGN is trained on those edges from new "
         "weights, with the same options.",
     ),
 }

@@ -164,14 +164,15 @@ def _detected(model: l0sign_cuda.L0SIGN, data: PlantedData, problem: Problem) ->
 
 
 def _laid_edges(problem: Problem, options: Mapping[str, Any], seed: int, cache: Path) -> NDArray[np.bool_]:
-    """A random share of the edges that L0-SIGN predicts for each sample, or of those that it does not."""
+    """A random share of the edges that L0-SIGN predicts for each sample, of those that it does not, or of all."""
     if not cache.exists():
         model, _ = fit(problem, options["source"], seed)
         cache.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(cache) as aside, open(aside, "wb") as file:
             np.save(file, predicted_edges(model, problem))
     edges = np.load(cache)
-    return graphs.share_of(edges if options["edges"] == "predicted" else ~edges, options["share"], seed)
+    drawn_from = {"predicted": edges, "reversed": ~edges, "all": np.ones_like(edges)}
+    return graphs.share_of(drawn_from[options["edges"]], options["share"], seed)
 
 
 @torch.no_grad()

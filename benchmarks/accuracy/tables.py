@@ -22,7 +22,8 @@ def circumstances(result: Mapping[str, Any]) -> list[str]:
     for found in result["environments"]:
         machine, git = found["machine"], found["git"]
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-        where = f"{machine['cpu']}, {machine['cores']} cores, {versions}"
+        cores = f"{machine['cores']} core" + "s" * (machine["cores"] != 1)
+        where = f"{machine['cpu']}, {cores}, {versions}"
         group = groups.setdefault(where, {"trials": 0, "commits": {}})
         group["trials"] += found["trials"]
         group["commits"][(git["commit"] or "unknown")[:12] + " with changes" * bool(git["dirty"])] = None
@@ -90,9 +91,9 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _columns(result: Mapping[str, Any]) -> list[str]:
-    """Those of the experiment, and the share of edges where a row's differs from all."""
-    shares = [row["mean"].get("edges_kept", 1.0) for row in result["rows"]]
-    return [*result["columns"], *(["edges_kept"] if any(share < 1 for share in shares) else [])]
+    """Those of the experiment, and the share of edges where there is one."""
+    shares = any("edges_kept" in row["mean"] for row in result["rows"])
+    return [*result["columns"], *(["edges_kept"] if shares else [])]
 
 
 def _cell(name: str, mean: float | None, deviation: float | None) -> str:
