@@ -88,6 +88,15 @@ struct Left {
       set(half, rows);
     }
   }
+  // Numbers that a factor holds exactly, 0 or 1: there is no `low`, see
+  // multiply_add_exact.
+  __device__ __forceinline__ void set_exact(int half, int part, float x0, float x1) {
+    if constexpr (is_half(P)) {
+      set(half, part, x0, x1);
+    } else {
+      high.x[half] = bits_of(x0), high.x[2 + half] = bits_of(x1);
+    }
+  }
   __device__ __forceinline__ Right<P> rows(int half) const {
     Right<P> some;
     some.high.x[0] = high.x[half], some.high.x[1] = high.x[2 + half];
@@ -118,6 +127,13 @@ __device__ __forceinline__ void multiply_add(FragmentC& c, const Left<P>& x, con
   mma<factor_of(P)>(c, x.high, y.high);
 }
 
+// The same where x was set_exact.
+template <Precision P>
+__device__ __forceinline__ void multiply_add_exact(FragmentC& c, const Left<P>& x, const Right<P>& y) {
+  if constexpr (P == Precision::tf32x3) mma<Factor::tf32>(c, x.high, y.low);
+  mma<factor_of(P)>(c, x.high, y.high);
+}
+
 // A matrix [rows, columns] (or given transposed) as left operands, padded with
 // zeros, in the block's shared memory. 3xTF32 may split on writing, or on every
 // reading, which halves the memory. With AsRows it is for right operands only,
@@ -137,12 +153,19 @@ class SharedWeights {
   __device__ __forceinline__ SharedWeights(const float* weight, int64_t rows, int64_t columns,
                                            bool transposed, int fragments, int steps, float* shared, int lane,
                                            int warp)
+      : SharedWeights(
+            [=](int row, int column) {
+              if (row >= rows || column >= columns) return 0.0f;
+              return transposed ? weight[column * rows + row] : weight[row * columns + column];
+            },
+            fragments, steps, shared, lane, warp) {}
+
+  // The same with value(row, column), which pads.
+  template <class Value>
+  __device__ __forceinline__ SharedWeights(Value value, int fragments, int steps, float* shared, int lane,
+                                           int warp)
       : own_(reinterpret_cast<uint32_t*>(shared) + lane * kWords), steps_(steps) {
     const LanePlace place(lane);
-    const auto value = [&](int row, int column) {
-      if (row >= rows || column >= columns) return 0.0f;
-      return transposed ? weight[column * rows + row] : weight[row * columns + column];
-    };
 #pragma unroll 1
     for (int f = warp; f < fragments * steps; f += kTileWarps) {
       const int m = f / steps, k = f % steps;

@@ -106,9 +106,8 @@ class TileRows {
     return TileRows(TableRows<float>::edges(p));
   }
   __device__ __forceinline__ int width() const { return rows_.width; }
-  __device__ __forceinline__ float at(int64_t k, int component) const {
-    if (!Bags || !rows_.ids) return rows_.table[k * rows_.width + component];
-    return rows_.scale(k) * rows_.row(k)[component];
+  __device__ __forceinline__ const float* row(int64_t k) const {
+    return Bags && rows_.ids ? rows_.row(k) : rows_.table + k * rows_.width;
   }
   __device__ __forceinline__ float scale(int64_t k) const {
     return Bags && rows_.ids ? rows_.scale(k) : 1.0f;
@@ -128,17 +127,26 @@ struct RowCache {
 
   __device__ __forceinline__ const float* row(int slot) const { return rows + slot * kStride; }
 
-  // Slot first + k gets row from(k) of the source, for k < count; a row < 0 is
-  // zero. A barrier has to follow.
+  // Slot first + k gets row from(k) of the source, times its scale, for k <
+  // count; a row < 0 is zero. A barrier has to follow.
   template <class Source, class From>
   __device__ __forceinline__ void load(int first, int count, const Source& source, int lane,
                                        From from) const {
+    constexpr int kQuads = kWidth / 4;  // of a row; a lane takes one
 #pragma unroll 1
-    for (int e = lane; e < count * kWidth; e += kWarp) {
-      const int k = e / kWidth, component = e % kWidth;
+    for (int e = lane; e < count * kQuads; e += kWarp) {
+      const int k = e / kQuads, begin = e % kQuads * 4;
       const int64_t row = from(k);
-      rows[(first + k) * kStride + component] =
-          row >= 0 && component < source.width() ? source.at(row, component) : 0.0f;
+      FragmentC four = {};
+      if (row >= 0) {
+        const float* const values = source.row(row) + begin;
+        const float scale = source.scale(row);
+        const int width = source.width() - begin;
+#pragma unroll
+        for (int c = 0; c < 4; ++c)
+          if (c < width) four.x[c] = scale * values[c];
+      }
+      *reinterpret_cast<FragmentC*>(rows + (first + k) * kStride + begin) = four;
     }
   }
   // Slot `slot` gets zeros.
