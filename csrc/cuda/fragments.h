@@ -229,6 +229,63 @@ class SharedWeights {
   int steps_;
 };
 
+// The same for left and right operands; kTwice holds them twice, so that the
+// words of either lie side by side.
+template <Precision P, bool kSplitsFirst, bool kTwice>
+class BothWeights {
+  using Lefts = SharedWeights<P, kSplitsFirst>;
+  using Rights = SharedWeights<P, kSplitsFirst, true>;
+
+ public:
+  static __host__ __device__ constexpr int shared_words(int fragments, int steps) {
+    return (kTwice ? 2 : 1) * Lefts::shared_words(fragments, steps);
+  }
+  // All threads of the block together; a barrier has to follow.
+  __device__ __forceinline__ BothWeights(const float* weight, int64_t rows, int64_t columns, bool transposed,
+                                         int fragments, int steps, float* shared, int lane, int warp)
+      : lefts_(weight, rows, columns, transposed, fragments, steps, shared, lane, warp),
+        rights_(weight, rows, columns, transposed, kTwice ? fragments : 0, steps,
+                shared + Lefts::shared_words(fragments, steps), lane, warp) {}
+
+  __device__ __forceinline__ Left<P> get(int m, int k) const { return lefts_.get(m, k); }
+  __device__ __forceinline__ void rows(int m, int k, Right<P> (&to)[2]) const {
+    if constexpr (kTwice) {
+      rights_.rows(m, k, to);
+    } else {
+      lefts_.rows(m, k, to);
+    }
+  }
+
+ private:
+  const Lefts lefts_;
+  const Rights rights_;
+};
+
+// The right operands of weights with one step, 8 rows each, for a loop that
+// takes all of them each time: in registers, or read at each use.
+template <class Weights, Precision P, int kEights, bool kKept>
+class RowOperands {
+ public:
+  __device__ __forceinline__ explicit RowOperands(const Weights& weights) : weights_(weights) {
+    if constexpr (kKept)
+#pragma unroll
+      for (int e = 0; e < kEights; ++e) kept_[e] = read(e);
+  }
+  __device__ __forceinline__ Right<P> at(int e) const {
+    if constexpr (kKept) return kept_[e];
+    return read(e);
+  }
+
+ private:
+  __device__ __forceinline__ Right<P> read(int e) const {
+    Right<P> rows[2];
+    weights_.rows(e / 2, 0, rows);
+    return rows[e % 2];
+  }
+  const Weights& weights_;
+  Right<P> kept_[kKept ? kEights : 1];
+};
+
 // A vector [size], padded with zeros to `padded`, in the block's shared memory.
 // All threads together.
 __device__ __forceinline__ void share_vector(const float* from, int64_t size, int padded, float* shared) {

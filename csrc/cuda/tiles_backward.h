@@ -301,89 +301,94 @@ class Backward {
     const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
     const typename T::Rows node_rows = T::Rows::nodes(p_);
     const int64_t begin = piece.graph.begin;
-    const int n = piece.small, count = T::pairs(piece);
+    const int n = piece.small;
     const auto cached = [&](int k) { return begin + k; };
     nodes.load(0, n, node_rows, lane_, cached);
     grads.load(0, n, GradRows(p_, piece.graph), lane_, cached);
     nodes.clear(T::kZeroSlot, lane_);
     grads.clear(T::kZeroSlot, lane_);
-    const int open = list_pairs(
-        count, static_cast<SlotPair>(count), memory_, lane_, [&](int at) { return memory_.gate[at]; },
-        [](int at) { return static_cast<SlotPair>(at); });
-    Right<P> hidden[kUnitEights], from_out[kUnitEights], back[Shared::kBackSteps];
-#pragma unroll
-    for (int e = 0; e < kUnitEights; ++e) {
-      hidden[e] = weights_.get(e / 2, 0).rows(e % 2);
-      from_out[e] = out_weights_.get(e / 2, 0).rows(e % 2);
-    }
-    load_back(back_, back);
+    const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_);
+    const typename T::template UnitOperands<kKeepsWeights> hidden(weights_), from_out(out_weights_);
 #pragma unroll 1
     for (int at = 0; at < open; at += kStepPairs) {
       int number[2];
-      Left<P> x, grad, masked[Shared::kBackSteps];
-      float weight[2], grad_gate[2];
-      Two products[2], sums[2];  // factors of the weight gradients
+      float gate[2], grad_gate[2];
+      Left<P> x, grad;
+      Two sum[2];  // D_i + D_j
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int listed = at + half * 8 + place_.group;
         number[half] = memory_.list_pair[listed];
         const SlotPair pair = memory_.small_pairs[number[half]];
         const int i = pair & 0xFF, j = pair >> 8, component = place_.in_group * 2;
-        const float gate = memory_.list_value[listed];
-        weight[half] = i == j ? gate : 2 * gate;
+        gate[half] = memory_.list_value[listed];
+        const float weight = i == j ? gate[half] : 2 * gate[half];
         const Two u[2] = {two_at(nodes.row(i) + component), two_at(nodes.row(j) + component)};
         const Two D[2] = {two_at(grads.row(i) + component), two_at(grads.row(j) + component)};
         const Two product = {{u[0].x[0] * u[1].x[0], u[0].x[1] * u[1].x[1]}};
-        const Two sum = {{D[0].x[0] + D[1].x[0], D[0].x[1] + D[1].x[1]}};
         x.set(half, 0, product.x[0], product.x[1]);
-        grad.set(half, 0, sum.x[0], sum.x[1]);
-        if constexpr (kParts > 1) x.set(half, 1, 0, 0), grad.set(half, 1, 0, 0);
-        grad_gate[half] = fmaf(out_bias_columns_.x[0], sum.x[0], out_bias_columns_.x[1] * sum.x[1]);
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          products[half].x[c] = weight[half] * product.x[c];
-          sums[half].x[c] = 0.5f * weight[half] * sum.x[c];
-          small_out_bias_[c] += sums[half].x[c];
-        }
+        if constexpr (kParts > 1) x.set(half, 1, 0, 0);
+        sum[half] = {{D[0].x[0] + D[1].x[0], D[0].x[1] + D[1].x[1]}};
+        const Two weighted = {{0.5f * weight * sum[half].x[0], 0.5f * weight * sum[half].x[1]}};
+        small_out_bias_[0] += weighted.x[0], small_out_bias_[1] += weighted.x[1];
+        pair_sums_.write_factors(0, half, {{weight * product.x[0], weight * product.x[1]}}, place_);
+        pair_sums_.write_factors(1, half, weighted, place_);
+        pair_sums_.write_weight(half, weight, place_);
       }
-      FragmentC on[2][2], m[2][2];
+      FragmentC on[2][2], m[2][2], received = {};
 #pragma unroll
       for (int e = 0; e < kUnitEights; ++e) {
-        FragmentC c = columns_at(bias_columns_, e, place_), both = {};
-        multiply_add(c, x, hidden[e]);
-        multiply_add(both, grad, from_out[e]);
+        FragmentC c = columns_at(bias_columns_, e, place_);
+        multiply_add(c, x, hidden.at(e));
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            const float value = c.x[half * 2 + j], y = both.x[half * 2 + j];
-            on[half][j].x[e] = positive(value);
-            grad_gate[half] = fmaf(y, on[half][j].x[e], grad_gate[half]);
-            m[half][j].x[e] = value > 0 ? y : 0.0f;
-          }
-          masked[e / kParts].set(half, e % kParts, m[half][0].x[e], m[half][1].x[e]);
-        }
+        for (int part = 0; part < 4; ++part) on[part / 2][part % 2].x[e] = positive(c.x[part]);
       }
-      pair_sums_.write(on, sums, place_);
-      pair_sums_.template add<false, false>(out_weight_.own, hidden_bias_.own, place_);
-      pair_sums_.write(m, products, place_);
-      pair_sums_.write_weights(weight, place_);
-      pair_sums_.template add<false, true>(hidden_weight_.own, hidden_bias_.own, place_);
-      FragmentC received = {};
+      pair_sums_.write_values(on, place_);
+      pair_sums_.template add<false, false>(1, out_weight_.own, hidden_bias_.own, place_);
 #pragma unroll
-      for (int o = 0; o < Shared::kBackSteps; ++o) multiply_add(received, masked[o], back[o]);
+      for (int half = 0; half < 2; ++half) {
+        grad.set(half, 0, sum[half].x[0], sum[half].x[1]);
+        if constexpr (kParts > 1) grad.set(half, 1, 0, 0);
+        grad_gate[half] =
+            fmaf(out_bias_columns_.x[0], sum[half].x[0], out_bias_columns_.x[1] * sum[half].x[1]);
+      }
+#pragma unroll
+      for (int o = 0; o < Shared::kBackSteps; ++o) {
+        Left<P> masked;
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const int e = o * kParts + part;
+          FragmentC both = {};
+          multiply_add(both, grad, from_out.at(e));
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              const float y = both.x[half * 2 + j], unit = on[half][j].x[e];
+              grad_gate[half] = fmaf(y, unit, grad_gate[half]);
+              m[half][j].x[e] = unit > 0 ? y : 0.0f;
+            }
+            masked.set(half, part, m[half][0].x[e], m[half][1].x[e]);
+          }
+        }
+        Right<P> rows[2];
+        back_.rows(0, o, rows);
+        multiply_add(received, masked, rows[0]);
+      }
+      pair_sums_.write_values(m, place_);
+      pair_sums_.template add<false, true>(0, hidden_weight_.own, hidden_bias_.own, place_);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         grad_gate[half] = sum_in_group(grad_gate[half]);
         if (at + half * 8 + place_.group >= open) continue;
-        pair_rows_.set(number[half], half, received, place_);
+        pair_rows_.set(number[half], half, gate[half], received, place_);
         if (!p_.edge_nodes || place_.in_group != 0) continue;
         float& grad_logit = gradients_.grad_logit[number[half]];
         grad_logit = fmaf(grad_gate[half], gradients_.slope[number[half]], grad_logit);
       }
       __syncwarp();  // the next product takes the whole warp
     }
-    store_gathered(piece, memory_.gate, nodes, node_rows, p_.grad_nodes, d_);
+    store_gathered(piece, nodes, node_rows, p_.grad_nodes, d_);
   }
 
   // From the logits' gradients of a small graph to the edge network's. The
@@ -394,76 +399,68 @@ class Backward {
     const int n = piece.small, count = T::pairs(piece);
     nodes.load(0, n, edge_rows, lane_, [&](int k) { return piece.graph.begin + k; });
     nodes.clear(T::kZeroSlot, lane_);
-    Right<P> hidden[kUnitEights], back[Shared::kBackSteps];
+    const typename T::template UnitOperands<true> hidden(edge_.hidden);
+    Right<P> back[Shared::kBackSteps];
 #pragma unroll
-    for (int e = 0; e < kUnitEights; ++e) hidden[e] = edge_.hidden.get(e / 2, 0).rows(e % 2);
-    load_back(edge_back_, back);
+    for (int o = 0; o < Shared::kBackSteps; ++o) {
+      Right<P> w[2];
+      edge_back_.rows(0, o, w);
+      back[o] = w[0];
+    }
     __syncwarp();
 #pragma unroll 1
     for (int at = 0; at < count; at += kStepPairs) {
-      Left<P> x, masks[Shared::kBackSteps];
-      float weight[2];
-      Two products[2];
+      Left<P> x;
+      float grad[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int number = at + half * 8 + place_.group;
         const SlotPair pair = memory_.small_pairs[number];
         const int i = pair & 0xFF, j = pair >> 8, component = place_.in_group * 2;
-        const float grad = number < count ? gradients_.grad_logit[number] : 0.0f;
-        weight[half] = i == j ? grad : 2 * grad;
-        if (place_.in_group == 0) logit_sum_ += weight[half];
+        grad[half] = number < count ? gradients_.grad_logit[number] : 0.0f;
+        const float weight = i == j ? grad[half] : 2 * grad[half];
+        if (place_.in_group == 0) logit_sum_ += weight;
         const Two e[2] = {two_at(nodes.row(i) + component), two_at(nodes.row(j) + component)};
         const Two product = {{e[0].x[0] * e[1].x[0], e[0].x[1] * e[1].x[1]}};
         x.set(half, 0, product.x[0], product.x[1]);
         if constexpr (kParts > 1) x.set(half, 1, 0, 0);
-        products[half] = {{weight[half] * product.x[0], weight[half] * product.x[1]}};
+        pair_sums_.write_factors(0, half, {{weight * product.x[0], weight * product.x[1]}}, place_);
+        pair_sums_.write_weight(half, weight, place_);
       }
-      FragmentC mask[2][2];
+      FragmentC mask[2][2], received = {};
 #pragma unroll
-      for (int e = 0; e < kUnitEights; ++e) {
-        FragmentC c = columns_at(edge_.columns, e, place_);
-        multiply_add(c, x, hidden[e]);
+      for (int o = 0; o < Shared::kBackSteps; ++o) {
+        Left<P> masks;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int part = 0; part < kParts; ++part) {
+          const int e = o * kParts + part;
+          FragmentC c = columns_at(edge_.columns, e, place_);
+          multiply_add(c, x, hidden.at(e));
 #pragma unroll
-          for (int j = 0; j < 2; ++j) mask[half][j].x[e] = c.x[half * 2 + j] > 0 ? 1.0f : 0.0f;
-          masks[e / kParts].set_exact(half, e % kParts, mask[half][0].x[e], mask[half][1].x[e]);
+          for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) mask[half][j].x[e] = c.x[half * 2 + j] > 0 ? 1.0f : 0.0f;
+            masks.set_exact(half, part, mask[half][0].x[e], mask[half][1].x[e]);
+          }
         }
+        multiply_add_exact(received, masks, back[o]);
       }
-      pair_sums_.write(mask, products, place_);
-      pair_sums_.write_weights(weight, place_);
-      pair_sums_.template add<true, true>(edge_weight_.own, edge_bias_.own, place_);
-      FragmentC received = {};
-#pragma unroll
-      for (int o = 0; o < Shared::kBackSteps; ++o) multiply_add_exact(received, masks[o], back[o]);
+      pair_sums_.write_values(mask, place_);
+      pair_sums_.template add<true, true>(0, edge_weight_.own, edge_bias_.own, place_);
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        if (const int number = at + half * 8 + place_.group; number < count)
-          pair_rows_.set(number, half, received, place_);
+        pair_rows_.set(at + half * 8 + place_.group, half, grad[half], received, place_);
       __syncwarp();  // the next product takes the whole warp
     }
-    store_gathered(piece, gradients_.grad_logit, nodes, edge_rows, p_.grad_edge_nodes, b_);
-  }
-
-  // Right operands [8 components, units] of all units.
-  template <class Weights>
-  __device__ __forceinline__ void load_back(const Weights& weights,
-                                            Right<P> (&to)[Shared::kBackSteps]) const {
-#pragma unroll
-    for (int o = 0; o < Shared::kBackSteps; ++o) {
-      Right<P> w[2];
-      weights.rows(0, o, w);
-      to[o] = w[0];
-    }
+    store_gathered(piece, nodes, edge_rows, p_.grad_edge_nodes, b_);
   }
 
   // The gradients of a small graph's rows, from what its pairs have received.
-  __device__ __forceinline__ void store_gathered(const Piece& piece, const float* weights,
-                                                 const RowCache<1>& partners, const typename T::Rows& rows,
-                                                 float* to, int size) const {
+  __device__ __forceinline__ void store_gathered(const Piece& piece, const RowCache<1>& partners,
+                                                 const typename T::Rows& rows, float* to, int size) const {
     __syncwarp();
     const int node = gathered_node(lane_), begin = gathered_component(lane_);
-    const FragmentC sum = pair_rows_.gather(weights, piece.small, lane_, [&](int j) {
+    const FragmentC sum = pair_rows_.gather(piece.small, lane_, [&](int j) {
       return *reinterpret_cast<const FragmentC*>(partners.row(j) + begin);
     });
     if (node < piece.small) {
@@ -478,8 +475,7 @@ class Backward {
 
   // The number of pair (r, c) of a piece.
   static __device__ __forceinline__ int pair_number(const Piece& piece, int r, int c) {
-    const int i = r < c ? r : c, j = r < c ? c : r;
-    return piece.small ? i * piece.small - i * (i - 1) / 2 + j - i : c;
+    return piece.small ? small_pair(r, c, piece.small) : c;
   }
 
   // The slot of a listed pair's partner.

@@ -30,7 +30,7 @@ struct ForwardShared {
         out_steps(units * 2 / parts_of(P)),
         bias(T::Weights::shared_words(units, steps)),
         out(bias + (kRowWords + kColumnWords) * units * kUnits),
-        out_bias(out + T::Weights::shared_words(out_fragments, out_steps)),
+        out_bias(out + T::RowWeights::shared_words(out_fragments, out_steps)),
         edge(out_bias + T::kMI * kComponents),
         warps(edge + T::Edge::shared_words(p.edge)),
         end(warps + kTileWarps * kWarpWords) {}
@@ -105,14 +105,11 @@ class Forward {
   // The messages of each open pair, which the nodes gather.
   __device__ __forceinline__ void small_graph(const Piece& piece, const RowCache<kMI>& nodes) {
     const PairRows messages = {cache_ - sizeof(TileMemory) / 4 + Shared::kPairRows};
-    const int count = T::pairs(piece), n = piece.small;
-    const int open = list_pairs(
-        count, static_cast<SlotPair>(count), memory_, lane_, [&](int at) { return memory_.gate[at]; },
-        [](int at) { return static_cast<SlotPair>(at); });
+    const int n = piece.small;
+    const int open = T::list_small_pairs(piece, memory_, lane_, messages);
     T::cache_piece(piece, nodes, T::Rows::nodes(p_), lane_);
-    Right<P> hidden[kUnitEights], out[kUnitEights / kParts];
-#pragma unroll
-    for (int e = 0; e < kUnitEights; ++e) hidden[e] = weights_.get(e / 2, 0).rows(e % 2);
+    const typename T::template UnitOperands<true> hidden(weights_);
+    Right<P> out[kUnitEights / kParts];
 #pragma unroll
     for (int o = 0; o < kUnitEights / kParts; ++o) {
       Right<P> w[2];
@@ -136,7 +133,7 @@ class Forward {
 #pragma unroll
       for (int e = 0; e < kUnitEights; ++e) {
         FragmentC c = columns_at(bias_columns_, e, place_);
-        multiply_add(c, x, hidden[e]);
+        multiply_add(c, x, hidden.at(e));
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           on[e / kParts].set(half, e % kParts, positive(c.x[half * 2]), positive(c.x[half * 2 + 1]));
@@ -146,19 +143,21 @@ class Forward {
       for (int o = 0; o < kUnitEights / kParts; ++o) multiply_add(z, on[o], out[o]);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (at + half * 8 + place_.group >= open) continue;
-        messages.set(number[half], half, z, place_);
-        if (L2 && memory_.gate[number[half]] > 0)
+        const int listed = at + half * 8 + place_.group;
+        if (listed >= open) continue;
+        const float gate = memory_.list_value[listed];
+        messages.set(number[half], half, gate, z, place_);
+        if (L2 && gate > 0)
 #pragma unroll
           for (int part = 0; part < 2; ++part) l2_ = fmaf(z.x[half * 2 + part], z.x[half * 2 + part], l2_);
       }
       __syncwarp();  // the next product takes the whole warp
     }
-    const FragmentC sum =
-        messages.gather(memory_.gate, n, lane_, [](int) { return FragmentC{{1, 1, 1, 1}}; });
+    const FragmentC sum = messages.gather(n, lane_, [](int) { return FragmentC{{1, 1, 1, 1}}; });
     const int node = gathered_node(lane_), begin = gathered_component(lane_);
     int degree = 0;
-    if (counts_degrees_) for_partners(node, n, [&](int, int number) { degree += memory_.gate[number] > 0; });
+    if (counts_degrees_ && node < n)
+      for (int j = 0; j < n; ++j) degree += memory_.gate[small_pair(node, j, n)] > 0;
     const bool exists = node < n, pools = T::kBags && p_.pools;
     const int64_t row = piece.graph.begin + node;
     float scale = 0;
@@ -175,8 +174,8 @@ class Forward {
         if (exists && stores) p_.out[row * d_ + begin + c] = x;
         continue;
       }
-#pragma unroll
-      for (int lanes = kWarp / 2; lanes > 1; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
+      x += __shfl_xor_sync(kAllLanes, x, 2);
+      x = sum_over_groups(x);
       if (node == 0 && stores) p_.pooled[piece.graph.graph * d_ + begin + c] = x;
     }
     __syncwarp();
