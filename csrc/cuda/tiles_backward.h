@@ -504,15 +504,25 @@ class Backward {
                [&](int k) { return at + k < listed ? first + memory_.list_pair[at + k] : int64_t{-1}; });
   }
 
-  // The right operands of a product over the pairs of a step: components [8 n,
-  // 8 n + 8) of the partners.
-  template <int Inner>
-  __device__ __forceinline__ void partners(const RowCache<Inner>& cache, const int (&slot)[2][2], int n,
-                                           Right<P> (&to)[2 / kParts]) const {
+  // M_i += m U over the pairs of a step: `left` is m of some fragments of units,
+  // the first of which is outer[first].
+  template <int Inner, int Fragments>
+  __device__ __forceinline__ void add_partners(const RowCache<Inner>& cache, const int (&slot)[2][2],
+                                               int size, const Left<P> (&left)[Fragments][2 / kParts],
+                                               int first, FragmentC (&outer)[kPassUnits][Inner]) const {
 #pragma unroll
-    for (int t = 0; t < 2; ++t)
-      to[t / kParts].set(t % kParts, cache.row(slot[t][0])[n * kComponents + place_.group],
-                         cache.row(slot[t][1])[n * kComponents + place_.group]);
+    for (int n = 0; n < Inner; ++n) {
+      if (Inner > 2 && n * kComponents >= size) break;
+      Right<P> rows[2 / kParts];
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+        rows[t / kParts].set(t % kParts, cache.row(slot[t][0])[n * kComponents + place_.group],
+                             cache.row(slot[t][1])[n * kComponents + place_.group]);
+#pragma unroll
+      for (int m = 0; m < Fragments; ++m)
+#pragma unroll
+        for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[first + m][n], left[m][o], rows[o]);
+    }
   }
 
   // From M_i of the units of a pass: x += sum_h w_h W1_h o M_ih (`unit_weight`
@@ -694,16 +704,7 @@ class Backward {
               }
               left[m][t / kParts].set(half, t % kParts, grad[0], grad[1]);
             }
-#pragma unroll
-        for (int n = 0; n < kMI; ++n) {
-          if (kMI > 2 && n * kComponents >= d_) break;
-          Right<P> rows[2 / kParts];
-          partners(nodes, slot, n, rows);
-#pragma unroll
-          for (int m = 0; m < kTogether; ++m)
-#pragma unroll
-            for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[first + m][n], left[m][o], rows[o]);
-        }
+        add_partners(nodes, slot, d_, left, first, outer);
       }
       if (!p_.edge_nodes) continue;
 #pragma unroll
@@ -837,16 +838,7 @@ class Backward {
             left[m][t / kParts].set(half, t % kParts, masked[0], masked[1]);
           }
       }
-#pragma unroll
-      for (int n = 0; n < kEI; ++n) {
-        if (kEI > 2 && n * kComponents >= b_) break;
-        Right<P> rows[2 / kParts];
-        partners(nodes, slot, n, rows);
-#pragma unroll
-        for (int m = 0; m < kPassUnits; ++m)
-#pragma unroll
-          for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[m][n], left[m][o], rows[o]);
-      }
+      add_partners(nodes, slot, b_, left, 0, outer);
     }
     finish_outer(outer, unit, edge_.hidden, edge_.out, nodes.row(own), b_, edge_weight_, grad_edge_row_);
 #pragma unroll
