@@ -278,7 +278,7 @@ class RowOperands {
 
  private:
   __device__ __forceinline__ Right<P> read(int e) const {
-    Right<P> rows[2];
+    Right<P> rows[2] = {};
     weights_.rows(e / 2, 0, rows);
     return rows[e % 2];
   }

@@ -216,8 +216,8 @@ class Tiles {
   using RowWeights = SharedWeights<P, kSplitsFirst, true>;
   using EdgeWeights = std::conditional_t<Backward, Weights, RowWeights>;
 
-  template <bool kKept>
-  using UnitOperands = RowOperands<Weights, P, kUnitEights, kKept>;
+  template <bool kKept, class Of = Weights>
+  using UnitOperands = RowOperands<Of, P, kUnitEights, kKept>;
 
   // Slots of RowCache. Forward: of a small graph its nodes; else the rows and
   // from 16 on the columns. Backward: of a small graph its nodes; else the
@@ -361,6 +361,7 @@ class Tiles {
       cache.load(kOwnSlot, 1, rows, lane, [&](int) { return own; });
       cache.clear(kZeroSlot, lane);
     }
+    const UnitOperands<kPairwise<Shape>, EdgeWeights> kept_weights(edge.hidden);
 #pragma unroll 1
     for (int at = 0; at < count; at += kStepPairs) {
       if (staged) {
@@ -385,10 +386,15 @@ class Tiles {
       for (int m = 0; m < units; ++m) {
         FragmentC c[2] = {columns_at(edge.columns, m * 2, place), columns_at(edge.columns, m * 2 + 1, place)};
         const auto multiply = [&](const Left<P>& x, int k) {
-          Right<P> w[2];
-          edge.hidden.rows(m, k, w);
-          multiply_add(c[0], x, w[0]);
-          multiply_add(c[1], x, w[1]);
+          if constexpr (kPairwise<Shape>) {
+            multiply_add(c[0], x, kept_weights.at(m * 2));
+            multiply_add(c[1], x, kept_weights.at(m * 2 + 1));
+          } else {
+            Right<P> w[2];
+            edge.hidden.rows(m, k, w);
+            multiply_add(c[0], x, w[0]);
+            multiply_add(c[1], x, w[1]);
+          }
         };
         if constexpr (kKept) {
 #pragma unroll
