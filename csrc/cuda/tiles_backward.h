@@ -1,9 +1,10 @@
 // The backward on the matrix units; instantiated by tiles_*.cu. Nothing was
-// kept of a pair: gates and hidden values are computed again. In the place
-// where a lane held `hidden` [units, pairs], it gets W2^T (D_i + D_j) from a
-// second product, and from both m = [unit on] g W2^T (D_i + D_j), which is the
-// left operand of M_i += m U as it lies there. A warp walks over the pairs of
-// one row at a time.
+// kept of a pair: gates and hidden values are computed again. A warp walks over
+// the pairs of one row at a time: in the place where a lane held `hidden`
+// [units, pairs], it gets W2^T (D_i + D_j) from a second product, and from both
+// m = [unit on] g W2^T (D_i + D_j), which is the left operand of M_i += m U as
+// it lies there. Small graphs in the smallest kernels go pair by pair instead
+// (tiles_small.h, small_messages and small_gates).
 #pragma once
 #include "cuda/tiles_small.h"
 
