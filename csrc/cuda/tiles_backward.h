@@ -218,10 +218,12 @@ class Backward {
                     shared + at.bias + at.units * kUnits * kRowWords);
 #pragma unroll
     for (int k = 0; k < kComponentsOfLane; ++k) out_bias_[k] = 0;
+    if constexpr (kPairwise<Shape>) {
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const int component = place_.in_group * 2 + c;
-      out_bias_columns_.x[c] = component < d_ ? p_.message.out_bias[component] : 0.0f;
+      for (int c = 0; c < 2; ++c) {
+        const int component = place_.in_group * 2 + c;
+        out_bias_columns_.x[c] = component < d_ ? p_.message.out_bias[component] : 0.0f;
+      }
     }
   }
 
