@@ -88,6 +88,15 @@ struct Left {
       set(half, rows);
     }
   }
+  // Numbers that a factor holds exactly, 0 or 1: there is no `low`, see
+  // multiply_add_exact.
+  __device__ __forceinline__ void set_exact(int half, int part, float x0, float x1) {
+    if constexpr (is_half(P)) {
+      set(half, part, x0, x1);
+    } else {
+      high.x[half] = bits_of(x0), high.x[2 + half] = bits_of(x1);
+    }
+  }
   __device__ __forceinline__ Right<P> rows(int half) const {
     Right<P> some;
     some.high.x[0] = high.x[half], some.high.x[1] = high.x[2 + half];
@@ -118,6 +127,13 @@ __device__ __forceinline__ void multiply_add(FragmentC& c, const Left<P>& x, con
   mma<factor_of(P)>(c, x.high, y.high);
 }
 
+// The same where x was set_exact.
+template <Precision P>
+__device__ __forceinline__ void multiply_add_exact(FragmentC& c, const Left<P>& x, const Right<P>& y) {
+  if constexpr (P == Precision::tf32x3) mma<Factor::tf32>(c, x.high, y.low);
+  mma<factor_of(P)>(c, x.high, y.high);
+}
+
 // A matrix [rows, columns] (or given transposed) as left operands, padded with
 // zeros, in the block's shared memory. 3xTF32 may split on writing, or on every
 // reading, which halves the memory. With AsRows it is for right operands only,
@@ -137,12 +153,19 @@ class SharedWeights {
   __device__ __forceinline__ SharedWeights(const float* weight, int64_t rows, int64_t columns,
                                            bool transposed, int fragments, int steps, float* shared, int lane,
                                            int warp)
+      : SharedWeights(
+            [=](int row, int column) {
+              if (row >= rows || column >= columns) return 0.0f;
+              return transposed ? weight[column * rows + row] : weight[row * columns + column];
+            },
+            fragments, steps, shared, lane, warp) {}
+
+  // The same with value(row, column), which pads.
+  template <class Value>
+  __device__ __forceinline__ SharedWeights(Value value, int fragments, int steps, float* shared, int lane,
+                                           int warp)
       : own_(reinterpret_cast<uint32_t*>(shared) + lane * kWords), steps_(steps) {
     const LanePlace place(lane);
-    const auto value = [&](int row, int column) {
-      if (row >= rows || column >= columns) return 0.0f;
-      return transposed ? weight[column * rows + row] : weight[row * columns + column];
-    };
 #pragma unroll 1
     for (int f = warp; f < fragments * steps; f += kTileWarps) {
       const int m = f / steps, k = f % steps;
@@ -204,6 +227,63 @@ class SharedWeights {
 
   uint32_t* own_;
   int steps_;
+};
+
+// The same for left and right operands; kTwice holds them twice, so that the
+// words of either lie side by side.
+template <Precision P, bool kSplitsFirst, bool kTwice>
+class BothWeights {
+  using Lefts = SharedWeights<P, kSplitsFirst>;
+  using Rights = SharedWeights<P, kSplitsFirst, true>;
+
+ public:
+  static __host__ __device__ constexpr int shared_words(int fragments, int steps) {
+    return (kTwice ? 2 : 1) * Lefts::shared_words(fragments, steps);
+  }
+  // All threads of the block together; a barrier has to follow.
+  __device__ __forceinline__ BothWeights(const float* weight, int64_t rows, int64_t columns, bool transposed,
+                                         int fragments, int steps, float* shared, int lane, int warp)
+      : lefts_(weight, rows, columns, transposed, fragments, steps, shared, lane, warp),
+        rights_(weight, rows, columns, transposed, kTwice ? fragments : 0, steps,
+                shared + Lefts::shared_words(fragments, steps), lane, warp) {}
+
+  __device__ __forceinline__ Left<P> get(int m, int k) const { return lefts_.get(m, k); }
+  __device__ __forceinline__ void rows(int m, int k, Right<P> (&to)[2]) const {
+    if constexpr (kTwice) {
+      rights_.rows(m, k, to);
+    } else {
+      lefts_.rows(m, k, to);
+    }
+  }
+
+ private:
+  const Lefts lefts_;
+  const Rights rights_;
+};
+
+// The right operands of weights with one step, 8 rows each, for a loop that
+// takes all of them each time: in registers, or read at each use.
+template <class Weights, Precision P, int kEights, bool kKept>
+class RowOperands {
+ public:
+  __device__ __forceinline__ explicit RowOperands(const Weights& weights) : weights_(weights) {
+    if constexpr (kKept)
+#pragma unroll
+      for (int e = 0; e < kEights; ++e) kept_[e] = read(e);
+  }
+  __device__ __forceinline__ Right<P> at(int e) const {
+    if constexpr (kKept) return kept_[e];
+    return read(e);
+  }
+
+ private:
+  __device__ __forceinline__ Right<P> read(int e) const {
+    Right<P> rows[2] = {};
+    weights_.rows(e / 2, 0, rows);
+    return rows[e % 2];
+  }
+  const Weights& weights_;
+  Right<P> kept_[kKept ? kEights : 1];
 };
 
 // A vector [size], padded with zeros to `padded`, in the block's shared memory.

@@ -8,6 +8,8 @@
 // memory, padded with zeros; a pair is two *slots* there. Only open pairs go
 // through the message network: they are listed first.
 #pragma once
+#include <type_traits>
+
 #include "cuda/fragments.h"
 #include "cuda/node_rows.h"
 
@@ -74,6 +76,12 @@ struct Piece {
 using SlotPair = uint16_t;
 __device__ __forceinline__ SlotPair slot_pair(int i, int j) { return static_cast<SlotPair>(i | j << 8); }
 
+// The number of the pair of nodes i and j of a small graph of n.
+__device__ __forceinline__ int small_pair(int i, int j, int n) {
+  const int first = i < j ? i : j, second = i < j ? j : i;
+  return first * n - first * (first - 1) / 2 + second - first;
+}
+
 constexpr int kSmallPairs = (kSmallGraph * (kSmallGraph + 1) / 2 + kStepPairs - 1) / kStepPairs * kStepPairs;
 
 // A warp's shared memory. Pairs of a piece are numbered; those of a small graph
@@ -106,9 +114,8 @@ class TileRows {
     return TileRows(TableRows<float>::edges(p));
   }
   __device__ __forceinline__ int width() const { return rows_.width; }
-  __device__ __forceinline__ float at(int64_t k, int component) const {
-    if (!Bags || !rows_.ids) return rows_.table[k * rows_.width + component];
-    return rows_.scale(k) * rows_.row(k)[component];
+  __device__ __forceinline__ const float* row(int64_t k) const {
+    return Bags && rows_.ids ? rows_.row(k) : rows_.table + k * rows_.width;
   }
   __device__ __forceinline__ float scale(int64_t k) const {
     return Bags && rows_.ids ? rows_.scale(k) : 1.0f;
@@ -128,17 +135,26 @@ struct RowCache {
 
   __device__ __forceinline__ const float* row(int slot) const { return rows + slot * kStride; }
 
-  // Slot first + k gets row from(k) of the source, for k < count; a row < 0 is
-  // zero. A barrier has to follow.
+  // Slot first + k gets row from(k) of the source, times its scale, for k <
+  // count; a row < 0 is zero. A barrier has to follow.
   template <class Source, class From>
   __device__ __forceinline__ void load(int first, int count, const Source& source, int lane,
                                        From from) const {
+    constexpr int kQuads = kWidth / 4;  // of a row; a lane takes one
 #pragma unroll 1
-    for (int e = lane; e < count * kWidth; e += kWarp) {
-      const int k = e / kWidth, component = e % kWidth;
+    for (int e = lane; e < count * kQuads; e += kWarp) {
+      const int k = e / kQuads, begin = e % kQuads * 4;
       const int64_t row = from(k);
-      rows[(first + k) * kStride + component] =
-          row >= 0 && component < source.width() ? source.at(row, component) : 0.0f;
+      FragmentC four = {};
+      if (row >= 0) {
+        const float* const values = source.row(row) + begin;
+        const float scale = source.scale(row);
+        const int width = source.width() - begin;
+#pragma unroll
+        for (int c = 0; c < 4; ++c)
+          if (c < width) four.x[c] = scale * values[c];
+      }
+      *reinterpret_cast<FragmentC*>(rows + (first + k) * kStride + begin) = four;
     }
   }
   // Slot `slot` gets zeros.
@@ -147,6 +163,43 @@ struct RowCache {
     for (int component = lane; component < kWidth; component += kWarp) rows[slot * kStride + component] = 0;
   }
 };
+
+// Lists what value(c) is not 0 for (a NaN has to be seen in the result), c <
+// count, in order, padded with zeros to whole steps; returns how many there
+// are. entry(c) goes along, `none` past the last.
+template <class Value, class Entry>
+__device__ __forceinline__ int list_pairs(int count, SlotPair none, TileMemory& memory, int lane, Value value,
+                                          Entry entry) {
+  int listed = 0;
+#pragma unroll 1
+  for (int c0 = 0; c0 < count; c0 += kWarp) {
+    const int c = c0 + lane;
+    const float x = c < count ? value(c) : 0.0f;
+    const unsigned bits = __ballot_sync(kAllLanes, x != 0);
+    if (x != 0) {
+      const int at = listed + __popc(bits & ((1u << lane) - 1));
+      memory.list_value[at] = x;
+      memory.list_pair[at] = entry(c);
+    }
+    listed += __popc(bits);
+  }
+  const int at = listed + lane;
+  if (at < (listed + kStepPairs - 1) / kStepPairs * kStepPairs) {
+    memory.list_value[at] = 0;
+    memory.list_pair[at] = none;
+  }
+  __syncwarp();
+  return listed;
+}
+
+// Whether the kernels of a shape take graphs of up to kSmallGraph nodes pair by
+// pair (tiles_small.h). That wants all units in one pass, and the components in
+// one fragment.
+template <class Shape>
+constexpr bool kPairwise =
+    Shape::kFixedUnits == kPassUnits && Shape::kMessageInner == 1 && Shape::kEdgeInner == 1;
+
+constexpr int kUnitEights = kPassUnits * 2;  // eights of units: fragments of hidden^T
 
 // What both directions have in common.
 template <class Shape, Precision P, bool Backward>
@@ -159,10 +212,12 @@ class Tiles {
   // Tables have no half type, and these kernels no register to spare.
   static constexpr bool kBags = !is_half(P);
   using Rows = TileRows<kBags>;
-  using Weights = SharedWeights<P, kSplitsFirst>;
+  using Weights = BothWeights<P, kSplitsFirst, kPairwise<Shape>>;
   using RowWeights = SharedWeights<P, kSplitsFirst, true>;
-  // The backward wants them both ways.
-  using EdgeWeights = SharedWeights<P, kSplitsFirst, !Backward>;
+  using EdgeWeights = std::conditional_t<Backward, Weights, RowWeights>;
+
+  template <bool kKept, class Of = Weights>
+  using UnitOperands = RowOperands<Of, P, kUnitEights, kKept>;
 
   // Slots of RowCache. Forward: of a small graph its nodes; else the rows and
   // from 16 on the columns. Backward: of a small graph its nodes; else the
@@ -199,14 +254,14 @@ class Tiles {
 
     static __host__ __device__ __forceinline__ int shared_words(const Perceptron<float>& m) {
       const int units = Shape::units(m.hidden);
-      return Weights::shared_words(units, Tiles::steps<kEI>(m.in)) + (2 + kColumnWords) * units * kUnits;
+      return EdgeWeights::shared_words(units, Tiles::steps<kEI>(m.in)) + (2 + kColumnWords) * units * kUnits;
     }
     __device__ __forceinline__ Edge(const Perceptron<float>& m, float* shared, int lane, int warp)
         : hidden(m.hidden_weight, m.hidden, m.in, false, Shape::units(m.hidden), Tiles::steps<kEI>(m.in),
                  shared, lane, warp),
           units(Shape::units(m.hidden)),
           steps(Tiles::steps<kEI>(m.in)) {
-      float* const vectors = shared + Weights::shared_words(units, steps);
+      float* const vectors = shared + EdgeWeights::shared_words(units, steps);
       share_vector(m.hidden_bias, m.hidden, units * kUnits, vectors);
       share_vector(m.out_weight, m.hidden, units * kUnits, vectors + units * kUnits);
       share_columns(m.hidden_bias, m.hidden, units * kUnits, vectors + 2 * units * kUnits);
@@ -259,13 +314,29 @@ class Tiles {
     __syncwarp();
   }
 
+  // Lists the numbers of a small graph's open pairs, with their gates, and
+  // clears the rows of the others; returns how many there are.
+  template <class PairRows>
+  static __device__ __forceinline__ int list_small_pairs(const Piece& piece, TileMemory& memory, int lane,
+                                                         const PairRows& rows) {
+    const int count = pairs(piece);
+    return list_pairs(
+        count, static_cast<SlotPair>(count), memory, lane,
+        [&](int at) {
+          const float gate = memory.gate[at];
+          if (gate == 0) rows.clear(at);
+          return gate;
+        },
+        [](int at) { return static_cast<SlotPair>(at); });
+  }
+
   // Numbers the pairs of a small graph.
   static __device__ __forceinline__ void number_pairs(const Piece& piece, TileMemory& memory, int lane) {
     const int n = piece.small, count = n * (n + 1) / 2;
 #pragma unroll 1
     for (int e = lane; e < n * n; e += kWarp) {
       const int i = e / n, j = e % n;
-      if (i <= j) memory.small_pairs[i * n - i * (i - 1) / 2 + j - i] = slot_pair(i, j);
+      if (i <= j) memory.small_pairs[small_pair(i, j, n)] = slot_pair(i, j);
     }
 #pragma unroll 1
     for (int at = count + lane; at < (count + kStepPairs - 1) / kStepPairs * kStepPairs; at += kWarp)
@@ -290,6 +361,7 @@ class Tiles {
       cache.load(kOwnSlot, 1, rows, lane, [&](int) { return own; });
       cache.clear(kZeroSlot, lane);
     }
+    const UnitOperands<kPairwise<Shape>, EdgeWeights> kept_weights(edge.hidden);
 #pragma unroll 1
     for (int at = 0; at < count; at += kStepPairs) {
       if (staged) {
@@ -314,10 +386,15 @@ class Tiles {
       for (int m = 0; m < units; ++m) {
         FragmentC c[2] = {columns_at(edge.columns, m * 2, place), columns_at(edge.columns, m * 2 + 1, place)};
         const auto multiply = [&](const Left<P>& x, int k) {
-          Right<P> w[2];
-          edge.hidden.rows(m, k, w);
-          multiply_add(c[0], x, w[0]);
-          multiply_add(c[1], x, w[1]);
+          if constexpr (kPairwise<Shape>) {
+            multiply_add(c[0], x, kept_weights.at(m * 2));
+            multiply_add(c[1], x, kept_weights.at(m * 2 + 1));
+          } else {
+            Right<P> w[2];
+            edge.hidden.rows(m, k, w);
+            multiply_add(c[0], x, w[0]);
+            multiply_add(c[1], x, w[1]);
+          }
         };
         if constexpr (kKept) {
 #pragma unroll
@@ -403,34 +480,6 @@ class Tiles {
     __syncwarp();
   }
 };
-
-// Lists what value(c) is not 0 for (a NaN has to be seen in the result), c <
-// count, in order, padded with zeros to whole steps; returns how many there
-// are. entry(c) goes along, `none` past the last.
-template <class Value, class Entry>
-__device__ __forceinline__ int list_pairs(int count, SlotPair none, TileMemory& memory, int lane, Value value,
-                                          Entry entry) {
-  int listed = 0;
-#pragma unroll 1
-  for (int c0 = 0; c0 < count; c0 += kWarp) {
-    const int c = c0 + lane;
-    const float x = c < count ? value(c) : 0.0f;
-    const unsigned bits = __ballot_sync(kAllLanes, x != 0);
-    if (x != 0) {
-      const int at = listed + __popc(bits & ((1u << lane) - 1));
-      memory.list_value[at] = x;
-      memory.list_pair[at] = entry(c);
-    }
-    listed += __popc(bits);
-  }
-  const int at = listed + lane;
-  if (at < (listed + kStepPairs - 1) / kStepPairs * kStepPairs) {
-    memory.list_value[at] = 0;
-    memory.list_pair[at] = none;
-  }
-  __syncwarp();
-  return listed;
-}
 
 // Calls run(piece, first, last) for every piece of the pair matrix that this
 // warp owns; first and last say whether the piece begins or ends its rows. A

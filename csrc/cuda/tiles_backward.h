@@ -1,11 +1,12 @@
 // The backward on the matrix units; instantiated by tiles_*.cu. Nothing was
-// kept of a pair: gates and hidden values are computed again. In the place
-// where a lane held `hidden` [units, pairs], it gets W2^T (D_i + D_j) from a
-// second product, and from both m = [unit on] g W2^T (D_i + D_j), which is the
-// left operand of M_i += m U as it lies there. A warp walks over the pairs of
-// one row at a time.
+// kept of a pair: gates and hidden values are computed again. A warp walks over
+// the pairs of one row at a time: in the place where a lane held `hidden`
+// [units, pairs], it gets W2^T (D_i + D_j) from a second product, and from both
+// m = [unit on] g W2^T (D_i + D_j), which is the left operand of M_i += m U as
+// it lies there. Small graphs in the smallest kernels go pair by pair instead
+// (tiles_small.h, small_messages and small_gates).
 #pragma once
-#include "cuda/tiles.h"
+#include "cuda/tiles_small.h"
 
 namespace l0sign::cuda {
 
@@ -111,11 +112,12 @@ class TileGradRows {
   __device__ __forceinline__ TileGradRows(const CompleteGraph<float>& p, const GraphOfRow& graph)
       : p_(p), graph_(graph) {}
   __device__ __forceinline__ int width() const { return static_cast<int>(p_.message.in); }
-  __device__ __forceinline__ float at(int64_t row, int component) const {
-    const float scale = node_scale(p_, graph_, row);
-    if (!Bags || !p_.pools) return scale * p_.grad_out[row * width() + component];
-    return scale * pooled_share(graph_, TileRows<Bags>::nodes(p_).scale(row)) *
-           p_.grad_pooled[graph_.graph * width() + component];
+  __device__ __forceinline__ const float* row(int64_t k) const {
+    return Bags && p_.pools ? p_.grad_pooled + graph_.graph * width() : p_.grad_out + k * width();
+  }
+  __device__ __forceinline__ float scale(int64_t k) const {
+    const float scale = node_scale(p_, graph_, k);
+    return Bags && p_.pools ? scale * pooled_share(graph_, TileRows<Bags>::nodes(p_).scale(k)) : scale;
   }
 
  private:
@@ -128,14 +130,19 @@ template <class Shape, Precision P>
 struct BackwardShared {
   using T = Tiles<Shape, P, true>;
   int units, steps;
-  int out, bias, edge, warps, warp_words, end;
+  int out, bias, back, edge, edge_back, warps, warp_words, end;
   static constexpr int kEdgeCache = T::kSlots * RowCache<T::kEI>::kStride;
   static constexpr int kMessageCache = T::kSlots * RowCache<T::kMI>::kStride;
   // Nodes and their gradients, or edge nodes.
   static constexpr int kCacheWords =
       (2 * kMessageCache > kEdgeCache ? 2 * kMessageCache : kEdgeCache) + (T::kSlots + 3) / 4 * 4;
-  static constexpr int kWarpWords =
+  static constexpr int kPairRows =
       (sizeof(TileMemory) + sizeof(TileGradients)) / 4 + (kCacheWords + 3) / 4 * 4;
+  static constexpr int kPairSums = kPairRows + (kPairwise<Shape> ? PairRows::kWords : 0);
+  static constexpr int kWarpWords = kPairSums + (kPairwise<Shape> ? PairSums<P>::kWords : 0);
+  // Operands of W1^T, for small graphs.
+  static constexpr int kBackSteps = kUnitEights / parts_of(P);
+  static constexpr int kBackWords = kPairwise<Shape> ? T::Weights::shared_words(1, kBackSteps) : 0;
 
   // sums: words of a warp's sums, if they lie here.
   __host__ __device__ __forceinline__ BackwardShared(const CompleteGraph<float>& p, int sums)
@@ -143,8 +150,10 @@ struct BackwardShared {
         steps(T::template steps<T::kMI>(p.message.in)),
         out(T::Weights::shared_words(units, steps)),
         bias(2 * out),
-        edge(bias + kRowWords * units * kUnits),
-        warps(edge + T::Edge::shared_words(p.edge)),
+        back(bias + (kRowWords + (kPairwise<Shape> ? kColumnWords : 0)) * units * kUnits),
+        edge(back + kBackWords),
+        edge_back(edge + T::Edge::shared_words(p.edge)),
+        warps(edge_back + kBackWords),
         warp_words(kWarpWords + sums),
         end(warps + kTileWarps * warp_words) {}
   size_t bytes() const { return end * sizeof(float); }
@@ -178,12 +187,24 @@ class Backward {
         out_weights_(p_.message.out_weight, p_.message.hidden, d_, true, at.units, at.steps, shared + at.out,
                      lane, warp),
         bias_(shared + at.bias),
+        bias_columns_(bias_ + at.units * kUnits * kRowWords),
+        back_(p_.message.hidden_weight, d_, p_.message.hidden, true, kPairwise<Shape> ? 1 : 0,
+              Shared::kBackSteps, shared + at.back, lane, warp),
         edge_(p_.edge, shared + at.edge, lane, warp),
+        edge_back_(
+            [&](int component, int h) {
+              return component < b_ && h < p_.edge.hidden
+                         ? p_.edge.out_weight[h] * p_.edge.hidden_weight[h * b_ + component]
+                         : 0.0f;
+            },
+            kPairwise<Shape> ? 1 : 0, Shared::kBackSteps, shared + at.edge_back, lane, warp),
         memory_(*reinterpret_cast<TileMemory*>(shared + at.warps + warp * at.warp_words)),
         gradients_(*reinterpret_cast<TileGradients*>(shared + at.warps + warp * at.warp_words +
                                                      sizeof(TileMemory) / 4)),
         cache_(shared + at.warps + warp * at.warp_words + (sizeof(TileMemory) + sizeof(TileGradients)) / 4),
         bias_dots_(cache_ + Shared::kCacheWords - (T::kSlots + 3) / 4 * 4),
+        pair_rows_{shared + at.warps + warp * at.warp_words + Shared::kPairRows},
+        pair_sums_{shared + at.warps + warp * at.warp_words + Shared::kPairSums},
         partial_(partial),
         sums_(l.sums_shared ? shared + at.warps + warp * at.warp_words + Shared::kWarpWords : partial),
         hidden_weight_(sums_ + l.at.message_hidden, at.units, lane),
@@ -192,8 +213,18 @@ class Backward {
         hidden_bias_(sums_ + l.at.message_bias, at.units, place_),
         edge_bias_(sums_ + l.at.edge_bias, edge_.units, place_) {
     share_rows(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits, shared + at.bias);
+    if constexpr (kPairwise<Shape>)
+      share_columns(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits,
+                    shared + at.bias + at.units * kUnits * kRowWords);
 #pragma unroll
     for (int k = 0; k < kComponentsOfLane; ++k) out_bias_[k] = 0;
+    if constexpr (kPairwise<Shape>) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int component = place_.in_group * 2 + c;
+        out_bias_columns_.x[c] = component < d_ ? p_.message.out_bias[component] : 0.0f;
+      }
+    }
   }
 
   __device__ __forceinline__ void operator()(const Piece& piece, bool first, bool last) {
@@ -204,6 +235,12 @@ class Backward {
     float l0 = 0;
     int edges = 0;
     T::gates(l_, edge_, piece, memory_, &gradients_, {cache_}, lane_, l0, edges);
+    if constexpr (kPairwise<Shape>)
+      if (piece.small) {
+        small_messages(piece);
+        if (p_.edge_nodes) small_gates(piece);
+        return;
+      }
     messages(piece, first, last);
     if (p_.edge_nodes) gates(piece, first, last);
   }
@@ -220,6 +257,13 @@ class Backward {
     if (!T::kFixed && l_.sums_shared)
 #pragma unroll 1
       for (int e = lane_; e < at.edge_out; e += kWarp) partial_[e] = sums_[e];
+    if constexpr (kPairwise<Shape>) {
+      // The lane of component 2 in_group + c has the rest of its sum.
+      const float sums[2] = {sum_over_groups(small_out_bias_[0]), sum_over_groups(small_out_bias_[1])};
+      const float even = __shfl_sync(kAllLanes, sums[0], lane_ / 2 % 4);
+      const float odd = __shfl_sync(kAllLanes, sums[1], lane_ / 2 % 4);
+      out_bias_[0] += lane_ % 2 ? odd : even;
+    }
 #pragma unroll
     for (int k = 0; k < kComponentsOfLane; ++k)
       if (k * kWarp + lane_ < kMI * kComponents) partial_[at.out_bias + k * kWarp + lane_] = out_bias_[k];
@@ -252,10 +296,189 @@ class Backward {
   }
 
  private:
+  // Everything that goes through the message network of a small graph, each
+  // pair once. The sums of weight gradients are those over ordered pairs, so
+  // that a pair of two nodes weighs twice what a self-pair does, whose
+  // D_i + D_j is twice D_i.
+  __device__ __forceinline__ void small_messages(const Piece& piece) {
+    const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
+    const typename T::Rows node_rows = T::Rows::nodes(p_);
+    const int64_t begin = piece.graph.begin;
+    const int n = piece.small;
+    const auto cached = [&](int k) { return begin + k; };
+    nodes.load(0, n, node_rows, lane_, cached);
+    grads.load(0, n, GradRows(p_, piece.graph), lane_, cached);
+    nodes.clear(T::kZeroSlot, lane_);
+    grads.clear(T::kZeroSlot, lane_);
+    const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_);
+    const typename T::template UnitOperands<kKeepsWeights> hidden(weights_), from_out(out_weights_);
+#pragma unroll 1
+    for (int at = 0; at < open; at += kStepPairs) {
+      int number[2];
+      float gate[2], grad_gate[2];
+      Left<P> x, grad;
+      Two sum[2];  // D_i + D_j
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int listed = at + half * 8 + place_.group;
+        number[half] = memory_.list_pair[listed];
+        const SlotPair pair = memory_.small_pairs[number[half]];
+        const int i = pair & 0xFF, j = pair >> 8, component = place_.in_group * 2;
+        gate[half] = memory_.list_value[listed];
+        const float weight = i == j ? gate[half] : 2 * gate[half];
+        const Two u[2] = {two_at(nodes.row(i) + component), two_at(nodes.row(j) + component)};
+        const Two D[2] = {two_at(grads.row(i) + component), two_at(grads.row(j) + component)};
+        const Two product = {{u[0].x[0] * u[1].x[0], u[0].x[1] * u[1].x[1]}};
+        x.set(half, 0, product.x[0], product.x[1]);
+        if constexpr (kParts > 1) x.set(half, 1, 0, 0);
+        sum[half] = {{D[0].x[0] + D[1].x[0], D[0].x[1] + D[1].x[1]}};
+        const Two weighted = {{0.5f * weight * sum[half].x[0], 0.5f * weight * sum[half].x[1]}};
+        small_out_bias_[0] += weighted.x[0], small_out_bias_[1] += weighted.x[1];
+        pair_sums_.write_factors(0, half, {{weight * product.x[0], weight * product.x[1]}}, place_);
+        pair_sums_.write_factors(1, half, weighted, place_);
+        pair_sums_.write_weight(half, weight, place_);
+      }
+      FragmentC on[2][2], m[2][2], received = {};
+#pragma unroll
+      for (int e = 0; e < kUnitEights; ++e) {
+        FragmentC c = columns_at(bias_columns_, e, place_);
+        multiply_add(c, x, hidden.at(e));
+#pragma unroll
+        for (int part = 0; part < 4; ++part) on[part / 2][part % 2].x[e] = positive(c.x[part]);
+      }
+      pair_sums_.write_values(on, place_);
+      pair_sums_.template add<false, false>(1, out_weight_.own, hidden_bias_.own, place_);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        grad.set(half, 0, sum[half].x[0], sum[half].x[1]);
+        if constexpr (kParts > 1) grad.set(half, 1, 0, 0);
+        grad_gate[half] =
+            fmaf(out_bias_columns_.x[0], sum[half].x[0], out_bias_columns_.x[1] * sum[half].x[1]);
+      }
+#pragma unroll
+      for (int o = 0; o < Shared::kBackSteps; ++o) {
+        Left<P> masked;
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const int e = o * kParts + part;
+          FragmentC both = {};
+          multiply_add(both, grad, from_out.at(e));
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              const float y = both.x[half * 2 + j], unit = on[half][j].x[e];
+              grad_gate[half] = fmaf(y, unit, grad_gate[half]);
+              m[half][j].x[e] = unit > 0 ? y : 0.0f;
+            }
+            masked.set(half, part, m[half][0].x[e], m[half][1].x[e]);
+          }
+        }
+        Right<P> rows[2];
+        back_.rows(0, o, rows);
+        multiply_add(received, masked, rows[0]);
+      }
+      pair_sums_.write_values(m, place_);
+      pair_sums_.template add<false, true>(0, hidden_weight_.own, hidden_bias_.own, place_);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        grad_gate[half] = sum_in_group(grad_gate[half]);
+        if (at + half * 8 + place_.group >= open) continue;
+        pair_rows_.set(number[half], half, gate[half], received, place_);
+        if (!p_.edge_nodes || place_.in_group != 0) continue;
+        float& grad_logit = gradients_.grad_logit[number[half]];
+        grad_logit = fmaf(grad_gate[half], gradients_.slope[number[half]], grad_logit);
+      }
+      __syncwarp();  // the next product takes the whole warp
+    }
+    store_gathered(piece, nodes, node_rows, p_.grad_nodes, d_);
+  }
+
+  // From the logits' gradients of a small graph to the edge network's. The
+  // masks are exact factors; its second layer has gone into edge_back_.
+  __device__ __forceinline__ void small_gates(const Piece& piece) {
+    const RowCache<kEI> nodes = {cache_};
+    const typename T::Rows edge_rows = T::Rows::edges(p_);
+    const int n = piece.small, count = T::pairs(piece);
+    nodes.load(0, n, edge_rows, lane_, [&](int k) { return piece.graph.begin + k; });
+    nodes.clear(T::kZeroSlot, lane_);
+    const typename T::template UnitOperands<true> hidden(edge_.hidden);
+    Right<P> back[Shared::kBackSteps];
+#pragma unroll
+    for (int o = 0; o < Shared::kBackSteps; ++o) {
+      Right<P> w[2];
+      edge_back_.rows(0, o, w);
+      back[o] = w[0];
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int at = 0; at < count; at += kStepPairs) {
+      Left<P> x;
+      float grad[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int number = at + half * 8 + place_.group;
+        const SlotPair pair = memory_.small_pairs[number];
+        const int i = pair & 0xFF, j = pair >> 8, component = place_.in_group * 2;
+        grad[half] = number < count ? gradients_.grad_logit[number] : 0.0f;
+        const float weight = i == j ? grad[half] : 2 * grad[half];
+        if (place_.in_group == 0) logit_sum_ += weight;
+        const Two e[2] = {two_at(nodes.row(i) + component), two_at(nodes.row(j) + component)};
+        const Two product = {{e[0].x[0] * e[1].x[0], e[0].x[1] * e[1].x[1]}};
+        x.set(half, 0, product.x[0], product.x[1]);
+        if constexpr (kParts > 1) x.set(half, 1, 0, 0);
+        pair_sums_.write_factors(0, half, {{weight * product.x[0], weight * product.x[1]}}, place_);
+        pair_sums_.write_weight(half, weight, place_);
+      }
+      FragmentC mask[2][2], received = {};
+#pragma unroll
+      for (int o = 0; o < Shared::kBackSteps; ++o) {
+        Left<P> masks;
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const int e = o * kParts + part;
+          FragmentC c = columns_at(edge_.columns, e, place_);
+          multiply_add(c, x, hidden.at(e));
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) mask[half][j].x[e] = c.x[half * 2 + j] > 0 ? 1.0f : 0.0f;
+            masks.set_exact(half, part, mask[half][0].x[e], mask[half][1].x[e]);
+          }
+        }
+        multiply_add_exact(received, masks, back[o]);
+      }
+      pair_sums_.write_values(mask, place_);
+      pair_sums_.template add<true, true>(0, edge_weight_.own, edge_bias_.own, place_);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        pair_rows_.set(at + half * 8 + place_.group, half, grad[half], received, place_);
+      __syncwarp();  // the next product takes the whole warp
+    }
+    store_gathered(piece, nodes, edge_rows, p_.grad_edge_nodes, b_);
+  }
+
+  // The gradients of a small graph's rows, from what its pairs have received.
+  __device__ __forceinline__ void store_gathered(const Piece& piece, const RowCache<1>& partners,
+                                                 const typename T::Rows& rows, float* to, int size) const {
+    __syncwarp();
+    const int node = gathered_node(lane_), begin = gathered_component(lane_);
+    const FragmentC sum = pair_rows_.gather(piece.small, lane_, [&](int j) {
+      return *reinterpret_cast<const FragmentC*>(partners.row(j) + begin);
+    });
+    if (node < piece.small) {
+      const int64_t row = piece.graph.begin + node;
+      const float scale = rows.scale(row);
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        if (begin + c < size) to[row * size + begin + c] = scale * sum.x[c];
+    }
+    __syncwarp();
+  }
+
   // The number of pair (r, c) of a piece.
   static __device__ __forceinline__ int pair_number(const Piece& piece, int r, int c) {
-    const int i = r < c ? r : c, j = r < c ? c : r;
-    return piece.small ? i * piece.small - i * (i - 1) / 2 + j - i : c;
+    return piece.small ? small_pair(r, c, piece.small) : c;
   }
 
   // The slot of a listed pair's partner.
@@ -284,15 +507,25 @@ class Backward {
                [&](int k) { return at + k < listed ? first + memory_.list_pair[at + k] : int64_t{-1}; });
   }
 
-  // The right operands of a product over the pairs of a step: components [8 n,
-  // 8 n + 8) of the partners.
-  template <int Inner>
-  __device__ __forceinline__ void partners(const RowCache<Inner>& cache, const int (&slot)[2][2], int n,
-                                           Right<P> (&to)[2 / kParts]) const {
+  // M_i += m U over the pairs of a step: `left` is m of some fragments of units,
+  // the first of which is outer[first].
+  template <int Inner, int Fragments>
+  __device__ __forceinline__ void add_partners(const RowCache<Inner>& cache, const int (&slot)[2][2],
+                                               int size, const Left<P> (&left)[Fragments][2 / kParts],
+                                               int first, FragmentC (&outer)[kPassUnits][Inner]) const {
 #pragma unroll
-    for (int t = 0; t < 2; ++t)
-      to[t / kParts].set(t % kParts, cache.row(slot[t][0])[n * kComponents + place_.group],
-                         cache.row(slot[t][1])[n * kComponents + place_.group]);
+    for (int n = 0; n < Inner; ++n) {
+      if (Inner > 2 && n * kComponents >= size) break;
+      Right<P> rows[2 / kParts];
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+        rows[t / kParts].set(t % kParts, cache.row(slot[t][0])[n * kComponents + place_.group],
+                             cache.row(slot[t][1])[n * kComponents + place_.group]);
+#pragma unroll
+      for (int m = 0; m < Fragments; ++m)
+#pragma unroll
+        for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[first + m][n], left[m][o], rows[o]);
+    }
   }
 
   // From M_i of the units of a pass: x += sum_h w_h W1_h o M_ih (`unit_weight`
@@ -474,16 +707,7 @@ class Backward {
               }
               left[m][t / kParts].set(half, t % kParts, grad[0], grad[1]);
             }
-#pragma unroll
-        for (int n = 0; n < kMI; ++n) {
-          if (kMI > 2 && n * kComponents >= d_) break;
-          Right<P> rows[2 / kParts];
-          partners(nodes, slot, n, rows);
-#pragma unroll
-          for (int m = 0; m < kTogether; ++m)
-#pragma unroll
-            for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[first + m][n], left[m][o], rows[o]);
-        }
+        add_partners(nodes, slot, d_, left, first, outer);
       }
       if (!p_.edge_nodes) continue;
 #pragma unroll
@@ -617,16 +841,7 @@ class Backward {
             left[m][t / kParts].set(half, t % kParts, masked[0], masked[1]);
           }
       }
-#pragma unroll
-      for (int n = 0; n < kEI; ++n) {
-        if (kEI > 2 && n * kComponents >= b_) break;
-        Right<P> rows[2 / kParts];
-        partners(nodes, slot, n, rows);
-#pragma unroll
-        for (int m = 0; m < kPassUnits; ++m)
-#pragma unroll
-          for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[m][n], left[m][o], rows[o]);
-      }
+      add_partners(nodes, slot, b_, left, 0, outer);
     }
     finish_outer(outer, unit, edge_.hidden, edge_.out, nodes.row(own), b_, edge_weight_, grad_edge_row_);
 #pragma unroll
@@ -639,12 +854,17 @@ class Backward {
   const LanePlace place_;
   const int d_, b_, units_, steps_;
   const typename T::Weights weights_, out_weights_;
-  const float* const bias_;  // in shared memory, see share_rows
+  const float *const bias_,
+      *const bias_columns_;            // in shared memory, see share_rows and share_columns (small graphs)
+  const typename T::RowWeights back_;  // W1^T, for small graphs
   const typename T::Edge edge_;
+  const typename T::RowWeights edge_back_;  // W1^T times W2, for small graphs
   TileMemory& memory_;
   TileGradients& gradients_;
   float* const cache_;
   float* const bias_dots_;  // [slots] b2 . D
+  const PairRows pair_rows_;
+  const PairSums<P> pair_sums_;
   float *const partial_, *const sums_;
   int numbered_ = 0;
   // Sums over all rows of the warp.
@@ -652,7 +872,9 @@ class Backward {
   MatrixSums<T::kFixed, kEI> edge_weight_;
   UnitSums<T::kFixed> hidden_bias_, edge_bias_;
   float out_bias_[kComponentsOfLane];
+  float small_out_bias_[2] = {0, 0};  // of components 2 in_group + c, this lane's pairs
   float logit_sum_ = 0;
+  Two out_bias_columns_;  // b2 of these components
   // Of the row that is at work.
   float grad_row_[kMI][2], grad_edge_row_[kEI][2];
   float gate_sum_;

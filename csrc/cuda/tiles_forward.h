@@ -5,7 +5,7 @@
 //   G's row),
 // and hidden is the right operand of it as it lies in the registers.
 #pragma once
-#include "cuda/tiles.h"
+#include "cuda/tiles_small.h"
 
 namespace l0sign::cuda {
 
@@ -20,7 +20,8 @@ struct ForwardShared {
   static constexpr int kCacheWords =
       T::kSlots * (RowCache<T::kMI>::kStride > RowCache<T::kEI>::kStride ? RowCache<T::kMI>::kStride
                                                                          : RowCache<T::kEI>::kStride);
-  static constexpr int kWarpWords = sizeof(TileMemory) / 4 + (kCacheWords + 3) / 4 * 4;
+  static constexpr int kPairRows = sizeof(TileMemory) / 4 + (kCacheWords + 3) / 4 * 4;
+  static constexpr int kWarpWords = kPairRows + (kPairwise<Shape> ? PairRows::kWords : 0);
 
   __host__ __device__ __forceinline__ explicit ForwardShared(const CompleteGraph<float>& p)
       : units(Shape::units(p.message.hidden)),
@@ -29,7 +30,7 @@ struct ForwardShared {
         out_steps(units * 2 / parts_of(P)),
         bias(T::Weights::shared_words(units, steps)),
         out(bias + (kRowWords + kColumnWords) * units * kUnits),
-        out_bias(out + T::Weights::shared_words(out_fragments, out_steps)),
+        out_bias(out + T::RowWeights::shared_words(out_fragments, out_steps)),
         edge(out_bias + T::kMI * kComponents),
         warps(edge + T::Edge::shared_words(p.edge)),
         end(warps + kTileWarps * kWarpWords) {}
@@ -85,6 +86,11 @@ class Forward {
     }
     T::gates(l_, edge_, piece, memory_, nullptr, {cache_}, lane_, l0_, edges_);
     const RowCache<kMI> nodes = {cache_};
+    if constexpr (kPairwise<Shape>)
+      if (piece.small) {
+        small_graph(piece, nodes);
+        return;
+      }
     const int open = list_pairs(
         T::pairs(piece), slot_pair(T::kZeroSlot, T::kZeroSlot), memory_, lane_,
         [&](int at) { return memory_.gate[at]; }, [&](int at) { return T::slots(piece, memory_, at); });
@@ -96,6 +102,86 @@ class Forward {
   }
 
  private:
+  // The messages of each open pair, which the nodes gather.
+  __device__ __forceinline__ void small_graph(const Piece& piece, const RowCache<kMI>& nodes) {
+    const PairRows messages = {cache_ - sizeof(TileMemory) / 4 + Shared::kPairRows};
+    const int n = piece.small;
+    const int open = T::list_small_pairs(piece, memory_, lane_, messages);
+    T::cache_piece(piece, nodes, T::Rows::nodes(p_), lane_);
+    const typename T::template UnitOperands<true> hidden(weights_);
+    Right<P> out[kUnitEights / kParts];
+#pragma unroll
+    for (int o = 0; o < kUnitEights / kParts; ++o) {
+      Right<P> w[2];
+      out_weights_.rows(0, o, w);
+      out[o] = w[0];
+    }
+    const Two out_bias = two_at(out_bias_ + place_.in_group * 2);
+#pragma unroll 1
+    for (int at = 0; at < open; at += kStepPairs) {
+      int number[2];
+      Right<P> pairs[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        number[half] = memory_.list_pair[at + half * 8 + place_.group];
+        const SlotPair pair = memory_.small_pairs[number[half]];
+        pairs[half] =
+            T::template product<kMI>(nodes.row(pair & 0xFF), nodes.row(pair >> 8), 0, place_.in_group);
+      }
+      const Left<P> x(pairs[0], pairs[1]);
+      Left<P> on[kUnitEights / kParts];
+#pragma unroll
+      for (int e = 0; e < kUnitEights; ++e) {
+        FragmentC c = columns_at(bias_columns_, e, place_);
+        multiply_add(c, x, hidden.at(e));
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          on[e / kParts].set(half, e % kParts, positive(c.x[half * 2]), positive(c.x[half * 2 + 1]));
+      }
+      FragmentC z = {{out_bias.x[0], out_bias.x[1], out_bias.x[0], out_bias.x[1]}};
+#pragma unroll
+      for (int o = 0; o < kUnitEights / kParts; ++o) multiply_add(z, on[o], out[o]);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int listed = at + half * 8 + place_.group;
+        if (listed >= open) continue;
+        const float gate = memory_.list_value[listed];
+        messages.set(number[half], half, gate, z, place_);
+        if (L2 && gate > 0)
+#pragma unroll
+          for (int part = 0; part < 2; ++part) l2_ = fmaf(z.x[half * 2 + part], z.x[half * 2 + part], l2_);
+      }
+      __syncwarp();  // the next product takes the whole warp
+    }
+    const FragmentC sum = messages.gather(n, lane_, [](int) { return FragmentC{{1, 1, 1, 1}}; });
+    const int node = gathered_node(lane_), begin = gathered_component(lane_);
+    int degree = 0;
+    if (counts_degrees_ && node < n)
+      for (int j = 0; j < n; ++j) degree += memory_.gate[small_pair(node, j, n)] > 0;
+    const bool exists = node < n, pools = T::kBags && p_.pools;
+    const int64_t row = piece.graph.begin + node;
+    float scale = 0;
+    if (exists) {
+      scale = aggregation_scale<float>(p_.aggregation, n, degree);
+      if (pools) scale *= pooled_share(piece.graph, T::Rows::nodes(p_).scale(row));
+      if (counts_degrees_ && p_.degree && begin == 0) p_.degree[row] = degree;
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      float x = exists ? scale * sum.x[c] : 0.0f;
+      const bool stores = begin + c < d_;
+      if (!pools) {
+        if (exists && stores) p_.out[row * d_ + begin + c] = x;
+        continue;
+      }
+      x += __shfl_xor_sync(kAllLanes, x, 2);
+      x = sum_over_groups(x);
+      if (node == 0 && stores) p_.pooled[piece.graph.graph * d_ + begin + c] = x;
+    }
+    __syncwarp();
+    store_sums(piece);
+  }
+
   // Adds what the listed pairs send through the units of a pass.
   __device__ __forceinline__ void messages(const RowCache<kMI>& nodes, int open, int unit) {
     FragmentC sum[kPassUnits * 2] = {};  // S [nodes, 8 units]
@@ -279,9 +365,15 @@ class Forward {
           if (!pools && exists && component < d_) p_.out[(row + r) * d_ + component] = x;
         }
     }
-    const int64_t slot = sums_slot(piece.graph.graph, row);
-    if (pools) pool(piece.small ? p_.pooled + piece.graph.graph * d_ : l_.pooled + slot * d_);
-    // To the graph, or to what is added up of a large one.
+    if (pools)
+      pool(piece.small ? p_.pooled + piece.graph.graph * d_
+                       : l_.pooled + sums_slot(piece.graph.graph, row) * d_);
+    store_sums(piece);
+  }
+
+  // To the graph, or to what is added up of a large one.
+  __device__ __forceinline__ void store_sums(const Piece& piece) const {
+    const int64_t slot = sums_slot(piece.graph.graph, piece.graph.begin + piece.row);
     const auto sum_up = [&](auto* of_graphs, auto* of_slots, auto sum_of_lane) {
       if (!of_graphs) return;
       const auto all = warp_sum(sum_of_lane);
