@@ -365,8 +365,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         + _EARLY.format("AUC", 5)
         + "L0-SIGN with the library's defaults is trained on the split of the seed; its open edges in each "
         "sample are the predicted ones, all others (self-pairs among both) the reversed. A random share "
-        "of the one or the other set of each sample, or of all edges, is drawn, and SIGN is trained on those edges from new "
-        "weights, with the same options.",
+        "of the one or the other set of each sample, or of all edges, is drawn, and SIGN is trained on "
+        "those edges from new weights, with the same options.",
     ),
 }
 

@@ -164,7 +164,7 @@ def _detected(model: l0sign_cuda.L0SIGN, data: PlantedData, problem: Problem) ->
 
 
 def _laid_edges(problem: Problem, options: Mapping[str, Any], seed: int, cache: Path) -> NDArray[np.bool_]:
-    """A random share of the edges that L0-SIGN predicts for each sample, of those that it does not, or of all."""
+    """A random share of the edges that L0-SIGN predicts for each sample, of the others, or of all."""
     if not cache.exists():
         model, _ = fit(problem, options["source"], seed)
         cache.parent.mkdir(parents=True, exist_ok=True)
