@@ -205,7 +205,7 @@ class _Trainer:
             )
         self.model = model.to(self.device)
         self.optimizer = _make_optimizer(self.model, config)
-        self.average = _make_average(self.model, config)
+        self.average = averaged(self.model, config.ema_decay) if config.ema_decay else None
         self.noise = torch.Generator().manual_seed(config.seed)
         self.steps = math.ceil(len(train) / config.batch_size)
         self.state = _State()
@@ -281,7 +281,8 @@ class _Trainer:
             return
         generator = torch.default_generator
         if self.device.type == "cuda":
-            generator = torch.cuda.default_generators[self.device.index or torch.cuda.current_device()]
+            index = self.device.index  # "cuda" has none: the current one
+            generator = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
         state = generator.get_state()
         try:
             generator.manual_seed(seed)
@@ -505,12 +506,6 @@ def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(averages, weights, (1 - decay) / (1 - decay ** (int(steps) + 1)))
 
     return AveragedModel(model, multi_avg_fn=move)
-
-
-def _make_average(model: L0SIGN, config: TrainConfig) -> AveragedModel | None:
-    if not config.ema_decay:
-        return None
-    return averaged(model, config.ema_decay)
 
 
 def _clip_gradients(model: L0SIGN, max_norm: float) -> None:
