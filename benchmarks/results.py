@@ -290,11 +290,7 @@ def _thread_table(run: Document) -> Iterable[str]:
     pairs = [(m, others) for m, others in pairs if any(others)]
     if not pairs:
         return
-    yield from (
-        "",
-        "## fused: time with one thread over time with more",
-        "",
-    )
+    yield from ("", "## fused: time with one thread over time with more", "")
     yield from _header("shape", "mode", *map(_threads, many))
     for m, others in pairs:
         fused = [other["contestants"]["fused"] if other else None for other in others]

@@ -49,7 +49,7 @@ def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if name == "sign":
         own = {key: value for key, value in options.items() if key == "stages"}
         config = _config({k: v for k, v in options.items() if k not in own}).to_dict()
-        config |= {own: config.pop(librarys) for own, librarys in _NAMES.items()}
+        config |= {name: config.pop(librarys) for name, librarys in _NAMES.items()}
         unset = [name for name in _LATER if not config[name]]
         unused = {*_NO_MATTER, *unset, *(() if config["gated"] else _OF_GATES)}
         return own | {key: value for key, value in config.items() if key not in unused}

@@ -27,7 +27,7 @@ _TAG_LINE = re.compile(r"(\d+)(::|;)(\d+)\2(.*)\2(\d+)")
 
 Ints = NDArray[np.int64]
 
-# Rounds of drawing again, until items are drawn one by one.
+# Rounds of drawing weighted items again, until they are drawn one by one.
 _REJECTIONS = 30
 
 
@@ -203,16 +203,8 @@ def _draw(
     taken = np.empty(0, np.int64)
     open_slots = np.arange(len(owner))
     ends = None if logits is None else np.cumsum(np.exp(logits - logits.max()))
-    for tried in itertools.count():
+    for _ in itertools.count() if logits is None else range(_REJECTIONS):
         if not len(open_slots):
-            break
-        if logits is not None and tried == _REJECTIONS:  # nearly all weight may lie on what is not allowed
-            for slot in open_slots:
-                scores = logits + rng.gumbel(size=num_items)
-                for base, kept in ((owner[slot], used), (context[slot], taken)):
-                    scores[kept[kept // num_items == base] % num_items] = -np.inf
-                drawn[slot] = np.argmax(scores)
-                taken = np.append(taken, context[slot] * num_items + drawn[slot])
             break
         if ends is None:
             drawn[open_slots] = rng.integers(num_items, size=len(open_slots))
@@ -225,6 +217,13 @@ def _draw(
         winners = candidates[np.unique(keys[candidates], return_index=True)[1]]
         taken = np.concatenate([taken, keys[winners]])
         open_slots = np.delete(open_slots, winners)
+    for slot in open_slots:  # nearly all weight may lie on what is not allowed
+        assert logits is not None  # without weights the rounds end when all are drawn
+        scores = logits + rng.gumbel(size=num_items)
+        for base, kept in ((owner[slot], used), (context[slot], taken)):
+            scores[kept[kept // num_items == base] % num_items] = -np.inf
+        drawn[slot] = np.argmax(scores)
+        taken = np.append(taken, context[slot] * num_items + drawn[slot])
     return drawn.reshape(len(item), negatives)
 
 
