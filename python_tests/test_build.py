@@ -407,6 +407,15 @@ ptxas info    : Used 255 registers
         assert "| `general` |  |  | 255+24 |  |  |" in page
         assert cuda_resources.compiler_of(page) == "nvcc 13.0.88"
 
+    def test_staleness(self):
+        page = cuda_resources.table(self.kernels(), "nvcc 13.0.88", 128)
+        assert cuda_resources.stale_rows(page, page) == []
+        for wrong, stale in (({"registers": 152}, 0), ({"registers": 151}, 1), ({"stack": 8}, 1)):
+            other = cuda_resources.table(self.kernels(**wrong), "nvcc 13.0.88", 128)
+            assert len(cuda_resources.stale_rows(page, other)) == stale, wrong
+        less = cuda_resources.table(self.kernels()[1:], "nvcc 13.0.88", 128)
+        assert len(cuda_resources.stale_rows(page, less)) == len(cuda_resources.stale_rows(less, page)) == 1
+
     def test_limits(self):
         assert cuda_resources.faults_of(self.kernels(), 128) == []
         assert cuda_resources.register_limit("tile_forward<TileShape<1, 1, 2, 4, 3>, fp16, true>", 128) == 168
