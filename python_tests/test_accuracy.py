@@ -201,6 +201,13 @@ def test_chains_join_neighbours_of_a_graph() -> None:
     assert graphs.Chain(loops=True)(batch).shape[1] == 6 + 5
 
 
+def test_all_pairs_join_every_two_nodes_of_a_graph() -> None:
+    data = GraphDataset([5, 3, 4, 7, 7, 2], [0, 3, 5, 6], labels=[0, 1, 0])
+    found = graphs.AllPairs()(graphs.Graphs.of(data.batch(np.arange(3)), np.arange(3)))
+    edges = {(0, 1), (0, 2), (1, 2), (3, 4)}
+    assert sorted(map(tuple, found.T.tolist())) == sorted(edges | {(b, a) for a, b in edges})
+
+
 def test_edges_that_are_laid_down_are_those_of_each_sample() -> None:
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     laid = np.random.default_rng(0).random((4, 6)) < 0.5
@@ -226,7 +233,7 @@ def test_a_share_of_edges_is_drawn_in_each_graph() -> None:
     assert (graphs.share_of(edges, 0.5, 0) != graphs.share_of(edges, 0.5, 1)).any()
 
 
-@pytest.mark.parametrize("edges", ["chain", "predicted"])
+@pytest.mark.parametrize("edges", ["chain", "all", "predicted"])
 @pytest.mark.parametrize("name", graphs.KINDS)
 def test_graph_networks_train(name: str, edges: str, tmp_path: Path) -> None:
     if name != "sign-conv":
@@ -241,6 +248,33 @@ def test_graph_networks_train(name: str, edges: str, tmp_path: Path) -> None:
     options = {**TRAINING, "edges": edges, "l0_weight": 0.02}
     trained = models.train(name, "made", problem(data), options, 0, tmp_path / "cache")
     assert ("edges_kept" in trained.test) == (edges == "predicted")
+
+
+def test_only_epochs_with_few_edges_count(tmp_path: Path) -> None:
+    options = {
+        **TRAINING,
+        "edges": "predicted",
+        "l0_weight": 1.0,
+        "edge_lr": 1.0,
+        "lr": 0.05,
+        "epochs": 12,
+        "max_edges": 0.5,
+    }
+    trained = models.train("sign-conv", "made", problem(ragged()), options, 0, tmp_path / "cache")
+    shares = [row["edges_kept"] for row in trained.history]
+    assert shares[0] > 0.5 and shares[trained.best_epoch - 1] <= 0.5
+    assert trained.valid["edges_kept"] <= 0.5
+    never = models.train(
+        "sign-conv", "made", problem(ragged()), {**options, "max_edges": -1.0}, 0, tmp_path / "cache"
+    )
+    assert never.best_epoch == len(never.history) == 12
+
+
+def test_a_point_with_too_many_edges_is_not_chosen() -> None:
+    few = {"valid": {"auc": 0.6, "edges_kept": 0.4}}
+    many = {"valid": {"auc": 0.9, "edges_kept": 0.6}}
+    points = [({"l0_weight": 0.1, "max_edges": 0.5}, few), ({"l0_weight": 0.01, "max_edges": 0.5}, many)]
+    assert runner._best(points, "auc") == points[0][0]
 
 
 def test_sign_on_all_pairs_is_sign() -> None:

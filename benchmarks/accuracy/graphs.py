@@ -53,6 +53,17 @@ class Chain(nn.Module):
         return torch.stack([torch.cat([first, first + 1, alone]), torch.cat([first + 1, first, alone])])
 
 
+class AllPairs(nn.Module):
+    """Every two nodes of a graph, both ways; a convolution adds a node to itself where it wants that."""
+
+    def forward(self, graphs: Graphs) -> Tensor:
+        sizes = graphs.offsets.diff()[graphs.batch]  # [N], of each node's graph
+        first = torch.repeat_interleave(torch.arange(len(graphs.ids)), sizes)
+        rank = torch.arange(len(first)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+        second = graphs.offsets[graphs.batch[first]] + rank
+        return torch.stack([first, second])[:, first != second]
+
+
 class Predicted(nn.Module):
     """The library's L0 edge predictor, with edge embeddings of its own."""
 
@@ -154,12 +165,14 @@ def _convolutions(kind: str, dim: int, gated: bool) -> list[nn.Module]:
 def make(
     kind: str, data: GraphDataset, options: Mapping[str, Any], laid: NDArray[np.bool_] | None = None
 ) -> GraphModel:
-    """A model by name; options["edges"] is "chain" or "predicted", unless edges are `laid` down."""
+    """A model by name; options["edges"] is "chain", "all" or "predicted", unless edges are `laid` down."""
     if laid is not None:
         assert data.graph_size
         source: nn.Module = Given(laid, data.graph_size)
     elif options["edges"] == "predicted":
         source = Predicted(data.num_features)
+    elif options["edges"] == "all":
+        source = AllPairs()
     else:
         source = Chain(loops=kind == "sign-conv")
     return GraphModel(kind, data, options["embedding_dim"], source)

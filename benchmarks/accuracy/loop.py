@@ -56,7 +56,8 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
     """Adam on the cross entropy; the model then has the weights of the best epoch by the metric `monitor`.
 
     Samples come in the order in which `l0sign_cuda.fit` takes them. As there, the network that the gates come
-    from has no weight decay, and `edge_lr` times the learning rate; with `ema` the average counts.
+    from has no weight decay, and `edge_lr` times the learning rate; with `ema` the average counts, and with
+    `max_edges` only epochs with no larger share of open edges, or the last one where there is none.
     """
     data, monitor = problem.data, options.get("monitor", "auc")
     assert data.labels is not None
@@ -91,6 +92,8 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
         seconds = time.perf_counter() - began
         found = measure(judged, data, problem.valid, options["batch_size"])
         history.append({"epoch": epoch + 1, "loss": total / len(order), **found, "seconds": seconds})
+        if found.get("edges_kept", 0.0) > options.get("max_edges", 1.0) and epoch + 1 < options["epochs"]:
+            continue
         if math.isnan(best) or metrics.is_better(monitor, found[monitor], best):
             best, best_epoch, weights = found[monitor], epoch + 1, copy.deepcopy(judged.state_dict())
         elif epoch + 1 - best_epoch >= options["patience"]:

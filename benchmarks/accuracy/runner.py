@@ -133,9 +133,11 @@ def _best(points: list[tuple[dict[str, Any], Record | None]], monitor: str) -> d
     sign = -1 if monitor in SMALLER_IS_BETTER else 1
 
     def worth(point: tuple[dict[str, Any], Record | None]) -> float:
-        assert point[1] is not None
-        value = sign * point[1]["valid"][monitor]
-        return -math.inf if math.isnan(value) else value
+        options, record = point
+        assert record is not None
+        value = sign * record["valid"][monitor]
+        too_many = record["valid"].get("edges_kept", 0.0) > options.get("max_edges", 1.0)
+        return -math.inf if math.isnan(value) or too_many else value
 
     return None if any(record is None for _, record in points) else max(points, key=worth)[0]
 
