@@ -42,7 +42,10 @@ struct TileKernels {
   static cudaError_t backward(const TileLaunch& l, Precision precision, cudaStream_t stream) {
     return with_precision(precision, [&](auto of) {
       const BackwardShared<Shape, of.value> shared(l.problem, l.sums_shared ? l.at.size : 0);
-      return launch(tile_backward<Shape, of.value>, l.blocks, kTileThreads, shared.bytes(), stream, l);
+      constexpr bool kBags = takes_bags(of.value);
+      const auto kernel = kPairwise<Shape> && !l.problem.pools ? tile_backward < Shape, of.value,
+                 kBags && !kPairwise < Shape >>                : tile_backward<Shape, of.value, kBags>;
+      return launch(kernel, l.blocks, kTileThreads, shared.bytes(), stream, l);
     });
   }
 };
