@@ -38,6 +38,10 @@ static_assert(kTileGates == kForwardRows * 16, "a piece of a large graph in the 
 // Factors of products: float32 in three products of tf32 (3xTF32), or rounded.
 enum class Precision { tf32x3, tf32, bf16, fp16 };
 
+// Those of the backward. Gradients of a mean over many graphs are too small for
+// fp16; tf32 has fractions of the same length.
+constexpr Precision backward_precision(Precision p) { return p == Precision::fp16 ? Precision::tf32 : p; }
+
 // Kernels for up to 8 MessageInner and 8 EdgeInner components, padded with
 // zeros. Hidden units: of both networks 16 FixedUnits, or, if that is 0, any
 // number up to 16 kMaxUnits. A multiprocessor has to hold so many blocks of the
