@@ -256,7 +256,7 @@ Run<A> run_gates(const Case& c, bool dense) {
   p.gate = {plain::kTemperature, plain::kGamma, plain::kZeta, c.noisy ? run.index({c.seed}) : nullptr};
   p.edge = run.perceptron(c.leaves.edge, c.b, c.He, 1);
   p.edge_nodes = run.input(c.leaves.edge_nodes);
-  p.num_pairs = c.num_pairs();
+  p.num_pairs = static_cast<int64_t>(c.grad_gates.size());
   p.gates = run.result("gates", p.num_pairs);
   p.logits = run.result("logits", p.num_pairs);
   in_workspace(cuda::forward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::forward(p, w, s); });
@@ -626,6 +626,8 @@ void check_wrong_offsets() {
     const std::vector<int64_t> right = c.offsets;
     c.offsets = {offsets[0], offsets[1], offsets[2], right[3]};  // the last one says how many nodes there are
     run_bag<float>(bag, false);
+    c.grad_gates.assign(30, 1.0), c.grad_logits.assign(30, 1.0);
+    run_gates<float>(c, false);
   }
 }
 
