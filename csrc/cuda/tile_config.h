@@ -27,7 +27,7 @@ constexpr int kMaxUnits = 8;     // fragments of hidden units of a network
 // Whether a warp of the backward of small graphs keeps its weights in
 // registers: ptxas spills for later architectures, which read them from shared
 // memory each time. On the host every other warp does, so that tests see both.
-__host__ __device__ constexpr bool keeps_weights(int warp) {
+__host__ __device__ constexpr bool keeps_weights([[maybe_unused]] int warp) {
 #if defined(L0SIGN_SIMT)
   return warp % 2 == 0;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000

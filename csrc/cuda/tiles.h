@@ -199,8 +199,9 @@ template <class Shape>
 constexpr bool kPairwise =
     Shape::kFixedUnits == kPassUnits && Shape::kMessageInner == 1 && Shape::kEdgeInner == 1;
 
-// Whether kernels for these factors take bags: tables have no half type, and those kernels no register to
-// spare. The backward of small graphs, where bags have a form of their own, is built for either.
+// Whether kernels for these factors take bags, too: tables have no half type,
+// and those kernels no register to spare. Where the backward has a form of its
+// own for bags, with kPairwise, it is built for either alone.
 constexpr bool takes_bags(Precision p) { return !is_half(p); }
 
 constexpr int kUnitEights = kPassUnits * 2;  // eights of units: fragments of hidden^T

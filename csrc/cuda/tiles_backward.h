@@ -1,7 +1,7 @@
 // The backward on the matrix units; instantiated by tiles_*.cu. Nothing was
 // kept of a pair: gates and hidden values are computed again. A warp walks over
-// the pairs of one row at a time (tiles_backward_rows.h); small graphs go pair by pair in the smallest
-// kernels (tiles_backward_small.h).
+// the pairs of one row at a time (tiles_backward_rows.h); in the smallest kernels
+// small graphs go pair by pair (tiles_backward_small.h).
 #pragma once
 #include "cuda/tiles_small.h"
 
@@ -300,7 +300,7 @@ class Backward {
   }
 
  private:
-  // tiles_backward_small.h
+  // In tiles_backward_small.h.
   struct MaskedPairs;
   template <bool kKeepsWeights>
   __device__ __forceinline__ void small_messages(const Piece& piece);
@@ -316,7 +316,7 @@ class Backward {
   __device__ __forceinline__ void store_gathered(const Piece& piece, const RowCache<1>& partners,
                                                  const typename T::Rows& rows, float* to, int size) const;
 
-  // tiles_backward_rows.h
+  // In tiles_backward_rows.h.
   __device__ __forceinline__ void messages(const Piece& piece, bool first, bool last);
   __device__ __forceinline__ void message_pass(const Piece& piece, const RowCache<kMI>& nodes,
                                                const RowCache<kMI>& grads, int r, int own, int open,
@@ -354,7 +354,7 @@ class Backward {
 
   const TileLaunch& l_;
   const CompleteGraph<float>& p_;
-  const int lane_, warp_;  // of the block
+  const int lane_, warp_;
   const LanePlace place_;
   const int d_, b_, units_, steps_;
   const typename T::Weights weights_, out_weights_;
@@ -384,7 +384,7 @@ class Backward {
   float gate_sum_;
 };
 
-// Bags: takes them, and with kPairwise nothing else.
+// Bags: for bags; in shapes without kPairwise, for nodes as well.
 template <class Shape, Precision P, bool Bags>
 __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_backward(TileLaunch l) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

@@ -108,16 +108,16 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::small_messages(const P
 
 // 16 pairs of a small graph in a network whose hidden layer receives a number
 // of the pair times a vector v of the units: its gradients follow from the masks
-// [hidden > 0], which are exact factors.
+// [hidden > 0], which are exact factors (PairSums::write_values).
 template <class Shape, Precision P, bool Bags>
 struct Backward<Shape, P, Bags>::MaskedPairs {
-  Two x[2];              // x_i o x_j of the pairs in rows group and group + 8
-  FragmentC mask[2][2];  // see PairSums::write_values
-  FragmentC received;    // masks (v o W1) [16 pairs, 8 components]
+  Two x[2];  // x_i o x_j of the pairs in rows group and group + 8
+  FragmentC mask[2][2];
+  FragmentC received;  // masks (v o W1) [16 pairs, 8 components]
 };
 
-// hidden, bias_columns: W1 and b1; back: (v o W1)^T. With weights of the pairs, adds masks^T (weight x) to
-// `sum` and masks^T weight to `bias_sum`.
+// hidden and bias_columns: W1 and b1; back: (v o W1)^T. Adds masks^T (weight x)
+// to `sum`, and masks^T weight to `bias_sum`.
 template <class Shape, Precision P, bool Bags>
 template <class Hidden>
 __device__ __forceinline__ auto Backward<Shape, P, Bags>::masked_pairs(
@@ -167,8 +167,9 @@ __device__ __forceinline__ auto Backward<Shape, P, Bags>::masked_pairs(
 // as if its network had the one output q . relu(hidden). With sums over the
 // graph's ordered pairs
 //   S[h] = sum [hidden_h > 0] g_ij c_ij u_i o u_j,  s[h] without the product,
-// the weights' gradients, as small_messages adds them up, are q_h S[h] and
-// q_h s[h], and D (W1_h . S[h] + b1_h s[h]) / 2 is the sum of relu(hidden_h).
+// dW1 and db1 are q_h S[h] and q_h s[h], and dW2 is half of D times
+//   sum g_ij c_ij relu(hidden_h) = W1_h . S[h] + b1_h s[h]
+// (as small_messages adds them up).
 template <class Shape, Precision P, bool Bags>
 __device__ __forceinline__ void Backward<Shape, P, Bags>::small_bag_messages(const Piece& piece) {
   const RowCache<kMI> nodes = {cache_};
@@ -190,7 +191,8 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::small_bag_messages(con
 #pragma unroll
   for (int e = 0; e < kUnitEights; ++e) {
     const Two w = from_out.at(e).values(0);
-    q[e * 8 + place_.group] = sum_in_group(fmaf(w.x[0], D.x[0], w.x[1] * D.x[1]));
+    const float of_unit = sum_in_group(fmaf(w.x[0], D.x[0], w.x[1] * D.x[1]));
+    if (place_.in_group == 0) q[e * 8 + place_.group] = of_unit;
   }
   const float out = fmaf(out_bias_columns_.x[0], D.x[0], out_bias_columns_.x[1] * D.x[1]);
   const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_);
