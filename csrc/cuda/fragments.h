@@ -64,6 +64,16 @@ struct Right {
       high.x[part] = to_halves<factor_of(P)>(x0, x1);
     }
   }
+  // The values that were set, up to rounding.
+  __device__ __forceinline__ Two values(int part) const {
+    if constexpr (P == Precision::tf32x3) {
+      return {{float_of(high.x[0]) + float_of(low.x[0]), float_of(high.x[1]) + float_of(low.x[1])}};
+    } else if constexpr (P == Precision::tf32) {
+      return {{float_of(high.x[0]), float_of(high.x[1])}};
+    } else {
+      return {{from_halves<factor_of(P)>(high.x[part], 0), from_halves<factor_of(P)>(high.x[part], 1)}};
+    }
+  }
 };
 
 // 16 rows.
@@ -98,23 +108,12 @@ struct Left {
     }
   }
   __device__ __forceinline__ Right<P> rows(int half) const {
-    Right<P> some;
+    Right<P> some = {};
     some.high.x[0] = high.x[half], some.high.x[1] = high.x[2 + half];
     if constexpr (P == Precision::tf32x3) some.low.x[0] = low.x[half], some.low.x[1] = low.x[2 + half];
     return some;
   }
-  // The values that were set, up to rounding.
-  __device__ __forceinline__ Two values(int half, int part) const {
-    if constexpr (P == Precision::tf32x3) {
-      return {{float_of(high.x[half]) + float_of(low.x[half]),
-               float_of(high.x[2 + half]) + float_of(low.x[2 + half])}};
-    } else if constexpr (P == Precision::tf32) {
-      return {{float_of(high.x[half]), float_of(high.x[2 + half])}};
-    } else {
-      const uint32_t word = high.x[part * 2 + half];
-      return {{from_halves<factor_of(P)>(word, 0), from_halves<factor_of(P)>(word, 1)}};
-    }
-  }
+  __device__ __forceinline__ Two values(int half, int part) const { return rows(half).values(part); }
 };
 
 // c += x y^T

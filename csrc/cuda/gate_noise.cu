@@ -2,6 +2,7 @@
 
 #include "core/pair.h"
 #include "core/philox.h"
+#include "cuda/gate.h"
 
 namespace l0sign::cuda {
 namespace {
@@ -16,9 +17,10 @@ __global__ void __launch_bounds__(kThreads) scan_pairs(Graphs graphs, int64_t* _
   for (int64_t tile = 0; tile < graphs.count; tile += kThreads) {
     const int64_t graph = tile + lane;
     int64_t own = 0;
-    if (graph < graphs.count)
-      own =
-          pair_count(graphs.offsets ? graphs.offsets[graph + 1] - graphs.offsets[graph] : graphs.graph_size);
+    if (graph < graphs.count) {
+      const GraphOfRow rows = graph_at(graphs, graph);
+      own = pair_count(rows.end - rows.begin);
+    }
     sums[lane] = own;
     __syncthreads();
     for (int step = 1; step < kThreads; step *= 2) {

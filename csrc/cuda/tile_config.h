@@ -24,19 +24,28 @@ constexpr int kPassUnits = 2;    // fragments of hidden units whose sums a pass
                                  // over pairs keeps in registers
 constexpr int kMaxUnits = 8;     // fragments of hidden units of a network
 
-// Whether the backward of small graphs keeps its weights in registers: ptxas
-// spills for later architectures, which read them from shared memory each time.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr bool kKeepsWeights = false;
+// Whether a warp of the backward of small graphs keeps its weights in
+// registers: ptxas spills for later architectures, which read them from shared
+// memory each time. On the host every other warp does, so that tests see both.
+__host__ __device__ constexpr bool keeps_weights([[maybe_unused]] int warp) {
+#if defined(L0SIGN_SIMT)
+  return warp % 2 == 0;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  return false;
 #else
-constexpr bool kKeepsWeights = true;
+  return true;
 #endif
+}
 
 static_assert(kTileGates >= kSmallGraph * (kSmallGraph + 1) / 2, "a small graph is one piece");
 static_assert(kTileGates == kForwardRows * 16, "a piece of a large graph in the forward has 16 columns");
 
 // Factors of products: float32 in three products of tf32 (3xTF32), or rounded.
 enum class Precision { tf32x3, tf32, bf16, fp16 };
+
+// Those of the backward. Gradients of a mean over many graphs are too small for
+// fp16; tf32 has fractions of the same length.
+constexpr Precision backward_precision(Precision p) { return p == Precision::fp16 ? Precision::tf32 : p; }
 
 // Kernels for up to 8 MessageInner and 8 EdgeInner components, padded with
 // zeros. Hidden units: of both networks 16 FixedUnits, or, if that is 0, any

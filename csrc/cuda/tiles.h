@@ -199,18 +199,22 @@ template <class Shape>
 constexpr bool kPairwise =
     Shape::kFixedUnits == kPassUnits && Shape::kMessageInner == 1 && Shape::kEdgeInner == 1;
 
+// Whether kernels for these factors take bags, too: tables have no half type,
+// and those kernels no register to spare. Where the backward has a form of its
+// own for bags, with kPairwise, it is built for either alone.
+constexpr bool takes_bags(Precision p) { return !is_half(p); }
+
 constexpr int kUnitEights = kPassUnits * 2;  // eights of units: fragments of hidden^T
 
 // What both directions have in common.
-template <class Shape, Precision P, bool Backward>
+template <class Shape, Precision P, bool Backward, bool Bags = takes_bags(P)>
 class Tiles {
  public:
   static constexpr int kMI = Shape::kMessageInner, kEI = Shape::kEdgeInner;
   static constexpr int kMaxInner = kMI > kEI ? kMI : kEI;
   static constexpr int kFixed = Shape::kFixedUnits;
   static constexpr bool kSplitsFirst = kMaxInner <= 2;
-  // Tables have no half type, and these kernels no register to spare.
-  static constexpr bool kBags = !is_half(P);
+  static constexpr bool kBags = Bags;
   using Rows = TileRows<kBags>;
   using Weights = BothWeights<P, kSplitsFirst, kPairwise<Shape>>;
   using RowWeights = SharedWeights<P, kSplitsFirst, true>;

@@ -1,10 +1,7 @@
 // The backward on the matrix units; instantiated by tiles_*.cu. Nothing was
 // kept of a pair: gates and hidden values are computed again. A warp walks over
-// the pairs of one row at a time: in the place where a lane held `hidden`
-// [units, pairs], it gets W2^T (D_i + D_j) from a second product, and from both
-// m = [unit on] g W2^T (D_i + D_j), which is the left operand of M_i += m U as
-// it lies there. Small graphs in the smallest kernels go pair by pair instead
-// (tiles_small.h, small_messages and small_gates).
+// the pairs of one row at a time (tiles_backward_rows.h); in the smallest kernels
+// small graphs go pair by pair (tiles_backward_small.h).
 #pragma once
 #include "cuda/tiles_small.h"
 
@@ -159,9 +156,9 @@ struct BackwardShared {
   size_t bytes() const { return end * sizeof(float); }
 };
 
-template <class Shape, Precision P>
+template <class Shape, Precision P, bool Bags>
 class Backward {
-  using T = Tiles<Shape, P, true>;
+  using T = Tiles<Shape, P, true, Bags>;
   using Shared = BackwardShared<Shape, P>;
   using GradRows = TileGradRows<T::kBags>;
   static constexpr int kMI = T::kMI, kEI = T::kEI, kParts = parts_of(P);
@@ -177,6 +174,7 @@ class Backward {
       : l_(l),
         p_(l.problem),
         lane_(lane),
+        warp_(warp),
         place_(lane),
         d_(static_cast<int>(p_.message.in)),
         b_(static_cast<int>(p_.edge.in)),
@@ -202,7 +200,7 @@ class Backward {
         gradients_(*reinterpret_cast<TileGradients*>(shared + at.warps + warp * at.warp_words +
                                                      sizeof(TileMemory) / 4)),
         cache_(shared + at.warps + warp * at.warp_words + (sizeof(TileMemory) + sizeof(TileGradients)) / 4),
-        bias_dots_(cache_ + Shared::kCacheWords - (T::kSlots + 3) / 4 * 4),
+        row_numbers_(cache_ + Shared::kCacheWords - (T::kSlots + 3) / 4 * 4),
         pair_rows_{shared + at.warps + warp * at.warp_words + Shared::kPairRows},
         pair_sums_{shared + at.warps + warp * at.warp_words + Shared::kPairSums},
         partial_(partial),
@@ -237,7 +235,13 @@ class Backward {
     T::gates(l_, edge_, piece, memory_, &gradients_, {cache_}, lane_, l0, edges);
     if constexpr (kPairwise<Shape>)
       if (piece.small) {
-        small_messages(piece);
+        if constexpr (Bags) {
+          small_bag_messages(piece);
+        } else if (keeps_weights(warp_)) {
+          small_messages<true>(piece);
+        } else {
+          small_messages<false>(piece);
+        }
         if (p_.edge_nodes) small_gates(piece);
         return;
       }
@@ -296,185 +300,47 @@ class Backward {
   }
 
  private:
-  // Everything that goes through the message network of a small graph, each
-  // pair once. The sums of weight gradients are those over ordered pairs, so
-  // that a pair of two nodes weighs twice what a self-pair does, whose
-  // D_i + D_j is twice D_i.
-  __device__ __forceinline__ void small_messages(const Piece& piece) {
-    const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
-    const typename T::Rows node_rows = T::Rows::nodes(p_);
-    const int64_t begin = piece.graph.begin;
-    const int n = piece.small;
-    const auto cached = [&](int k) { return begin + k; };
-    nodes.load(0, n, node_rows, lane_, cached);
-    grads.load(0, n, GradRows(p_, piece.graph), lane_, cached);
-    nodes.clear(T::kZeroSlot, lane_);
-    grads.clear(T::kZeroSlot, lane_);
-    const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_);
-    const typename T::template UnitOperands<kKeepsWeights> hidden(weights_), from_out(out_weights_);
-#pragma unroll 1
-    for (int at = 0; at < open; at += kStepPairs) {
-      int number[2];
-      float gate[2], grad_gate[2];
-      Left<P> x, grad;
-      Two sum[2];  // D_i + D_j
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int listed = at + half * 8 + place_.group;
-        number[half] = memory_.list_pair[listed];
-        const SlotPair pair = memory_.small_pairs[number[half]];
-        const int i = pair & 0xFF, j = pair >> 8, component = place_.in_group * 2;
-        gate[half] = memory_.list_value[listed];
-        const float weight = i == j ? gate[half] : 2 * gate[half];
-        const Two u[2] = {two_at(nodes.row(i) + component), two_at(nodes.row(j) + component)};
-        const Two D[2] = {two_at(grads.row(i) + component), two_at(grads.row(j) + component)};
-        const Two product = {{u[0].x[0] * u[1].x[0], u[0].x[1] * u[1].x[1]}};
-        x.set(half, 0, product.x[0], product.x[1]);
-        if constexpr (kParts > 1) x.set(half, 1, 0, 0);
-        sum[half] = {{D[0].x[0] + D[1].x[0], D[0].x[1] + D[1].x[1]}};
-        const Two weighted = {{0.5f * weight * sum[half].x[0], 0.5f * weight * sum[half].x[1]}};
-        small_out_bias_[0] += weighted.x[0], small_out_bias_[1] += weighted.x[1];
-        pair_sums_.write_factors(0, half, {{weight * product.x[0], weight * product.x[1]}}, place_);
-        pair_sums_.write_factors(1, half, weighted, place_);
-        pair_sums_.write_weight(half, weight, place_);
-      }
-      FragmentC on[2][2], m[2][2], received = {};
-#pragma unroll
-      for (int e = 0; e < kUnitEights; ++e) {
-        FragmentC c = columns_at(bias_columns_, e, place_);
-        multiply_add(c, x, hidden.at(e));
-#pragma unroll
-        for (int part = 0; part < 4; ++part) on[part / 2][part % 2].x[e] = positive(c.x[part]);
-      }
-      pair_sums_.write_values(on, place_);
-      pair_sums_.template add<false, false>(1, out_weight_.own, hidden_bias_.own, place_);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        grad.set(half, 0, sum[half].x[0], sum[half].x[1]);
-        if constexpr (kParts > 1) grad.set(half, 1, 0, 0);
-        grad_gate[half] =
-            fmaf(out_bias_columns_.x[0], sum[half].x[0], out_bias_columns_.x[1] * sum[half].x[1]);
-      }
-#pragma unroll
-      for (int o = 0; o < Shared::kBackSteps; ++o) {
-        Left<P> masked;
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const int e = o * kParts + part;
-          FragmentC both = {};
-          multiply_add(both, grad, from_out.at(e));
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-              const float y = both.x[half * 2 + j], unit = on[half][j].x[e];
-              grad_gate[half] = fmaf(y, unit, grad_gate[half]);
-              m[half][j].x[e] = unit > 0 ? y : 0.0f;
-            }
-            masked.set(half, part, m[half][0].x[e], m[half][1].x[e]);
-          }
-        }
-        Right<P> rows[2];
-        back_.rows(0, o, rows);
-        multiply_add(received, masked, rows[0]);
-      }
-      pair_sums_.write_values(m, place_);
-      pair_sums_.template add<false, true>(0, hidden_weight_.own, hidden_bias_.own, place_);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        grad_gate[half] = sum_in_group(grad_gate[half]);
-        if (at + half * 8 + place_.group >= open) continue;
-        pair_rows_.set(number[half], half, gate[half], received, place_);
-        if (!p_.edge_nodes || place_.in_group != 0) continue;
-        float& grad_logit = gradients_.grad_logit[number[half]];
-        grad_logit = fmaf(grad_gate[half], gradients_.slope[number[half]], grad_logit);
-      }
-      __syncwarp();  // the next product takes the whole warp
-    }
-    store_gathered(piece, nodes, node_rows, p_.grad_nodes, d_);
-  }
-
-  // From the logits' gradients of a small graph to the edge network's. The
-  // masks are exact factors; its second layer has gone into edge_back_.
-  __device__ __forceinline__ void small_gates(const Piece& piece) {
-    const RowCache<kEI> nodes = {cache_};
-    const typename T::Rows edge_rows = T::Rows::edges(p_);
-    const int n = piece.small, count = T::pairs(piece);
-    nodes.load(0, n, edge_rows, lane_, [&](int k) { return piece.graph.begin + k; });
-    nodes.clear(T::kZeroSlot, lane_);
-    const typename T::template UnitOperands<true> hidden(edge_.hidden);
-    Right<P> back[Shared::kBackSteps];
-#pragma unroll
-    for (int o = 0; o < Shared::kBackSteps; ++o) {
-      Right<P> w[2];
-      edge_back_.rows(0, o, w);
-      back[o] = w[0];
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int at = 0; at < count; at += kStepPairs) {
-      Left<P> x;
-      float grad[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int number = at + half * 8 + place_.group;
-        const SlotPair pair = memory_.small_pairs[number];
-        const int i = pair & 0xFF, j = pair >> 8, component = place_.in_group * 2;
-        grad[half] = number < count ? gradients_.grad_logit[number] : 0.0f;
-        const float weight = i == j ? grad[half] : 2 * grad[half];
-        if (place_.in_group == 0) logit_sum_ += weight;
-        const Two e[2] = {two_at(nodes.row(i) + component), two_at(nodes.row(j) + component)};
-        const Two product = {{e[0].x[0] * e[1].x[0], e[0].x[1] * e[1].x[1]}};
-        x.set(half, 0, product.x[0], product.x[1]);
-        if constexpr (kParts > 1) x.set(half, 1, 0, 0);
-        pair_sums_.write_factors(0, half, {{weight * product.x[0], weight * product.x[1]}}, place_);
-        pair_sums_.write_weight(half, weight, place_);
-      }
-      FragmentC mask[2][2], received = {};
-#pragma unroll
-      for (int o = 0; o < Shared::kBackSteps; ++o) {
-        Left<P> masks;
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const int e = o * kParts + part;
-          FragmentC c = columns_at(edge_.columns, e, place_);
-          multiply_add(c, x, hidden.at(e));
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-#pragma unroll
-            for (int j = 0; j < 2; ++j) mask[half][j].x[e] = c.x[half * 2 + j] > 0 ? 1.0f : 0.0f;
-            masks.set_exact(half, part, mask[half][0].x[e], mask[half][1].x[e]);
-          }
-        }
-        multiply_add_exact(received, masks, back[o]);
-      }
-      pair_sums_.write_values(mask, place_);
-      pair_sums_.template add<true, true>(0, edge_weight_.own, edge_bias_.own, place_);
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        pair_rows_.set(at + half * 8 + place_.group, half, grad[half], received, place_);
-      __syncwarp();  // the next product takes the whole warp
-    }
-    store_gathered(piece, nodes, edge_rows, p_.grad_edge_nodes, b_);
-  }
-
-  // The gradients of a small graph's rows, from what its pairs have received.
+  // In tiles_backward_small.h.
+  struct MaskedPairs;
+  template <bool kKeepsWeights>
+  __device__ __forceinline__ void small_messages(const Piece& piece);
+  __device__ __forceinline__ void small_bag_messages(const Piece& piece);
+  __device__ __forceinline__ void small_gates(const Piece& piece);
+  template <class Hidden>
+  __device__ __forceinline__ MaskedPairs masked_pairs(const RowCache<1>& nodes, const SlotPair (&pair)[2],
+                                                      const float (&weight)[2], const Hidden& hidden,
+                                                      const float* bias_columns,
+                                                      const Right<P> (&back)[Shared::kBackSteps],
+                                                      FragmentC (&sum)[kPassUnits][1],
+                                                      float (&bias_sum)[kPassUnits][2]) const;
   __device__ __forceinline__ void store_gathered(const Piece& piece, const RowCache<1>& partners,
-                                                 const typename T::Rows& rows, float* to, int size) const {
-    __syncwarp();
-    const int node = gathered_node(lane_), begin = gathered_component(lane_);
-    const FragmentC sum = pair_rows_.gather(piece.small, lane_, [&](int j) {
-      return *reinterpret_cast<const FragmentC*>(partners.row(j) + begin);
-    });
-    if (node < piece.small) {
-      const int64_t row = piece.graph.begin + node;
-      const float scale = rows.scale(row);
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-        if (begin + c < size) to[row * size + begin + c] = scale * sum.x[c];
-    }
-    __syncwarp();
-  }
+                                                 const typename T::Rows& rows, float* to, int size) const;
+
+  // In tiles_backward_rows.h.
+  __device__ __forceinline__ void messages(const Piece& piece, bool first, bool last);
+  __device__ __forceinline__ void message_pass(const Piece& piece, const RowCache<kMI>& nodes,
+                                               const RowCache<kMI>& grads, int r, int own, int open,
+                                               int unit);
+  __device__ __forceinline__ void gates(const Piece& piece, bool first, bool last);
+  __device__ __forceinline__ void edge_pass(const Piece& piece, const RowCache<kEI>& nodes, int own,
+                                            int listed, int unit);
+  __device__ __forceinline__ Right<P> sum_of(const float* x, const float* y, int k) const;
+  __device__ __forceinline__ void dot_out_bias(const RowCache<kMI>& grads, int first, int count) const;
+  template <int Inner, class Source>
+  __device__ __forceinline__ void stage(const Piece& piece, const RowCache<Inner>& cache,
+                                        const Source& source, int at, int listed) const;
+  template <int Inner, int Fragments>
+  __device__ __forceinline__ void add_partners(const RowCache<Inner>& cache, const int (&slot)[2][2],
+                                               int size, const Left<P> (&left)[Fragments][2 / kParts],
+                                               int first, FragmentC (&outer)[kPassUnits][Inner]) const;
+  template <int Inner, class Weights, class Sums>
+  __device__ __forceinline__ void finish_outer(const FragmentC (&outer)[kPassUnits][Inner], int unit,
+                                               const Weights& weights, const float* unit_weight,
+                                               const float* own, int size, Sums& sums,
+                                               float (&x)[Inner][2]) const;
+  template <int Inner>
+  __device__ __forceinline__ void store_row(const float (&x)[Inner][2], float scale, float* to,
+                                            int size) const;
 
   // The number of pair (r, c) of a piece.
   static __device__ __forceinline__ int pair_number(const Piece& piece, int r, int c) {
@@ -486,371 +352,9 @@ class Backward {
     return piece.small ? memory_.list_pair[at] : at % kStepPairs;
   }
 
-  // b2 . D of `count` slots.
-  __device__ __forceinline__ void dot_out_bias(const RowCache<kMI>& grads, int first, int count) const {
-#pragma unroll 1
-    for (int slot = first + lane_; slot < first + count; slot += kWarp) {
-      float dot = 0;
-#pragma unroll 1
-      for (int k = 0; k < d_; ++k) dot = fmaf(p_.message.out_bias[k], grads.row(slot)[k], dot);
-      bias_dots_[slot] = dot;
-    }
-  }
-
-  // Columns of a large graph's row that a step works with, from the list, into
-  // the first slots.
-  template <int Inner, class Source>
-  __device__ __forceinline__ void stage(const Piece& piece, const RowCache<Inner>& cache,
-                                        const Source& source, int at, int listed) const {
-    const int64_t first = piece.graph.begin + piece.column;
-    cache.load(0, kStepPairs, source, lane_,
-               [&](int k) { return at + k < listed ? first + memory_.list_pair[at + k] : int64_t{-1}; });
-  }
-
-  // M_i += m U over the pairs of a step: `left` is m of some fragments of units,
-  // the first of which is outer[first].
-  template <int Inner, int Fragments>
-  __device__ __forceinline__ void add_partners(const RowCache<Inner>& cache, const int (&slot)[2][2],
-                                               int size, const Left<P> (&left)[Fragments][2 / kParts],
-                                               int first, FragmentC (&outer)[kPassUnits][Inner]) const {
-#pragma unroll
-    for (int n = 0; n < Inner; ++n) {
-      if (Inner > 2 && n * kComponents >= size) break;
-      Right<P> rows[2 / kParts];
-#pragma unroll
-      for (int t = 0; t < 2; ++t)
-        rows[t / kParts].set(t % kParts, cache.row(slot[t][0])[n * kComponents + place_.group],
-                             cache.row(slot[t][1])[n * kComponents + place_.group]);
-#pragma unroll
-      for (int m = 0; m < Fragments; ++m)
-#pragma unroll
-        for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[first + m][n], left[m][o], rows[o]);
-    }
-  }
-
-  // From M_i of the units of a pass: x += sum_h w_h W1_h o M_ih (`unit_weight`
-  // null: ones), and x_i o M_i to the sums.
-  template <int Inner, class Weights, class Sums>
-  __device__ __forceinline__ void finish_outer(const FragmentC (&outer)[kPassUnits][Inner], int unit,
-                                               const Weights& weights, const float* unit_weight,
-                                               const float* own, int size, Sums& sums,
-                                               float (&x)[Inner][2]) const {
-#pragma unroll
-    for (int m = 0; m < kPassUnits; ++m) {
-      float factor[2] = {1, 1};
-      if (unit_weight)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          factor[half] = unit_weight[(unit + m) * kUnits + half * 8 + place_.group];
-#pragma unroll
-      for (int n = 0; n < Inner; ++n) {
-        if (Inner > 2 && n * kComponents >= size) break;
-        const Left<P> w = weights.get(unit + m, n / kParts);
-        const Two components = two_at(own + n * kComponents + place_.in_group * 2);
-        FragmentC sum = sums.get(unit + m, n);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const Two value = w.values(half, n % kParts);
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            const float part = outer[m][n].x[half * 2 + j];
-            x[n][j] = fmaf(unit_weight ? factor[half] * value.x[j] : value.x[j], part, x[n][j]);
-            sum.x[half * 2 + j] = fmaf(components.x[j], part, sum.x[half * 2 + j]);
-          }
-        }
-        sums.set(unit + m, n, sum);
-      }
-    }
-  }
-
-  // scale: of the node's row, for the gradient is that of the row.
-  template <int Inner>
-  __device__ __forceinline__ void store_row(const float (&x)[Inner][2], float scale, float* to,
-                                            int size) const {
-#pragma unroll
-    for (int n = 0; n < Inner; ++n) {
-      if (Inner > 2 && n * kComponents >= size) break;
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float sum = sum_over_groups(x[n][j]);
-        const int component = n * kComponents + place_.in_group * 2 + j;
-        if (place_.group == 0 && component < size) to[component] = scale * sum;
-      }
-    }
-  }
-
-  // Everything that goes through the message network, and the gates' gradients.
-  __device__ __forceinline__ void messages(const Piece& piece, bool first, bool last) {
-    const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
-    const typename T::Rows node_rows = T::Rows::nodes(p_);
-    const int64_t row = piece.graph.begin + piece.row;
-    const int begin = piece.small ? 0 : T::kOwnSlot;
-    const auto cached = [&](int k) { return row + k; };
-    nodes.load(begin, piece.rows, node_rows, lane_, cached);
-    grads.load(begin, piece.rows, GradRows(p_, piece.graph), lane_, cached);
-    nodes.clear(T::kZeroSlot, lane_);
-    grads.clear(T::kZeroSlot, lane_);
-#pragma unroll 1
-    for (int at = lane_; at < T::pairs(piece); at += kWarp) gradients_.grad_gate[at] = 0;
-    __syncwarp();
-    dot_out_bias(grads, begin, piece.rows);
-#pragma unroll 1
-    for (int r = 0; r < piece.rows; ++r) {
-      const int own = begin + r;
-      if (first) {
-        gate_sum_ = 0;
-#pragma unroll
-        for (int k = 0; k < kMI; ++k) grad_row_[k][0] = grad_row_[k][1] = 0;
-      }
-      const int open = list_pairs(
-          piece.columns, T::kZeroSlot, memory_, lane_,
-          [&](int c) {
-            const float gate = memory_.gate[pair_number(piece, r, c)];
-            gate_sum_ += gate;
-            return gate;
-          },
-          [](int c) { return static_cast<SlotPair>(c); });
-      T::for_passes(units_, [&](int unit) { message_pass(piece, nodes, grads, r, own, open, unit); });
-      __syncwarp();  // the next row makes a new list
-      if (!last) continue;
-      const float gates = warp_sum(gate_sum_);
-#pragma unroll
-      for (int k = 0; k < kComponentsOfLane; ++k)
-        if (const int component = k * kWarp + lane_; component < kMI * kComponents)
-          out_bias_[k] = fmaf(grads.row(own)[component], gates, out_bias_[k]);
-      store_row(grad_row_, node_rows.scale(row + r), p_.grad_nodes + (row + r) * d_, d_);
-    }
-  }
-
-  __device__ __forceinline__ void message_pass(const Piece& piece, const RowCache<kMI>& nodes,
-                                               const RowCache<kMI>& grads, int r, int own, int open,
-                                               int unit) {
-    FragmentC outer[kPassUnits][kMI] = {};  // M_i
-    float hidden_sum[kPassUnits][2] = {}, bias_sum[kPassUnits][2] = {};
-#pragma unroll 1
-    for (int at = 0; at < open; at += kStepPairs) {
-      if (!piece.small) {
-        __syncwarp();
-        stage(piece, nodes, T::Rows::nodes(p_), at, open);
-        stage(piece, grads, GradRows(p_, piece.graph), at, open);
-        __syncwarp();
-        dot_out_bias(grads, 0, kStepPairs);
-        __syncwarp();
-      }
-      const int partner[2] = {partner_slot(piece, at + place_.group),
-                              partner_slot(piece, at + 8 + place_.group)};
-      int slot[2][2];
-      Two gate[2];
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        const int pair = at + t * 8 + place_.in_group * 2;
-        slot[t][0] = partner_slot(piece, pair), slot[t][1] = partner_slot(piece, pair + 1);
-        gate[t] = two_at(memory_.list_value + pair);
-      }
-      const auto operands = [&](int k, Right<P>(&b)[2], Right<P>(&grad)[2]) {
-#pragma unroll
-        for (int t = 0; t < 2; ++t) {
-          b[t] = T::template product<kMI>(nodes.row(own), nodes.row(partner[t]), k, place_.in_group);
-          grad[t] = sum_of(grads.row(own), grads.row(partner[t]), k);
-        }
-      };
-      constexpr int kSteps = steps_of(P, kMI);
-      Right<P> kept_b[kKept ? kSteps : 1][2], kept_grad[kKept ? kSteps : 1][2];
-      if constexpr (kKept)
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) operands(k, kept_b[k], kept_grad[k]);
-      float grad_gate[2][2] = {};
-#pragma unroll
-      for (int first = 0; first < kPassUnits; first += kTogether) {
-        FragmentC c[kTogether][2], both[kTogether][2] = {};
-#pragma unroll
-        for (int m = 0; m < kTogether; ++m) {
-          c[m][0] = c[m][1] = rows_at(bias_, unit + first + m, place_);
-        }
-        const auto multiply = [&](int k, const Right<P>(&b)[2], const Right<P>(&grad)[2]) {
-#pragma unroll
-          for (int m = 0; m < kTogether; ++m) {
-            const Left<P> w = weights_.get(unit + first + m, k), v = out_weights_.get(unit + first + m, k);
-#pragma unroll
-            for (int t = 0; t < 2; ++t) {
-              multiply_add(c[m][t], w, b[t]);
-              multiply_add(both[m][t], v, grad[t]);
-            }
-          }
-        };
-        if constexpr (kKept) {
-#pragma unroll
-          for (int k = 0; k < kSteps; ++k) multiply(k, kept_b[k], kept_grad[k]);
-        } else {
-#pragma unroll 1
-          for (int k = 0; k < steps_; ++k) {
-            Right<P> b[2], grad[2];
-            operands(k, b, grad);
-            multiply(k, b, grad);
-          }
-        }
-        Left<P> left[kTogether][2 / kParts];
-#pragma unroll
-        for (int t = 0; t < 2; ++t)
-#pragma unroll
-          for (int m = 0; m < kTogether; ++m)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              float grad[2];
-#pragma unroll
-              for (int j = 0; j < 2; ++j) {
-                const float x = c[m][t].x[half * 2 + j], y = both[m][t].x[half * 2 + j], on = positive(x);
-                grad_gate[t][j] = fmaf(y, on, grad_gate[t][j]);
-                hidden_sum[first + m][half] = fmaf(gate[t].x[j], on, hidden_sum[first + m][half]);
-                grad[j] = x > 0 ? gate[t].x[j] * y : 0.0f;
-                bias_sum[first + m][half] += grad[j];
-              }
-              left[m][t / kParts].set(half, t % kParts, grad[0], grad[1]);
-            }
-        add_partners(nodes, slot, d_, left, first, outer);
-      }
-      if (!p_.edge_nodes) continue;
-#pragma unroll
-      for (int t = 0; t < 2; ++t)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float sum = sum_over_groups(grad_gate[t][j]);
-          const int pair = at + t * 8 + place_.in_group * 2 + j;
-          if (place_.group != 0 || pair >= open) continue;
-          const int column = memory_.list_pair[pair];
-          if (piece.small && column < r) continue;  // that row has it, too
-          const float biases = unit == 0 ? bias_dots_[own] + bias_dots_[slot[t][j]] : 0.0f;
-          gradients_.grad_gate[pair_number(piece, r, column)] += sum + biases;
-        }
-      __syncwarp();  // the next product takes the whole warp
-    }
-    finish_outer(outer, unit, weights_, nullptr, nodes.row(own), d_, hidden_weight_, grad_row_);
-#pragma unroll
-    for (int m = 0; m < kPassUnits; ++m) {
-      hidden_bias_.add(unit + m, bias_sum[m], place_);
-      const float sum[2] = {sum_in_group(hidden_sum[m][0]), sum_in_group(hidden_sum[m][1])};
-#pragma unroll
-      for (int n = 0; n < kMI; ++n) {
-        if (kMI > 2 && n * kComponents >= d_) break;
-        const Two grad = two_at(grads.row(own) + n * kComponents + place_.in_group * 2);
-        FragmentC x = out_weight_.get(unit + m, n);
-#pragma unroll
-        for (int part = 0; part < 4; ++part) x.x[part] = fmaf(grad.x[part % 2], sum[part / 2], x.x[part]);
-        out_weight_.set(unit + m, n, x);
-      }
-    }
-  }
-
-  __device__ __forceinline__ Right<P> sum_of(const float* x, const float* y, int k) const {
-    Right<P> b;
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      const int inner = k * kParts + part;
-      if (inner >= kMI) {
-        b.set(part, 0, 0);
-        continue;
-      }
-      const Two own = two_at(x + inner * kComponents + place_.in_group * 2);
-      const Two other = two_at(y + inner * kComponents + place_.in_group * 2);
-      b.set(part, own.x[0] + other.x[0], own.x[1] + other.x[1]);
-    }
-    return b;
-  }
-
-  // From the gates' gradients to the edge network's.
-  __device__ __forceinline__ void gates(const Piece& piece, bool first, bool last) {
-    const RowCache<kEI> nodes = {cache_};
-    const int64_t row = piece.graph.begin + piece.row;
-#pragma unroll 1
-    for (int at = lane_; at < T::pairs(piece); at += kWarp) {
-      const float grad = fmaf(gradients_.grad_gate[at], gradients_.slope[at], gradients_.grad_logit[at]);
-      gradients_.grad_logit[at] = grad;
-      const SlotPair pair = piece.small ? memory_.small_pairs[at] : SlotPair{0};
-      logit_sum_ += piece.small && (pair & 0xFF) != pair >> 8 ? 2 * grad : grad;
-    }
-    const int begin = piece.small ? 0 : T::kOwnSlot;
-    const typename T::Rows edge_rows = T::Rows::edges(p_);
-    nodes.load(begin, piece.rows, edge_rows, lane_, [&](int k) { return row + k; });
-    nodes.clear(T::kZeroSlot, lane_);
-    __syncwarp();
-#pragma unroll 1
-    for (int r = 0; r < piece.rows; ++r) {
-      if (first)
-#pragma unroll
-        for (int k = 0; k < kEI; ++k) grad_edge_row_[k][0] = grad_edge_row_[k][1] = 0;
-      const int listed = list_pairs(
-          piece.columns, T::kZeroSlot, memory_, lane_,
-          [&](int c) { return gradients_.grad_logit[pair_number(piece, r, c)]; },
-          [](int c) { return static_cast<SlotPair>(c); });
-      T::for_passes(edge_.units, [&](int unit) { edge_pass(piece, nodes, begin + r, listed, unit); });
-      __syncwarp();
-      if (last) store_row(grad_edge_row_, edge_rows.scale(row + r), p_.grad_edge_nodes + (row + r) * b_, b_);
-    }
-  }
-
-  __device__ __forceinline__ void edge_pass(const Piece& piece, const RowCache<kEI>& nodes, int own,
-                                            int listed, int unit) {
-    FragmentC outer[kPassUnits][kEI] = {};
-    float bias_sum[kPassUnits][2] = {};
-#pragma unroll 1
-    for (int at = 0; at < listed; at += kStepPairs) {
-      if (!piece.small) {
-        __syncwarp();
-        stage(piece, nodes, T::Rows::edges(p_), at, listed);
-        __syncwarp();
-      }
-      FragmentC c[kPassUnits][2];
-#pragma unroll
-      for (int m = 0; m < kPassUnits; ++m) {
-        const float* const bias = edge_.bias + (unit + m) * kUnits + place_.group;
-        c[m][0] = c[m][1] = {{bias[0], bias[0], bias[8], bias[8]}};
-      }
-      const int partner[2] = {partner_slot(piece, at + place_.group),
-                              partner_slot(piece, at + 8 + place_.group)};
-      const int steps = kEI <= 2 ? steps_of(P, kEI) : edge_.steps;
-#pragma unroll(kEI <= 2 ? 2 : 1)
-      for (int k = 0; k < steps; ++k) {
-        Right<P> b[2];
-#pragma unroll
-        for (int t = 0; t < 2; ++t)
-          b[t] = T::template product<kEI>(nodes.row(own), nodes.row(partner[t]), k, place_.in_group);
-#pragma unroll
-        for (int m = 0; m < kPassUnits; ++m) {
-          const Left<P> w = edge_.hidden.get(unit + m, k);
-          multiply_add(c[m][0], w, b[0]);
-          multiply_add(c[m][1], w, b[1]);
-        }
-      }
-      Left<P> left[kPassUnits][2 / kParts];
-      int slot[2][2];
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        const int pair = at + t * 8 + place_.in_group * 2;
-        slot[t][0] = partner_slot(piece, pair), slot[t][1] = partner_slot(piece, pair + 1);
-        const Two grad = two_at(memory_.list_value + pair);
-#pragma unroll
-        for (int m = 0; m < kPassUnits; ++m)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            float masked[2];
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-              masked[j] = c[m][t].x[half * 2 + j] > 0 ? grad.x[j] : 0.0f;
-              bias_sum[m][half] += masked[j];
-            }
-            left[m][t / kParts].set(half, t % kParts, masked[0], masked[1]);
-          }
-      }
-      add_partners(nodes, slot, b_, left, 0, outer);
-    }
-    finish_outer(outer, unit, edge_.hidden, edge_.out, nodes.row(own), b_, edge_weight_, grad_edge_row_);
-#pragma unroll
-    for (int m = 0; m < kPassUnits; ++m) edge_bias_.add(unit + m, bias_sum[m], place_);
-  }
-
   const TileLaunch& l_;
   const CompleteGraph<float>& p_;
-  const int lane_;
+  const int lane_, warp_;
   const LanePlace place_;
   const int d_, b_, units_, steps_;
   const typename T::Weights weights_, out_weights_;
@@ -862,7 +366,7 @@ class Backward {
   TileMemory& memory_;
   TileGradients& gradients_;
   float* const cache_;
-  float* const bias_dots_;  // [slots] b2 . D
+  float* const row_numbers_;  // [slots] b2 . D, or of a bag's small graph c_i
   const PairRows pair_rows_;
   const PairSums<P> pair_sums_;
   float *const partial_, *const sums_;
@@ -880,13 +384,14 @@ class Backward {
   float gate_sum_;
 };
 
-template <class Shape, Precision P>
+// Bags: for bags; in shapes without kPairwise, for nodes as well.
+template <class Shape, Precision P, bool Bags>
 __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_backward(TileLaunch l) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t this_warp = static_cast<int64_t>(blockIdx.x) * kTileWarps + warp;
-  Backward<Shape, P> run(l, dynamic_shared<float>(),
-                         BackwardShared<Shape, P>(l.problem, l.sums_shared ? l.at.size : 0),
-                         l.partials + this_warp * l.at.size, lane, warp);
+  Backward<Shape, P, Bags> run(l, dynamic_shared<float>(),
+                               BackwardShared<Shape, P>(l.problem, l.sums_shared ? l.at.size : 0),
+                               l.partials + this_warp * l.at.size, lane, warp);
   __syncthreads();
   for_pieces(l.problem.graphs, this_warp, static_cast<int64_t>(gridDim.x) * kTileWarps, kBackwardRows, 1,
              kTileGates, run);
@@ -896,3 +401,6 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_bac
 #endif
 
 }  // namespace l0sign::cuda
+
+#include "cuda/tiles_backward_rows.h"
+#include "cuda/tiles_backward_small.h"

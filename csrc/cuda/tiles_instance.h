@@ -25,7 +25,7 @@ struct TileKernels {
 
   static size_t shared_bytes(const CompleteGraph<float>& p, Precision precision, bool backward, int sums) {
     return with_precision(precision, [&](auto of) {
-      return backward ? BackwardShared<Shape, of.value>(p, sums).bytes()
+      return backward ? BackwardShared<Shape, backward_precision(of.value)>(p, sums).bytes()
                       : ForwardShared<Shape, of.value>(p).bytes();
     });
   }
@@ -41,8 +41,13 @@ struct TileKernels {
 
   static cudaError_t backward(const TileLaunch& l, Precision precision, cudaStream_t stream) {
     return with_precision(precision, [&](auto of) {
-      const BackwardShared<Shape, of.value> shared(l.problem, l.sums_shared ? l.at.size : 0);
-      return launch(tile_backward<Shape, of.value>, l.blocks, kTileThreads, shared.bytes(), stream, l);
+      constexpr Precision kPrecision = backward_precision(of.value);
+      const BackwardShared<Shape, kPrecision> shared(l.problem, l.sums_shared ? l.at.size : 0);
+      constexpr bool kBags = takes_bags(kPrecision);
+      auto kernel = tile_backward<Shape, kPrecision, kBags>;
+      if constexpr (kBags && kPairwise<Shape>)
+        if (!l.problem.pools) kernel = tile_backward<Shape, kPrecision, false>;
+      return launch(kernel, l.blocks, kTileThreads, shared.bytes(), stream, l);
     });
   }
 };

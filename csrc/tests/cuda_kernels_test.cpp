@@ -256,7 +256,7 @@ Run<A> run_gates(const Case& c, bool dense) {
   p.gate = {plain::kTemperature, plain::kGamma, plain::kZeta, c.noisy ? run.index({c.seed}) : nullptr};
   p.edge = run.perceptron(c.leaves.edge, c.b, c.He, 1);
   p.edge_nodes = run.input(c.leaves.edge_nodes);
-  p.num_pairs = c.num_pairs();
+  p.num_pairs = static_cast<int64_t>(c.grad_gates.size());
   p.gates = run.result("gates", p.num_pairs);
   p.logits = run.result("logits", p.num_pairs);
   in_workspace(cuda::forward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::forward(p, w, s); });
@@ -483,6 +483,72 @@ void check_precision() {
   }
 }
 
+// The largest error of all gradients, of the size of each array.
+double gradient_error(const Run<float>& run, const plain::Leaves& expected, std::string& worst_name) {
+  double worst = 0;
+  const auto compare = [&](const std::string& name, const Values& values) {
+    const auto at = std::find(run.names.begin(), run.names.end(), name) - run.names.begin();
+    double error = 0, size = 0;
+    for (size_t k = 0; k < values.size(); ++k) {
+      const float found = run.results.at(at).get()[k];
+      error = std::max(error, std::isnan(found) ? INFINITY : std::abs(found - values[k]));
+      size = std::max(size, std::abs(values[k]));
+    }
+    if (error <= worst * size) return;
+    worst = error / size, worst_name = name;
+  };
+  const char* parts[] = {" W1", " b1", " W2", " b2"};
+  for (int k = 0; k < 4; ++k) {
+    compare(std::string("message") + parts[k], expected.message[k]);
+    compare(std::string("edge") + parts[k], expected.edge[k]);
+  }
+  compare("nodes", expected.nodes), compare("edge_nodes", expected.edge_nodes);
+  return worst;
+}
+
+// The same for gradients, of small graphs and of others, however small what comes in: the loss is a mean over
+// many graphs. (Numbers with all their bits come near kinks, which roundings of another kind cross.)
+void check_gradient_precision() {
+  struct Kind {
+    const char* name;
+    Rounded rounded;
+    double least, most;
+  };
+  const Kind kinds[] = {{"3xTF32", {}, 0, 3e-6},
+                        {"TF32", {true, HalfType::none}, 1e-5, 5e-3},
+                        {"float16", {false, HalfType::float16}, 1e-5, 5e-3}};
+  for (const auto& sizes : {std::vector<int64_t>{10, 7, 16}, {20}})
+    for (const double scale : {1.0, 1e-3, 1e-5, 1e-7})
+      for (const bool bags : {false, true}) {
+        plain::Bag bag = plain::as_bag(make(sizes, 8, 32, 8, 32, 3), 7, false, 5);
+        Case& c = bag.nodes;
+        std::mt19937 random(5);
+        std::normal_distribution<double> normal;
+        const auto refill = [&](Values& values, double deviation) {
+          for (double& x : values) x = static_cast<float>(deviation * normal(random));
+        };
+        refill(bag.node_table, 0.5), refill(bag.edge_table, 0.5);
+        refill(c.grad_l0, scale), refill(c.grad_out, scale), refill(bag.grad_pooled, scale);
+        for (int k = 0; k < 4; ++k) refill(c.leaves.message[k], 0.4), refill(c.leaves.edge[k], 0.4);
+        for (size_t k = 0; k < c.leaves.nodes.size(); ++k) {
+          c.leaves.nodes[k] = bag.node_table[bag.ids[k / 8] * 8 + k % 8];
+          c.leaves.edge_nodes[k] = bag.edge_table[bag.ids[k / 8] * 8 + k % 8];
+        }
+        const plain::Leaves expected = bags ? plain::bag(bag).nodes.grad : plain::complete_graph(c).grad;
+        for (const Kind& kind : kinds) {
+          if (bags && kind.rounded.half != HalfType::none) continue;
+          const Run<float> run = bags ? run_bag<float>(bag, false, kind.rounded)
+                                      : run_complete_graph<float>(c, false, kind.rounded);
+          std::string name;
+          const double error = gradient_error(run, expected, name);
+          expect(error >= kind.least && error <= kind.most,
+                 c.name + (bags ? " bag " : " ") + kind.name + ", gradients of " +
+                     std::to_string(scale * 1e7) + "e-7: " + name + " errs by " +
+                     std::to_string(error * 1e6) + "e-6");
+        }
+      }
+}
+
 // Inputs and weights that half types hold exactly: what is left is the rounding of products and hidden
 // values.
 void check_rounded() {
@@ -560,6 +626,8 @@ void check_wrong_offsets() {
     const std::vector<int64_t> right = c.offsets;
     c.offsets = {offsets[0], offsets[1], offsets[2], right[3]};  // the last one says how many nodes there are
     run_bag<float>(bag, false);
+    c.grad_gates.assign(30, 1.0), c.grad_logits.assign(30, 1.0);
+    run_gates<float>(c, false);
   }
 }
 
@@ -620,6 +688,7 @@ int main() {
   check_tile_bags();
   check_rounded();
   check_precision();
+  check_gradient_precision();
   for (const int options : {1, 3}) {
     check_gates<float>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
     check_gates<double>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
