@@ -92,6 +92,15 @@ class _RowOptimizer(torch.optim.Optimizer):
     _tables: tuple[str, ...]
     """The states of a parameter's shape, in the order that updates take them."""
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients, or set them to zero: as torch's, which takes longer than a small update."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.

@@ -369,6 +369,17 @@ def test_a_learning_rate_may_be_a_tensor(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_dropped_or_set_to_zero_in_all_groups(kind):
+    table, other = make_table(), make_table()
+    optimizer = kind([{"params": [table]}, {"params": [other]}])
+    table.grad, other.grad = next(gradients()), torch.ones_like(other)
+    optimizer.zero_grad(set_to_none=False)
+    assert table.grad.is_sparse and not table.grad.to_dense().any() and not other.grad.any()
+    optimizer.zero_grad()
+    assert table.grad is None and other.grad is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_closure(kind):
     param = make_table()
     optimizer = kind([param], lr=0.1)

@@ -100,6 +100,7 @@ class EdgeGates {
     clear(mask_sum_, he_ * b_);
     clear(mask_bias_, he_);
     grad_logit_sum_.clear();
+    waiting_ = 0;
   }
 
   void begin_backward() {
@@ -111,32 +112,28 @@ class EdgeGates {
 
   // The gates again, with what `backward` needs of them.
   void recompute() {
+    if (waiting_ + block_.count > kPanel) add_waiting();
     evaluate<true>();
     for (int64_t c = 0; c < block_.count; ++c) grad_gate[c] = V{};
   }
 
   void backward() {
     if (!gated_) return;
-    V* grad_logit = grad_gate;
+    V *grad_logit = waiting_grad_ + waiting_, *product = product_ + waiting_ * b_;
+    const Bits<A>* on = unit_on_ + waiting_;
+    const int64_t b = b_;
+    V sum = {};
     for (int64_t c = 0; c < block_.count; ++c) {
       V of_gate = grad_gate[c];
       if (problem_.grad_gates) of_gate += load_pairs(problem_.grad_gates, c);
       of_gate = of_gate * gate_slope_[c] + grad_l0_ * open_slope_[c];
       if (problem_.grad_logits) of_gate += load_pairs(problem_.grad_logits, c);
-      grad_logit_sum_.add(of_gate);
+      sum += of_gate;
       grad_logit[c] = of_gate;
     }
-    V* product = product_;
-    const Bits<A>* on = unit_on_;
-    const int64_t b = b_;
+    grad_logit_sum_.add(sum);
     for (int64_t c = 0; c < block_.count; ++c)
       for (int64_t k = 0; k < b; ++k) product[c * b + k] *= grad_logit[c];
-    accumulate_where<A>(
-        mask_sum_, mask_bias_, he_, b, block_.count,
-        [&](int64_t h, int64_t c) LAMBDA_INLINE { return on[unit_index<A>(h, c)]; },
-        [](int64_t) LAMBDA_INLINE { return splat(A(1)); },
-        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * b + k]; },
-        [&](int64_t c) LAMBDA_INLINE { return grad_logit[c]; });
     for_chunks<A>(block_.count, [&](auto size, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(size)::value;
       int pair[C];
@@ -149,6 +146,8 @@ class EdgeGates {
                 [](int64_t) LAMBDA_INLINE { return splat(A(1)); }, use);
           });
     });
+    waiting_ += block_.count;
+    if (waiting_ + block_.count > kPanel) add_waiting();  // while they are in the L1 cache
   }
 
   void end_row_backward(int64_t i) {
@@ -164,6 +163,7 @@ class EdgeGates {
   //   dW1[h][k] = W2[h] S[h][k],  db1[h] = W2[h] S[h],  dW2[h] = sum_k W1[h][k] S[h][k] + b1[h] S[h].
   void add_gradients(A* gradients) {
     if (!gated_) return;
+    add_waiting();
     const Perceptron<A>& edge = problem_.edge;
     const GradientLayout at = gradient_layout(0, edge.in, edge.hidden, 1);
     const A *sums = sum_all_lanes<A>(mask_sum_, he_ * b_), *biases = sum_all_lanes<A>(mask_bias_, he_);
@@ -181,6 +181,20 @@ class EdgeGates {
   }
 
  private:
+  // The masked sums of the pairs that wait.
+  void add_waiting() {
+    const V *product = product_, *grad_logit = waiting_grad_;
+    const Bits<A>* on = unit_on_;
+    const int64_t b = b_;
+    accumulate_where<A>(
+        mask_sum_, mask_bias_, he_, b, waiting_,
+        [&](int64_t h, int64_t c) LAMBDA_INLINE { return on[unit_index<A>(h, c)]; },
+        [](int64_t) LAMBDA_INLINE { return splat(A(1)); },
+        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * b + k]; },
+        [&](int64_t c) LAMBDA_INLINE { return grad_logit[c]; });
+    waiting_ = 0;
+  }
+
   void load() {
     cached_noise_ = -1;
     if (gated_) block_.load_rows(problem_.edge_nodes, problem_.ids, nullptr, problem_.edge.in, nodes_, b_);
@@ -207,7 +221,7 @@ class EdgeGates {
 
   template <int C, bool Backward>
   ALWAYS_INLINE void compute_logits(int64_t first) {
-    V* product = product_ + first * b_;
+    V* product = product_ + (waiting_ + first) * b_;
     const int64_t b = b_;
     for (int c = 0; c < C; ++c) {
       const V *x = nodes_ + block_.left[first + c] * b, *y = nodes_ + block_.right[first + c] * b;
@@ -216,7 +230,7 @@ class EdgeGates {
     V logit[C];
     for (int c = 0; c < C; ++c) logit[c] = splat(weights_.out_bias[0]);
     const A* out = weights_.out;
-    Bits<A>* on = unit_on_;
+    Bits<A>* on = unit_on_ + waiting_;
     multiply<A, C>(
         weights_.hidden, weights_.hidden_bias, he_, problem_.edge.in,
         [&](int64_t k, int c) LAMBDA_INLINE { return product[c * b + k]; },
@@ -278,10 +292,12 @@ class EdgeGates {
       return;
     }
     if (problem_.l0) {
+      V sum = {};
       for (int64_t c = 0; c < count; ++c) {
         const V pi = 1 / (1 + odds[c] * to_open);
-        l0_.add(block_.active[c] ? pi : V{});
+        sum += block_.active[c] ? pi : V{};
       }
+      l0_.add(sum);
     }
     if (problem_.gates) {
       for (int64_t c = 0; c < count; ++c) {
@@ -384,8 +400,12 @@ class EdgeGates {
   int64_t b_ = 0, he_ = 0;  // padded sizes
 
   V *nodes_ = nullptr, *degree_ = nullptr, *grad_nodes_ = nullptr;  // a vector for each slot and component
-  V* product_ = nullptr;                                            // e_i o e_j of the panel's pairs
+  V* product_ = nullptr;  // e_i o e_j of the pairs that wait, and of the panel's after them
   Bits<A>* unit_on_ = nullptr;
+  // Pairs, also of blocks before, that are still to be added to the masked sums, as many as make a panel: the
+  // sums of more pairs go to memory no more often.
+  int64_t waiting_ = 0;
+  V waiting_grad_[kPanel];  // dL/da of them
   V logit_[kPanel], gate_slope_[kPanel], open_slope_[kPanel];
   // Lanes over graphs: the words of the pairs 4 cached_noise_ to 4 cached_noise_ + 3. Lanes over nodes: of
   // the 4 W pairs from cached_noise_ on.

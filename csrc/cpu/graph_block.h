@@ -21,6 +21,7 @@ struct GraphBlock {
   const Graphs& graphs;
   const Block* block = nullptr;
   bool over_nodes = false, uniform = false;  // uniform: all graphs of the block have `slots` nodes
+  bool full = false;                         // lanes over graphs, and every lane of every slot holds a node
   int64_t slots = 0, extra = 0;
   int64_t lane_graph[W], lane_begin[W];
   I lane_nodes;
@@ -51,6 +52,7 @@ struct GraphBlock {
       lane_nodes[l] = used ? n : 0;
       uniform = uniform && (!used || n == of.nodes);
     }
+    full = !over_nodes && uniform && of.lanes == W;
   }
 
   // ---- Rows of memory and lanes ----
@@ -72,10 +74,15 @@ struct GraphBlock {
     for (int64_t slot = 0; slot < slots; ++slot, to += stride) {
       const A* rows[W];
       bool all = true;
-      for (int l = 0; l < W; ++l) {
-        const int64_t r = row(slot, l);
-        all = all && r >= 0;
-        rows[l] = from + (r < 0 ? 0 : ids ? ids[r] : r) * size;  // where there is no node, any row
+      if (full) {  // no question for each lane: of small graphs that costs as much as the rows
+        for (int l = 0; l < W; ++l)
+          rows[l] = from + (ids ? ids[lane_begin[l] + slot] : lane_begin[l] + slot) * size;
+      } else {
+        for (int l = 0; l < W; ++l) {
+          const int64_t r = row(slot, l);
+          all = all && r >= 0;
+          rows[l] = from + (r < 0 ? 0 : ids ? ids[r] : r) * size;  // where there is no node, any row
+        }
       }
       Transpose<A>::load(rows, size, stride, to);
       if (!all)
@@ -103,7 +110,7 @@ struct GraphBlock {
     for (int64_t slot = 0; slot < slots; ++slot, from += stride) {
       A* rows[W];
       for (int l = 0; l < W; ++l) {
-        const int64_t r = row(slot, l);
+        const int64_t r = full ? lane_begin[l] + slot : row(slot, l);
         rows[l] = r < 0 ? nullptr : to + r * size;
       }
       scale(slot, values, from, stride);

@@ -50,15 +50,15 @@ class MessageNetwork {
     grad_l2_ = problem_.grad_l2 ? block_.load_graph(problem_.grad_l2) : V{};
   }
 
-  // x_i o x_j of the open pairs first .. first + C - 1. A closed lane has no message: zero there, so that
-  // nothing can overflow.
+  // x_i o x_j of the open pairs first .. first + C - 1, to product_ from vector `at` on. A closed lane has no
+  // message: zero there, so that nothing can overflow.
   template <int C>
-  ALWAYS_INLINE void multiply_ends(int64_t first) {
+  ALWAYS_INLINE void multiply_ends(int64_t first, int64_t at) {
     const int64_t d = d_;
     for (int c = 0; c < C; ++c) {
       const int pair = gates_.open.pair[first + c];
       const V *x = nodes_ + block_.left[pair] * d, *y = nodes_ + block_.right[pair] * d;
-      V* product = product_ + (first + c) * d;
+      V* product = product_ + (at + c) * d;
       const I counts = gates_.gate[pair] != 0;
       for (int64_t k = 0; k < d; ++k) product[k] = counts ? x[k] * y[k] : V{};
     }
@@ -66,8 +66,8 @@ class MessageNetwork {
 
   // Calls use(h0, y) with the hidden layer's values before the relu, kRows units at a time.
   template <int C, class Use>
-  ALWAYS_INLINE void hidden_layer(int64_t first, Use use) {
-    const V* product = product_ + first * d_;
+  ALWAYS_INLINE void hidden_layer(int64_t at, Use use) {
+    const V* product = product_ + at * d_;
     const int64_t d = d_;
     multiply<A, C>(
         weights_.hidden, weights_.hidden_bias, h_, problem_.message.in,
@@ -132,9 +132,9 @@ class MessageNetwork {
         });
   }
 
-  // dL/dW1 and dL/db1 of `count` pairs, from grad_hidden_.
-  ALWAYS_INLINE void add_weight_gradients(int64_t first, int64_t count) {
-    const V *product = product_ + first * d_, *grad_hidden = grad_hidden_;
+  // dL/dW1 and dL/db1 of `count` pairs, from product_ and grad_hidden_.
+  ALWAYS_INLINE void add_weight_gradients(int64_t at, int64_t count) {
+    const V *product = product_ + at * d_, *grad_hidden = grad_hidden_;
     const int64_t d = d_;
     accumulate_outer<A>(
         grad_message_.hidden_weight, grad_message_.hidden_bias, h_, d, count,
@@ -166,7 +166,7 @@ class MessageNetwork {
   int64_t d_ = 0, h_ = 0;  // padded sizes
 
   V *nodes_ = nullptr, *grad_nodes_ = nullptr;  // a vector for each slot and component
-  V* product_ = nullptr;                        // for each open pair of the panel and component
+  V* product_ = nullptr;                        // for each pair and component, of a panel or of what waits
   V *relu_ = nullptr, *grad_z_ = nullptr;       // for each component and pair of a chunk
   V* grad_hidden_ = nullptr;                    // dL/d(hidden): kWaiting vectors for each hidden unit
   CompensatedSum<V> l2_;

@@ -2,8 +2,8 @@
 // Included inside an anonymous namespace by each instruction-set file.
 
 template <class A>
-class NodeMessages : public MessageNetwork<A, 2> {
-  using Base = MessageNetwork<A, 2>;
+class NodeMessages : public MessageNetwork<A, 3> {
+  using Base = MessageNetwork<A, 3>;
   using Base::block_, Base::d_, Base::gates_, Base::grad_hidden_, Base::grad_message_, Base::grad_nodes_,
       Base::h_, Base::kWaiting, Base::nodes_, Base::present_, Base::problem_, Base::weights_;
   using typename Base::V;
@@ -72,6 +72,16 @@ class NodeMessages : public MessageNetwork<A, 2> {
 
   // ---- Backward ----
 
+  void begin_gradients() {
+    Base::begin_gradients();
+    waiting_ = 0;
+  }
+
+  void add_gradients(A* gradients) {
+    add_waiting();
+    Base::add_gradients(gradients);
+  }
+
   void begin_backward() {
     Base::begin_backward();
     if (!present_) return;
@@ -89,17 +99,15 @@ class NodeMessages : public MessageNetwork<A, 2> {
   // Fills the gates' grad_gate.
   void backward() {
     if (!present_) return;
-    int64_t waiting = 0;
     gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(size)::value;
-      if (waiting + C > kWaiting) Base::add_weight_gradients(first - waiting, waiting), waiting = 0;
+      if (waiting_ + C > kWaiting) add_waiting();
       if (C > 1 && same_left<C>(first))
-        backward_chunk<C, decltype(diagonal)::value, true>(first, grad_hidden_ + waiting);
+        backward_chunk<C, decltype(diagonal)::value, true>(first);
       else
-        backward_chunk<C, decltype(diagonal)::value, false>(first, grad_hidden_ + waiting);
-      waiting += C;
+        backward_chunk<C, decltype(diagonal)::value, false>(first);
+      waiting_ += C;
     });
-    if (waiting) Base::add_weight_gradients(gates_.open.count - waiting, waiting);
   }
 
   void end_row_backward(int64_t i) {
@@ -122,6 +130,12 @@ class NodeMessages : public MessageNetwork<A, 2> {
   }
 
  private:
+  // The weight gradients of the pairs that wait.
+  void add_waiting() {
+    if (waiting_) Base::add_weight_gradients(0, waiting_);
+    waiting_ = 0;
+  }
+
   void clear_sums() {
     if (!present_) return;
     clear(hidden_sum_, (block_.slots + 1) * h_);
@@ -137,7 +151,7 @@ class NodeMessages : public MessageNetwork<A, 2> {
 
   template <int C, bool Diagonal, bool SameLeft>
   ALWAYS_INLINE void forward_chunk(int64_t first) {
-    Base::template multiply_ends<C>(first);
+    Base::template multiply_ends<C>(first, 0);
     const int64_t H = h_;
     const bool l2 = problem_.l2 != nullptr;
     V gate[C], right_gate[C];
@@ -151,7 +165,7 @@ class NodeMessages : public MessageNetwork<A, 2> {
       gate_sum_[i] += gate[c];
       gate_sum_[j] += right_gate[c];
     }
-    Base::template hidden_layer<C>(first, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
+    Base::template hidden_layer<C>(0, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
         V left_sum = left[0][h0 + m];
@@ -173,8 +187,9 @@ class NodeMessages : public MessageNetwork<A, 2> {
   }
 
   template <int C, bool Diagonal, bool SameLeft>
-  ALWAYS_INLINE void backward_chunk(int64_t first, V* grad_hidden) {
-    Base::template multiply_ends<C>(first);
+  ALWAYS_INLINE void backward_chunk(int64_t first) {
+    V* grad_hidden = grad_hidden_ + waiting_;
+    Base::template multiply_ends<C>(first, waiting_);
     const int64_t H = h_;
     const bool l2 = problem_.grad_l2 != nullptr;
     V gate[C], right_gate[C], grad_gate[C];
@@ -191,7 +206,7 @@ class NodeMessages : public MessageNetwork<A, 2> {
       gate_sum_[i] += gate[c];
       gate_sum_[j] += right_gate[c];
     }
-    Base::template hidden_layer<C>(first, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
+    Base::template hidden_layer<C>(waiting_, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
         const int64_t h = h0 + m;
@@ -253,6 +268,9 @@ class NodeMessages : public MessageNetwork<A, 2> {
     });
   }
 
+  // Pairs, also of blocks before, whose product_ and grad_hidden_ wait: weight gradients are added up many at
+  // a time.
+  int64_t waiting_ = 0;
   // Of a node: sum_j g_ij relu(...) and sum_j g_ij; D_i, W2^T D_i and b2 . D_i.
   V *hidden_sum_ = nullptr, *gate_sum_ = nullptr;
   V *grad_out_ = nullptr, *grad_sum_ = nullptr, *grad_bias_ = nullptr;

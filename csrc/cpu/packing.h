@@ -46,11 +46,11 @@ class Packing {
 
   template <class Element>
   const A* matrix(int64_t rows, int64_t columns, Element element) {
-    std::vector<A> packed;
-    packed.reserve(padded(rows) * columns);
+    std::vector<A> packed(padded(rows) * columns);
+    A* next = packed.data();
     for (int64_t m0 = 0; m0 < padded(rows); m0 += rows_)
       for (int64_t k = 0; k < columns; ++k)
-        for (int64_t m = m0; m < m0 + rows_; ++m) packed.push_back(m < rows ? element(m, k) : A(0));
+        for (int64_t m = m0; m < m0 + rows_; ++m) *next++ = m < rows ? element(m, k) : A(0);
     return keep(std::move(packed));
   }
 

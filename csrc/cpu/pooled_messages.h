@@ -158,7 +158,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
 
   template <int C, bool Diagonal>
   ALWAYS_INLINE void forward_chunk(int64_t first) {
-    Base::template multiply_ends<C>(first);
+    Base::template multiply_ends<C>(first, first);
     const bool l2 = problem_.l2 != nullptr;
     V weight[C];
     for (int c = 0; c < C; ++c) {
@@ -184,7 +184,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
   // whole panel.
   template <int C, bool Diagonal>
   ALWAYS_INLINE void backward_chunk(int64_t first) {
-    Base::template multiply_ends<C>(first);
+    Base::template multiply_ends<C>(first, first);
     V* sums = row_sum_;
     const V* grad_sum = grad_sum_;
     Bits<A>* on = unit_on_;
