@@ -79,9 +79,12 @@ class Inputs {
                     "offsets: expected shape [B + 1], got " + shape_of(*offsets));
       graphs.offsets = index(*offsets, "offsets");
       graphs.count = offsets->sizes()[0] - 1;
-      if (!offsets->is_cpu()) return graphs;  // nobody waits for a GPU: kernels stay in bounds by themselves
-      bool valid = graphs.offsets[0] == 0 && graphs.offsets[graphs.count] == graphs.num_nodes;
-      for (int64_t g = 0; g < graphs.count; ++g) valid = valid && graphs.offsets[g] <= graphs.offsets[g + 1];
+      bool valid = graphs.count > 0 || graphs.num_nodes == 0;
+      if (offsets->is_cpu()) {  // nobody waits for a GPU: kernels stay in bounds by themselves
+        valid = valid && graphs.offsets[0] == 0 && graphs.offsets[graphs.count] == graphs.num_nodes;
+        for (int64_t g = 0; g < graphs.count; ++g)
+          valid = valid && graphs.offsets[g] <= graphs.offsets[g + 1];
+      }
       L0SIGN_EXPECT(valid, "offsets: expected non-decreasing values from 0 to the number of rows, " +
                                std::to_string(graphs.num_nodes));
     } else {

@@ -75,6 +75,14 @@ class TestBuildInfo:
         finally:
             torch.set_float32_matmul_precision(before)
 
+    @pytest.mark.parametrize("precision", ["tf32", "ieee"])
+    def test_the_precision_may_be_set_in_torchs_newer_way(self, precision, tmp_path):
+        code = (
+            "import torch; from l0sign_cuda import _extension as e; "
+            f"torch.backends.cuda.matmul.fp32_precision = '{precision}'; print(e.load().tf32_allowed())"
+        )
+        assert run_python(code, tmp_path).stdout.strip() == str(precision == "tf32")
+
     @pytest.mark.parametrize("capability", _extension.build_info()["cpu_instruction_sets"])
     def test_instruction_set_can_be_chosen(self, capability, tmp_path):
         code = "from l0sign_cuda import _extension as e; print(e.cpu_capability())"

@@ -71,7 +71,11 @@ cudaError_t first_pairs(const Graphs& graphs, int64_t* pair_offsets, cudaStream_
 cudaError_t gate_noise(const Graphs& graphs, const int64_t* seed, int64_t* pair_offsets, int64_t num_pairs,
                        float* out, cudaStream_t stream) {
   if (num_pairs == 0) return cudaSuccess;
-  if (graphs.offsets) L0SIGN_TRY(first_pairs(graphs, pair_offsets, stream));
+  if (graphs.offsets) {
+    Graphs bounded = graphs;
+    bounded.num_nodes = num_pairs;  // there are no nodes here, but never more of them than pairs
+    L0SIGN_TRY(first_pairs(bounded, pair_offsets, stream));
+  }
   const int64_t wanted = (num_pairs + kThreads - 1) / kThreads;
   return launch(draw, wanted < kMaxFreeBlocks ? wanted : kMaxFreeBlocks, kThreads, 0, stream,
                 graphs.offsets ? pair_offsets : nullptr, graphs.count, pair_count(graphs.graph_size), seed,

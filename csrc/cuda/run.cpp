@@ -7,6 +7,7 @@
 #include <atomic>
 #include <optional>
 #include <stdexcept>
+#include <type_traits>
 
 #include "cuda/complete_graph.h"
 #include "cuda/edge_list.h"
@@ -24,8 +25,10 @@ std::atomic<bool (*)()> tf32_source{nullptr};
 
 template <class A>
 CompleteGraph<A> with_precision(CompleteGraph<A> problem) {
-  bool (*const allowed)() = tf32_source;
-  problem.tf32 = allowed && allowed();
+  if constexpr (std::is_same_v<A, float>) {
+    bool (*const allowed)() = tf32_source;
+    problem.tf32 = allowed && allowed();
+  }
   return problem;
 }
 

@@ -1,6 +1,8 @@
 // Chooses a shape of tile_config.h, and does what is left to do around its kernels.
 #include "cuda/tiles.h"
 
+#include <algorithm>
+
 #include "cuda/tiles_launch.h"
 #include "cuda/weights.h"
 
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(kSumThreads) finish_sums(TileLaunch l) {
 // Shared memory that a block may ask for.
 size_t most_shared_bytes() {
 #ifdef L0SIGN_SIMT
-  return 227 << 10;
+  return simt::most_shared_bytes();
 #else
   int device = 0, bytes = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
@@ -183,8 +185,9 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
     with_shape(p, [&](auto shape) {
       using Shape = decltype(shape);
       l.at = sums_layout<Shape>(p);
-      l.sums_shared = !Shape::kFixedUnits && tile_starters<Shape>().shared_bytes(p, precision_of(p), true,
-                                                                                 l.at.size) <= kSharedForSums;
+      const size_t most = std::min(kSharedForSums, most_shared_bytes());
+      l.sums_shared = !Shape::kFixedUnits &&
+                      tile_starters<Shape>().shared_bytes(p, precision_of(p), true, l.at.size) <= most;
     });
     l.blocks = blocks_for(units, kTileWarps * l.at.size * sizeof(float));
     l.partials = arena.take<float>(l.blocks * kTileWarps * l.at.size);

@@ -82,6 +82,7 @@ struct Executor {
   const std::function<void()>* body = nullptr;
   Index3 block = {}, threads = {}, blocks = {};
   unsigned char* shared = nullptr;
+  size_t most_shared_bytes = 227 << 10;
   std::vector<Thread> all;
   std::vector<Warp> warps;
   unsigned current = 0;
@@ -215,9 +216,16 @@ Index3 block_size() { return executor.threads; }
 Index3 grid_size() { return executor.blocks; }
 void* shared_memory() { return executor.shared; }
 
+size_t most_shared_bytes() { return executor.most_shared_bytes; }
+void set_most_shared_bytes(size_t bytes) { executor.most_shared_bytes = bytes; }
+
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& thread) {
   if (blocks == 0 || threads == 0 || threads > 1024 || threads % kWarp != 0)
     throw std::runtime_error("launch: expected blocks, and whole warps up to 1,024 threads");
+  if (shared_bytes > executor.most_shared_bytes)
+    throw std::runtime_error("launch: " + std::to_string(shared_bytes) +
+                             " bytes of shared memory, a block has " +
+                             std::to_string(executor.most_shared_bytes));
   executor.body = &thread;
   executor.blocks = {blocks, 1, 1};
   executor.threads = {threads, 1, 1};

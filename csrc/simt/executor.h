@@ -59,6 +59,10 @@ Index3 block_size();
 Index3 grid_size();
 void* shared_memory();
 
+// How much shared memory a block may have: an H100's, unless a test sets a lesser device's.
+size_t most_shared_bytes();
+void set_most_shared_bytes(size_t bytes);
+
 // Runs `thread` for every thread of every block.
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& thread);
 
