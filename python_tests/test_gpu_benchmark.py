@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from benchmarks.contestants import Contestant, Eager, PlainOfficial, Task
 from benchmarks.problems import Problem, Shape
 
 MODES = ["forward", "train", *(f"inference, {closed:.0%} closed" for closed in gpu.CLOSED)]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def run(path: Path, *contestants: str, shapes: tuple[str, ...] = ("B",)) -> None:
