@@ -374,7 +374,7 @@ def timed(
     found = summary({name: [1e-3 * ms for ms in values] for name, values in times.items() if values})
     for name, timing in found.items():
         timing["calls"] = repeats[name]
-    return found if "fused" in found else {}
+    return found
 
 
 def peak_memory(task: Task, problem: Problem, device: torch.device) -> Document | None:
@@ -431,10 +431,10 @@ def table(document: Document) -> str:
     ]
     for m in document["measurements"]:
         case, timings, shares = m["case"], m["contestants"], m.get("shares")
-        fused = f"{1e6 * timings['fused']['median'] / case['graphs']:.3g}" if timings else "–"
+        fused = f"{1e6 * timings['fused']['median'] / case['graphs']:.3g}" if "fused" in timings else "–"
         copy = f"{100 * shares['copy']:.3g}%" if shares else "–"
         matrix = f"{100 * shares['matrix']:.3g}% ({shares['product']})" if shares else "–"
-        others = ", ".join(f"{n} {t['ratio']:.3g}" for n, t in timings.items() if n != "fused")
+        others = ", ".join(f"{n} {t['ratio']:.3g}" for n, t in timings.items() if n != "fused" and t["ratio"])
         missing = ", ".join(f"{name}: {why}" for name, why in m["left_out"].items()).replace("|", "\\|")
         cells = (case["shape"], case["mode"], fused, copy, matrix, others, missing)
         lines.append(f"| {' | '.join(cells)} |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -224,6 +225,62 @@ def test_rounds_before_a_failure_are_kept() -> None:
     )
     assert failed == {"eager": "RuntimeError: late"}
     assert len(found["fused"]["ms"]) == 30 and len(found["eager"]["ms"]) == 4
+
+
+def test_the_others_stay_where_the_fused_one_fails_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(gpu, "count_open", lambda *_, **__: 5)
+    monkeypatch.setattr(gpu.KINDS["fused"], "draw", broken)  # in forward and train, not in the comparison
+    with pytest.raises(SystemExit, match="shape B, fused: out of memory"):
+        run(tmp_path, "fused", "eager")
+    measured = document(tmp_path)["measurements"]
+    assert [list(m["contestants"]) for m in measured] == [["eager"]] * 2 + [["fused", "eager"]] * 3
+    assert "| B | forward | – | – | – |  | fused: out of memory |" in (tmp_path / "here.md").read_text()
+
+
+def test_a_gpus_calls_are_queued_behind_a_write_that_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 3.0
+
+    class Flush:
+        def zero_(self) -> None:
+            log.append("write")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: log.append("wait"))
+    clock = gpu.Clock(torch.device("cpu"))
+    clock.device, clock.flush = torch.device("cuda"), Flush()
+    assert clock(lambda: log.append("call"), 2) == 3.0
+    assert log == ["write", "event", "call", "event"] * 2 + ["wait"]
+
+
+def test_the_peak_has_the_inputs_that_were_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.random(Shape("", "", graphs=3, nodes=4, dim=5, hidden=6, edge_dim=2, edge_hidden=7))
+    task = Task(Eager(problem.offsets), problem)
+    for name, value in {
+        "synchronize": None,
+        "memory_allocated": 1000,
+        "reset_peak_memory_stats": None,
+        "max_memory_allocated": 1500,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    monkeypatch.setattr(gpu.torch, "device", lambda _: contextlib.nullcontext())
+    device = type("Device", (), {"type": "cuda"})()
+    whole = gpu.required_bytes(problem, "train")
+    assert gpu.peak_memory(task, problem, device) == {"peak": 500 + whole // 2, "inputs and outputs": whole}
 
 
 def test_short_calls_are_repeated() -> None:
