@@ -156,20 +156,59 @@ class Official(Contestant):
         super().__init__(offsets)
         self.edge_index = reference.pair_index(offsets)
         self.batch = reference.node_graphs(offsets, int(offsets[-1]))
-        self.passing = gated_message_passing()
+        self.passing = self.make_passing()
+
+    def make_passing(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        return gated_message_passing()
 
     def layer(
         self, nodes: Tensor, edge_nodes: Tensor, message: Network, edge: Network, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = self.passing(
+        return self.passing(
             nodes, edge_nodes, self.edge_index, self.batch, self.sizes.numel(), message, edge, noise
         )
-        return out
 
     def mean(self, nodes: Tensor) -> Tensor:
         from torch_geometric.nn import global_mean_pool
 
         return global_mean_pool(nodes, self.batch, self.sizes.numel())
+
+
+class PlainOfficial(Official):
+    """The official approach where torch_geometric is missing: the same steps by torch's own operations."""
+
+    name = "official, plain torch"
+
+    def make_passing(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        return plain_message_passing
+
+    def mean(self, nodes: Tensor) -> Tensor:
+        return scatter_mean(nodes, self.batch, self.sizes.numel())
+
+
+def has_pyg() -> bool:
+    """Whether torch_geometric can be imported."""
+    try:
+        import torch_geometric.nn  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def edge_logits(e_i: Tensor, e_j: Tensor, edge: Network) -> Tensor:
+    """Logits [P] of the pairs' gates."""
+    return mlp(e_i * e_j, edge).squeeze(-1)
+
+
+def gated_messages(x_i: Tensor, x_j: Tensor, gates: Tensor, network: Network) -> Tensor:
+    """Messages [P, d] times their gates."""
+    return gates.unsqueeze(-1) * mlp(x_i * x_j, network)
+
+
+def at_both_ends(inputs: Tensor, index_i: Tensor, index_j: Tensor) -> tuple[Tensor, Tensor]:
+    """Each message once for each end, with the ends; a self-pair arrives once."""
+    other = index_i != index_j
+    return torch.cat([inputs, inputs[other]]), torch.cat([index_i, index_j[other]])
 
 
 def gated_message_passing() -> nn.Module:
@@ -196,20 +235,45 @@ def gated_message_passing() -> nn.Module:
             return out, l0
 
         def edge_update(self, e_i: Tensor, e_j: Tensor, edge: Network) -> Tensor:
-            return mlp(e_i * e_j, edge).squeeze(-1)
+            return edge_logits(e_i, e_j, edge)
 
         def message(self, x_i: Tensor, x_j: Tensor, gates: Tensor, network: Network) -> Tensor:
-            return gates.unsqueeze(-1) * mlp(x_i * x_j, network)
+            return gated_messages(x_i, x_j, gates, network)
 
         def aggregate(
             self, inputs: Tensor, edge_index_i: Tensor, edge_index_j: Tensor, dim_size: int
         ) -> Tensor:
-            other = edge_index_i != edge_index_j  # a self-pair arrives once
-            inputs = torch.cat([inputs, inputs[other]])
-            index = torch.cat([edge_index_i, edge_index_j[other]])
+            inputs, index = at_both_ends(inputs, edge_index_i, edge_index_j)
             return scatter(inputs, index, dim_size=dim_size, reduce="mean")
 
     return GatedMessagePassing(aggr="mean")
+
+
+def plain_message_passing(
+    x: Tensor,
+    e: Tensor,
+    edge_index: Tensor,
+    batch: Tensor,
+    num_graphs: int,
+    message: Network,
+    edge: Network,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """What :func:`gated_message_passing` does, gathered and scattered by torch."""
+    j, i = edge_index
+    logits = edge_logits(e.index_select(0, i), e.index_select(0, j), edge)
+    gates = hard_concrete(logits, noise)
+    inputs, index = at_both_ends(
+        gated_messages(x.index_select(0, i), x.index_select(0, j), gates, message), i, j
+    )
+    l0 = logits.new_zeros(num_graphs).index_add(0, batch.index_select(0, j), open_probability(logits))
+    return scatter_mean(inputs, index, len(x)), l0
+
+
+def scatter_mean(rows: Tensor, index: Tensor, size: int) -> Tensor:
+    """The mean of the rows of each index: [size, w], 0 where there are none."""
+    count = rows.new_zeros(size).index_add(0, index, rows.new_ones(()).expand(len(index)))
+    return rows.new_zeros(size, rows.shape[1]).index_add(0, index, rows) / count.clamp(min=1).unsqueeze(1)
 
 
 class Eager(Contestant):
@@ -358,12 +422,16 @@ class Task:
         return {name: value.detach() for name, value in named.items()}
 
 
+class WrongResult(ValueError):
+    """A contestant computes something else."""
+
+
 def check_equal(actual: dict[str, Tensor], expected: dict[str, Tensor], who: str, tolerance: float) -> None:
-    """Raise ValueError unless each result errs by at most ``tolerance``, relative and in the Euclidean norm.
+    """Raise WrongResult unless each result errs by at most ``tolerance``, relative and in the Euclidean norm.
 
     The norm, because single gradients jump where a relu or a clamp falls on the other side of its kink.
     """
     for name, value in expected.items():
         error = float((actual[name] - value).norm() / value.norm().clamp(min=1e-6))
         if not error <= tolerance:
-            raise ValueError(f"{who} computes something else: {name} is off by {error:.2g}")
+            raise WrongResult(f"{who} computes something else: {name} is off by {error:.2g}")

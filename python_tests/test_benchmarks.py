@@ -19,7 +19,7 @@ from l0sign_cuda import reference
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are no part of the package
 
 from benchmarks import environment, layer, model, models, problems, report, results, rounds, samples, step
-from benchmarks.contestants import CONTESTANTS, Task, check_equal
+from benchmarks.contestants import CONTESTANTS, PlainOfficial, Task, check_equal
 from benchmarks.problems import Problem, Shape
 
 needs_pyg = pytest.mark.skipif(
@@ -31,11 +31,12 @@ SHAPES = [
     Shape("single", "", graphs=2, nodes=1, dim=3, hidden=5, edge_dim=2, edge_hidden=4),
 ]
 COMPILED = ("compile", "repaired")
+WAYS = CONTESTANTS | {PlainOfficial.name: PlainOfficial}
 
 
 def contestant_parameters() -> list[Any]:
     marks = {"official": [needs_pyg]}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in CONTESTANTS if name not in COMPILED]
+    return [pytest.param(name, marks=marks.get(name, ())) for name in WAYS if name not in COMPILED]
 
 
 def varied(problem: Problem) -> Problem:
@@ -69,7 +70,7 @@ def definition(problem: Problem, seed: int | None) -> dict[str, Tensor]:
 
 def check(name: str, shape: Shape, seed: int | None) -> None:
     problem = varied(Problem.random(shape))
-    actual = Task(CONTESTANTS[name](problem.offsets), problem).results(seed)
+    actual = Task(WAYS[name](problem.offsets), problem).results(seed)
     expected = definition(problem, seed)
     assert actual.keys() == expected.keys()
     check_equal(actual, expected, name, 1e-5)
@@ -106,7 +107,7 @@ def test_a_contestant_that_computes_something_else_is_refused() -> None:
 @pytest.mark.parametrize("name", contestant_parameters())
 def test_every_mode_runs_with_draws_of_its_own(name: str) -> None:
     problem = Problem.random(SHAPES[1])
-    task = Task(CONTESTANTS[name](problem.offsets), problem)
+    task = Task(WAYS[name](problem.offsets), problem)
     torch.manual_seed(0)
     first, second = task.train(), task.train()
     assert not torch.equal(first[0], second[0])

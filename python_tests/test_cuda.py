@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import cases
+import gpu_small
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,13 +19,16 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from l0sign_cuda import L0SIGN, _extension, empirical_risk, functional, ops, rows
 from l0sign_cuda.optim import RowAdagrad, RowAdam
 
-# Each takes another way: the kernels of the matrix units, at the edges of their sizes, and the general ones.
+# Each takes another way: the kernels of the matrix units, at the edges of their sizes, and the general ones,
+# for what is larger than the sizes in csrc/cuda/tile_config.h.
 WIDTHS = {
     "8x32": {"d": 8, "hidden": 32, "b": 8, "edge_hidden": 32},
     "5x20": {"d": 5, "hidden": 20, "b": 3, "edge_hidden": 9},
     "16x32": {"d": 16, "hidden": 32, "b": 8, "edge_hidden": 32},
     "16x64": {"d": 16, "hidden": 64, "b": 8, "edge_hidden": 32},
-    "general": {"d": 20, "hidden": 70, "b": 9, "edge_hidden": 40},
+    "20x70": {"d": 20, "hidden": 70, "b": 9, "edge_hidden": 40},
+    "40x33": {"d": 40, "hidden": 33, "b": 36, "edge_hidden": 17},
+    "general": {"d": 70, "hidden": 33, "b": 9, "edge_hidden": 17},
 }
 RAGGED = [10, 1, 16, 0, 17, 3, 40, 2]
 
@@ -178,7 +182,7 @@ def test_training_is_that_of_the_cpu_and_reproducible(optimizer, gpu):
         torch.testing.assert_close(value, wanted, rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("widths", ["8x32", "16x32", "16x64"])
+@pytest.mark.parametrize("widths", ["8x32", "16x32", "16x64", "20x70", "40x33"])
 def test_tf32_is_used_only_where_torch_allows_it(widths, gpu):
     case = cases.make(RAGGED, **WIDTHS[widths])
     exact = layer(case.to(torch.float64, "cpu"), l2_penalty=False).nodes
@@ -407,3 +411,12 @@ def test_every_operator_has_a_kernel_for_both():
     for name in names:
         for key in ("CPU", "CUDA"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"l0sign_cuda::{name}", key), (name, key)
+
+
+def test_what_the_sanitizers_run_works_on_the_cpu():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        gpu_small.main("cpu")
+    finally:
+        torch.set_num_threads(threads)
