@@ -48,6 +48,12 @@ def test_widths(widths, aggr, seed, gpu):
     cases.assert_fused_as_good(case, cases.l0_sign, device=gpu, l2_penalty=False)
 
 
+def test_rows_of_no_graph_are_refused(gpu):
+    case = cases.make((3,), **WIDTHS["8x32"]).to(torch.float32, gpu)
+    with pytest.raises((ValueError, RuntimeError), match="offsets: expected"):
+        layer(replace(case, offsets=torch.tensor([0], device=gpu)))
+
+
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_ungated(widths, gpu):
     case = cases.make(RAGGED, **WIDTHS[widths])
