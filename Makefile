@@ -67,17 +67,20 @@ test-simt: build
 	$$build/cuda_rows_test; \
 	$$build/cuda_kernels_test
 
-# On a machine with a GPU, in the environment that is there: PYTHON needs torch, cmake, ninja, pybind11 and pytest.
+# On a machine with a GPU, in the environment that is there: PYTHON needs torch, numpy, setuptools,
+# cmake, ninja, pybind11 and pytest.
 # Builds for that GPU alone. GPU_TESTS are the files whose tests take the fixture `device` or `gpu`.
 GPU_TESTS = $(shell grep -l -E '^def test.*[(, ](device|gpu)[,)]' python_tests/test_*.py)
 GPU_BUILD = TORCH_CUDA_ARCH_LIST=$$($(PYTHON) -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') \
   L0SIGN_CUDA=1 $(PYTHON) setup.py --quiet build_ext --inplace
-SANITIZER ?= compute-sanitizer
+# It comes with nvcc, which the build also finds where PATH does not.
+SANITIZER ?= $(or $(shell command -v compute-sanitizer),$(wildcard /usr/local/cuda/bin/compute-sanitizer),compute-sanitizer)
 # Only our kernels, by a part of their mangled names; before CUDA 12.3 the option was called --kernel-regex.
 # In torch's cache tensors lie side by side in one allocation, where memcheck sees no write past an end.
 SANITIZE = PYTHONPATH=. PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --error-exitcode 1 --kernel-name kns=l0sign
 
 gpu-check:  ## builds, tests with the GPU, and looks for races and bad accesses: within 10 minutes
+	$(SANITIZER) --version
 	$(GPU_BUILD)
 	REQUIRE_CUDA=1 $(PYTHON) -m pytest -q $(GPU_TESTS) -k 'cuda'
 	$(SANITIZE) --tool memcheck --report-api-errors no $(PYTHON) python_tests/gpu_small.py
@@ -85,7 +88,7 @@ gpu-check:  ## builds, tests with the GPU, and looks for races and bad accesses:
 
 gpu-bench:  ## the contestants on the GPU, into benchmarks/results: within 10 minutes
 	$(GPU_BUILD)
-	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) -m benchmarks.gpu --minutes 7  # leaves some for the build and for what was begun
 
 lint: setup
 	$(BIN)/ruff check .

@@ -63,18 +63,13 @@ py::dict build_info() {
   return info;
 }
 
-// What torch.set_float32_matmul_precision has set, or the newer torch.backends.cuda.matmul.fp32_precision,
-// after which torch refuses to tell the former; the stable ABI tells neither.
+// What torch has been told about float32 products; the stable ABI does not tell. This setting knows of
+// torch.set_float32_matmul_precision and allow_tf32, which do not know of it.
 bool tf32_allowed() {
   if (!Py_IsInitialized()) return false;
   const py::gil_scoped_acquire gil;
-  const py::module_ torch = py::module_::import("torch");
-  try {
-    return torch.attr("get_float32_matmul_precision")().cast<std::string>() != "highest";
-  } catch (const py::error_already_set&) {
-    const py::object matmul = torch.attr("backends").attr("cuda").attr("matmul");
-    return matmul.attr("fp32_precision").cast<std::string>() == "tf32";
-  }
+  const py::object matmul = py::module_::import("torch").attr("backends").attr("cuda").attr("matmul");
+  return matmul.attr("fp32_precision").cast<std::string>() == "tf32";
 }
 
 }  // namespace

@@ -75,10 +75,12 @@ class TestBuildInfo:
         finally:
             torch.set_float32_matmul_precision(before)
 
+    @pytest.mark.parametrize("before", ["highest", "high"])
     @pytest.mark.parametrize("precision", ["tf32", "ieee"])
-    def test_the_precision_may_be_set_in_torchs_newer_way(self, precision, tmp_path):
+    def test_torchs_newer_setting_of_the_precision_counts(self, before, precision, tmp_path):
         code = (
             "import torch; from l0sign_cuda import _extension as e; "
+            f"torch.set_float32_matmul_precision('{before}'); "
             f"torch.backends.cuda.matmul.fp32_precision = '{precision}'; print(e.load().tf32_allowed())"
         )
         assert run_python(code, tmp_path).stdout.strip() == str(precision == "tf32")
