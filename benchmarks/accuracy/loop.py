@@ -92,7 +92,7 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
         seconds = time.perf_counter() - began
         found = measure(judged, data, problem.valid, options["batch_size"])
         history.append({"epoch": epoch + 1, "loss": total / len(order), **found, "seconds": seconds})
-        if found.get("edges_kept", 0.0) > options.get("max_edges", 1.0) and epoch + 1 < options["epochs"]:
+        if too_many_edges(found, options) and epoch + 1 < options["epochs"]:
             continue
         if math.isnan(best) or metrics.is_better(monitor, found[monitor], best):
             best, best_epoch, weights = found[monitor], epoch + 1, copy.deepcopy(judged.state_dict())
@@ -124,6 +124,12 @@ def measure(model: nn.Module, data: GraphDataset, indices: Ints, batch_size: int
     if pairs:
         found["edges_kept"] = sum(outcome.open_edges for outcome in outcomes) / pairs
     return found
+
+
+def too_many_edges(found: Mapping[str, float], options: Mapping[str, Any]) -> bool:
+    """Whether metrics are those of more open edges than the option `max_edges` lets count."""
+    too_many: bool = found.get("edges_kept", 0.0) > options.get("max_edges", 1.0)
+    return too_many
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -14,7 +14,7 @@ from l0sign_cuda.metrics import SMALLER_IS_BETTER
 from .. import environment
 from . import datasets, models
 from .experiments import Entry, Experiment
-from .loop import Problem
+from .loop import Problem, too_many_edges
 from .records import Record, Records, Trial
 
 Say = Callable[[str], None]
@@ -136,8 +136,7 @@ def _best(points: list[tuple[dict[str, Any], Record | None]], monitor: str) -> d
         options, record = point
         assert record is not None
         value = sign * record["valid"][monitor]
-        too_many = record["valid"].get("edges_kept", 0.0) > options.get("max_edges", 1.0)
-        return -math.inf if math.isnan(value) or too_many else value
+        return -math.inf if math.isnan(value) or too_many_edges(record["valid"], options) else value
 
     return None if any(record is None for _, record in points) else max(points, key=worth)[0]
 
