@@ -48,6 +48,9 @@ struct Run {
     return {result(name + " W1", m[0].size()), result(name + " b1", m[1].size()),
             result(name + " W2", m[2].size()), result(name + " b2", m[3].size())};
   }
+  const Array<A>& found(const std::string& name) const {
+    return results.at(std::find(names.begin(), names.end(), name) - names.begin());
+  }
 };
 
 // ---- Comparison ----
@@ -56,8 +59,7 @@ struct Run {
 template <class A>
 void expect_close(const Run<A>& run, const std::string& name, const Values& expected, double tolerance,
                   const std::string& what) {
-  const auto at = std::find(run.names.begin(), run.names.end(), name) - run.names.begin();
-  const Array<A>& found = run.results.at(at);
+  const Array<A>& found = run.found(name);
   double size = 1, worst = 0;
   for (double x : expected) size = std::max(size, std::abs(x));
   bool ok = found.size == static_cast<int64_t>(expected.size());
@@ -465,56 +467,69 @@ void check_tile_bags() {
   check({3, 17, 0, 5}, {64, 128, 64, 128}, 11);
 }
 
-// Numbers with all their bits: 3xTF32 errs like float32, the other types of factors by their own rounding.
+// The largest error of an array of the size of the array; infinite where a number is NaN.
+double relative_error(const Run<float>& run, const std::string& name, const Values& expected) {
+  const Array<float>& found = run.found(name);
+  double worst = 0, size = 0;
+  for (size_t k = 0; k < expected.size(); ++k) {
+    const double error = std::abs(found.get()[k] - expected[k]);
+    worst = std::max(worst, std::isnan(error) ? INFINITY : error);
+    size = std::max(size, std::abs(expected[k]));
+  }
+  return worst / size;
+}
+
+// How far a type of factors may err, and how far it does err if it is what is used.
+struct Factors {
+  const char* name;
+  Rounded rounded;
+  double least, most;
+
+  void expect_error(double error, const std::string& what) const {
+    expect(error >= least && error <= most,
+           what + " " + name + ": error " + std::to_string(error * 1e6) + "e-6");
+  }
+};
+
+// Numbers with all the bits of a float.
+class Normal {
+ public:
+  void refill(Values& values, double deviation) {
+    for (double& x : values) x = static_cast<float>(deviation * normal_(random_));
+  }
+  void refill_weights(plain::Leaves& leaves) {
+    for (int k = 0; k < 4; ++k) refill(leaves.message[k], 0.4), refill(leaves.edge[k], 0.4);
+  }
+
+ private:
+  std::mt19937 random_{5};
+  std::normal_distribution<double> normal_;
+};
+
+// 3xTF32 errs like float32, the other types of factors by their own rounding.
 void check_precision() {
-  struct Kind {
-    const char* name;
-    Rounded rounded;
-    double least, most;
-  };
-  const Kind kinds[] = {{"3xTF32", {}, 0, 2e-6},
-                        {"TF32", {true, HalfType::none}, 1e-5, 2e-3},
-                        {"bfloat16", {true, HalfType::bfloat16}, 3e-4, 2e-2},
-                        {"float16", {true, HalfType::float16}, 1e-5, 2e-3}};
+  const Factors all[] = {{"3xTF32", {}, 0, 2e-6},
+                         {"TF32", {true, HalfType::none}, 1e-5, 2e-3},
+                         {"bfloat16", {true, HalfType::bfloat16}, 3e-4, 2e-2},
+                         {"float16", {true, HalfType::float16}, 1e-5, 2e-3}};
   for (const auto& s :
        {std::array<int64_t, 4>{8, 32, 8, 32}, {16, 64, 8, 32}, {32, 32, 16, 16}, {64, 128, 32, 32}}) {
     Case c = make({10, 20}, s[0], s[1], s[2], s[3], 3);
-    std::mt19937 random(5);
-    std::normal_distribution<double> normal;
-    const auto refill = [&](Values& values, double deviation) {
-      for (double& x : values) x = static_cast<float>(deviation * normal(random));
-    };
-    refill(c.leaves.nodes, 1), refill(c.leaves.edge_nodes, 1);
-    for (int k = 0; k < 4; ++k) refill(c.leaves.message[k], 0.4), refill(c.leaves.edge[k], 0.4);
+    Normal normal;
+    normal.refill(c.leaves.nodes, 1), normal.refill(c.leaves.edge_nodes, 1);
+    normal.refill_weights(c.leaves);
     const Values expected = plain::complete_graph(c).out;
-    for (const Kind& kind : kinds) {
-      const Run<float> run = run_complete_graph<float>(c, false, kind.rounded);
-      double worst = 0, size = 0;
-      for (size_t k = 0; k < expected.size(); ++k) {
-        const float found = run.results[1].get()[k];
-        worst = std::max(worst, std::isnan(found) ? 1 : std::abs(found - expected[k]));
-        size = std::max(size, std::abs(expected[k]));
-      }
-      const double error = worst / size;
-      expect(error >= kind.least && error <= kind.most,
-             c.name + " " + kind.name + ": error " + std::to_string(error * 1e6) + "e-6");
-    }
+    for (const Factors& factors : all)
+      factors.expect_error(
+          relative_error(run_complete_graph<float>(c, false, factors.rounded), "out", expected), c.name);
   }
 }
 
-// The largest error of all gradients, of the size of each array.
-double gradient_error(const Run<float>& run, const plain::Leaves& expected, std::string& worst_name) {
-  double worst = 0;
+// Of all gradients the largest error, with its name.
+std::pair<double, std::string> gradient_error(const Run<float>& run, const plain::Leaves& expected) {
+  std::pair<double, std::string> worst{-1, ""};
   const auto compare = [&](const std::string& name, const Values& values) {
-    const auto at = std::find(run.names.begin(), run.names.end(), name) - run.names.begin();
-    double error = 0, size = 0;
-    for (size_t k = 0; k < values.size(); ++k) {
-      const float found = run.results.at(at).get()[k];
-      error = std::max(error, std::isnan(found) ? INFINITY : std::abs(found - values[k]));
-      size = std::max(size, std::abs(values[k]));
-    }
-    if (error <= worst * size) return;
-    worst = error / size, worst_name = name;
+    worst = std::max(worst, {relative_error(run, name, values), name});
   };
   const char* parts[] = {" W1", " b1", " W2", " b2"};
   for (int k = 0; k < 4; ++k) {
@@ -528,42 +543,32 @@ double gradient_error(const Run<float>& run, const plain::Leaves& expected, std:
 // The same for gradients, of small graphs and of others, however small what comes in: the loss is a mean over
 // many graphs. (Numbers with all their bits come near kinks, which roundings of another kind cross.)
 void check_gradient_precision() {
-  struct Kind {
-    const char* name;
-    Rounded rounded;
-    double least, most;
-  };
-  const Kind kinds[] = {{"3xTF32", {}, 0, 3e-6},
-                        {"TF32", {true, HalfType::none}, 1e-5, 5e-3},
-                        {"float16", {false, HalfType::float16}, 1e-5, 5e-3}};
+  const Factors all[] = {{"3xTF32", {}, 0, 3e-6},
+                         {"TF32", {true, HalfType::none}, 1e-5, 5e-3},
+                         {"float16", {false, HalfType::float16}, 1e-5, 5e-3}};
   for (const auto& sizes : {std::vector<int64_t>{10, 7, 16}, {20}})
     for (const double scale : {1.0, 1e-3, 1e-5, 1e-7})
       for (const bool bags : {false, true}) {
         plain::Bag bag = plain::as_bag(make(sizes, 8, 32, 8, 32, 3), 7, false, 5);
         Case& c = bag.nodes;
-        std::mt19937 random(5);
-        std::normal_distribution<double> normal;
-        const auto refill = [&](Values& values, double deviation) {
-          for (double& x : values) x = static_cast<float>(deviation * normal(random));
-        };
-        refill(bag.node_table, 0.5), refill(bag.edge_table, 0.5);
-        refill(c.grad_l0, scale), refill(c.grad_out, scale), refill(bag.grad_pooled, scale);
-        for (int k = 0; k < 4; ++k) refill(c.leaves.message[k], 0.4), refill(c.leaves.edge[k], 0.4);
+        Normal normal;
+        normal.refill(bag.node_table, 0.5), normal.refill(bag.edge_table, 0.5);
+        normal.refill(c.grad_l0, scale), normal.refill(c.grad_out, scale);
+        normal.refill(bag.grad_pooled, scale);
+        normal.refill_weights(c.leaves);
         for (size_t k = 0; k < c.leaves.nodes.size(); ++k) {
           c.leaves.nodes[k] = bag.node_table[bag.ids[k / 8] * 8 + k % 8];
           c.leaves.edge_nodes[k] = bag.edge_table[bag.ids[k / 8] * 8 + k % 8];
         }
         const plain::Leaves expected = bags ? plain::bag(bag).nodes.grad : plain::complete_graph(c).grad;
-        for (const Kind& kind : kinds) {
-          if (bags && kind.rounded.half != HalfType::none) continue;
-          const Run<float> run = bags ? run_bag<float>(bag, false, kind.rounded)
-                                      : run_complete_graph<float>(c, false, kind.rounded);
-          std::string name;
-          const double error = gradient_error(run, expected, name);
-          expect(error >= kind.least && error <= kind.most,
-                 c.name + (bags ? " bag " : " ") + kind.name + ", gradients of " +
-                     std::to_string(scale * 1e7) + "e-7: " + name + " errs by " +
-                     std::to_string(error * 1e6) + "e-6");
+        for (const Factors& factors : all) {
+          if (bags && factors.rounded.half != HalfType::none) continue;
+          const auto [error, name] =
+              gradient_error(bags ? run_bag<float>(bag, false, factors.rounded)
+                                  : run_complete_graph<float>(c, false, factors.rounded),
+                             expected);
+          factors.expect_error(
+              error, c.name + (bags ? " bag, " : ", ") + name + " of " + std::to_string(scale * 1e7) + "e-7");
         }
       }
 }
