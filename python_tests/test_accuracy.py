@@ -36,7 +36,7 @@ from benchmarks.accuracy import (
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.experiments import EXPERIMENTS, Entry, Experiment, quick
 from benchmarks.accuracy.loop import Problem
-from benchmarks.accuracy.records import Records, Trial
+from benchmarks.accuracy.records import REVISION, Records, Trial
 
 needs_deepctr = pytest.mark.skipif(
     importlib.util.find_spec("deepctr_torch") is None, reason="needs deepctr-torch (extra: bench)"
@@ -427,12 +427,62 @@ def test_a_result_is_not_replaced_by_less(
     before = path.read_bytes()
     capsys.readouterr()
     assert main([*command, "--assemble", "--work", str(tmp_path / "less")]) == 1
+    # Of another revision, so that it stands in for no record.
+    older = before.replace(f'"revision": {REVISION}'.encode(), b'"revision": 0')
+    assert older != before
+    path.write_bytes(older)
     for record in list((tmp_path / "work" / "trials").iterdir())[1:]:
         record.unlink()
     assert main([*command, "--assemble"]) == 1 and "not written" in capsys.readouterr().out
-    assert path.read_bytes() == before
+    assert path.read_bytes() == older
     assert main([*command, "--assemble", "--out", str(path.parent)]) == 1
-    assert path.read_bytes() != before
+    assert path.read_bytes() != older
+
+
+def test_a_run_goes_on_from_a_kept_result(tmp_path: Path) -> None:
+    def go(work: str, *labels: str, before: dict | None = None) -> tuple[dict, list[str]]:
+        lines: list[str] = []
+        known, seeds = kept.records_of(before), EXPERIMENT.seeds
+        runner.run(EXPERIMENT, None, tmp_path / work, seeds, labels, say=lines.append, kept=known)
+        rows = runner.rows(EXPERIMENT, Records(tmp_path / work, known), seeds, PLANTED)
+        return kept.document("made", EXPERIMENT, rows, False, PLANTED, before), lines
+
+    def figures(result: dict) -> list[object]:
+        without = {"written", "seconds", "load_average", "environment", "environments"}
+        return [
+            {k: v for k, v in row.items() if k not in without}
+            | {"seeds": [{k: v for k, v in seed.items() if k not in without} for seed in row["seeds"]]}
+            for row in result["rows"]
+        ]
+
+    part, lines = go("first", "SIGN")
+    assert len(lines) == 3 and part["missing"] == ["rule: seeds 0, 1"]
+    part = json.loads(json.dumps(part))
+    assert kept.trials(part) == 3 and kept.there("made", False, tmp_path) is None
+    whole, lines = go("second", before=part)
+    assert len(lines) == 2 and not whole["missing"], "only the rule was left to run"
+    assert kept.trials(whole) == 5 and figures(whole)[0] == figures(part)[0]
+    assert figures(go("third")[0]) == figures(whole), "as if it had been run at once"
+
+    # An older result says of no trial where it ran, and keeps what it says of all.
+    older = json.loads(json.dumps(part))
+    for one in (one for row in older["rows"] for one in (*row["points"], *row["seeds"])):
+        one["environment"] = None
+    older["environments"][0]["git"]["commit"] = "of old"
+    mixed = go("second", before=older)[0]
+    assert [e["trials"] for e in mixed["environments"]] == [3, 2]
+    assert mixed["environments"][0] == older["environments"][0]
+    again, lines = go("fourth", before=json.loads(json.dumps(mixed)))
+    assert not lines and again["environments"] == mixed["environments"]
+
+    # The point that is chosen now has not met the test samples; trained again it is no longer the best.
+    [trained, alone] = part["rows"][0]["points"]
+    other = next(p for p in (trained, alone) if p["options"] != part["rows"][0]["chosen"])
+    other["valid"]["auc"] = 1.0
+    result, lines = go("fifth", "SIGN", before=part)
+    assert len(lines) == 1 and figures(result)[0]["chosen"] == figures(whole)[0]["chosen"]
+    for change in ({"revision": 0}, {"fingerprint": [0]}):
+        assert len(go(f"sixth{change}", "SIGN", before={**part, **change})[1]) == 3
 
 
 def test_rows_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

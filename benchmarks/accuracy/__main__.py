@@ -1,4 +1,4 @@
-"""Runs experiments and keeps their results; what was interrupted goes on.
+"""Runs experiments and keeps their results; what was interrupted goes on, from records or from a kept result.
 
 python -m benchmarks.accuracy table2-frappe --data ../shared/data
 """
@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         experiment = quick(EXPERIMENTS[name]) if options.quick else EXPERIMENTS[name]
         seeds = options.seeds or experiment.seeds
+        before = kept.there(name, options.quick, out)
+        known = kept.records_of(before)
         if not options.assemble:
             runner.run(
                 experiment,
@@ -68,18 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options.rows,
                 options.hours,
                 lambda text: print(text, flush=True),
+                known,
             )
-        data = datasets.load(experiment.data, options.data, options.work)
+        fingerprint = datasets.fingerprint(datasets.load(experiment.data, options.data, options.work))
         every = sorted({*experiment.seeds, *seeds})
-        found = runner.rows(experiment, Records(options.work), every, datasets.fingerprint(data))
-        result = kept.document(name, experiment, found, options.quick)
+        found = runner.rows(experiment, Records(options.work, known), every, fingerprint)
+        result = kept.document(name, experiment, found, options.quick, fingerprint, before)
         complete &= not result["missing"]
         if not result["environments"]:
             print(f"{name}: no trial is done")
             continue
-        if options.out is None and (there := kept.trials_there(name, options.quick, out)) > kept.trials(
-            result
-        ):
+        there = 0 if before is None else kept.trials(before)
+        if options.out is None and there > kept.trials(result):
             print(f"{name}: not written; the kept result has {there} trials, this {kept.trials(result)}")
             complete = False
             continue

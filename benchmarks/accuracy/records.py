@@ -1,4 +1,7 @@
-"""Finished trials, one JSON file each in the work directory: a run that was interrupted goes on from them."""
+"""Finished trials: a run that was interrupted goes on from them.
+
+Each is a JSON file in the work directory; those that a kept result tells of stand in for files that are gone.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +39,17 @@ class Trial(NamedTuple):
 
 
 class Records:
-    """The records in a work directory."""
+    """The records in a work directory, and below them those of a kept result, by their trials' keys."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, kept: Mapping[str, Record] | None = None) -> None:
         self.directory = work / "trials"
+        self.kept = kept or {}
 
     def find(self, trial: Trial) -> Record | None:
         """The record of a trial, if it is done."""
         path = self._path(trial)
         if not path.exists():
-            return None
+            return self.kept.get(trial.key())
         record: Record = json.loads(path.read_text(encoding="utf-8"))
         return record
 

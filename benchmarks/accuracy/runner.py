@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ class Row(NamedTuple):
     chosen: dict[str, Any] | None
     """None while a point is missing"""
     seeds: dict[int, Record | None]
+    fixed: dict[str, Any]
+    """the options that no point of the grid changes, with those that the code decides"""
 
 
 def rows(
@@ -45,12 +47,13 @@ def run(
     only: Sequence[str] = (),
     hours: float = math.inf,
     say: Say = lambda text: None,
+    kept: Mapping[str, Record] | None = None,
 ) -> bool:
     """Run what is missing, of the entries whose label is in `only` (none: all); whether nothing is missing.
 
-    No trial begins after `hours`.
+    No trial begins after `hours`, nor one whose record is among those of a kept result.
     """
-    records, ends = Records(work), time.monotonic() + 3600 * hours
+    records, ends = Records(work, kept), time.monotonic() + 3600 * hours
     problems = _Problems(datasets.load(experiment.data, data, work))
     fingerprint = datasets.fingerprint(problems.data)
     while (found := next(missing(experiment, records, seeds, fingerprint, only), None)) is not None:
@@ -115,11 +118,16 @@ def _row(
     def find(options: dict[str, Any], seed: int) -> Record | None:
         return records.find(Trial(experiment.data, entry.model, options, seed, fingerprint))
 
+    def tested(record: Record | None) -> Record | None:
+        """Of the points that were not chosen, a kept result has no test samples."""
+        return None if record is None or "test" not in record else record
+
     tried = [_options(experiment, entry, point) for point in entry.points()]
     points = [(options, find(options, experiment.tuning_seed)) for options in tried]
     chosen = _best(points, experiment.monitor)
-    found = {seed: None if chosen is None else find(chosen, seed) for seed in seeds}
-    return Row(entry, points, chosen, found)
+    found = {seed: None if chosen is None else tested(find(chosen, seed)) for seed in seeds}
+    fixed = {name: value for name, value in tried[0].items() if name not in entry.grid}
+    return Row(entry, points, chosen, found, fixed)
 
 
 def _options(experiment: Experiment, entry: Entry, point: dict[str, Any]) -> dict[str, Any]:
