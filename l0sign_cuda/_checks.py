@@ -48,13 +48,27 @@ def not_negative(**sizes: int) -> tuple[int, ...]:
 def probability(**values: float) -> float:
     """The one value as a float; ValueError unless it is at least 0 and less than 1."""
     ((name, value),) = values.items()
-    try:
-        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = _number(value)
     if not 0 <= number < 1:
         raise ValueError(f"{name}: expected a number of at least 0 and less than 1, got {value!r}")
     return number
+
+
+def deviation(**values: float) -> float:
+    """The one value as a float; ValueError unless it is finite and at least 0."""
+    ((name, value),) = values.items()
+    number = _number(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
+    return number
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number."""
+    try:
+        return math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _integer(name: str, size: Any, least: int) -> int:

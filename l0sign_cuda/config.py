@@ -62,6 +62,9 @@ class TrainConfig:
     dropout: float = _of_model(
         "dropout", "probability of zeroing a component of a node embedding in training", least=0, below=1
     )
+    init_std: float = _of_model(
+        "init_std", "standard deviation of the node embeddings' first values", least=0
+    )
 
     loss: Literal["bce", "mse", "cross_entropy"] = _option(
         "bce", "bce for labels 0 and 1, mse for values, cross_entropy for classes 0..K-1"

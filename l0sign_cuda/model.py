@@ -54,6 +54,8 @@ class L0SIGN(nn.Module):
         dropout: in training mode, the probability with which each component of a node's embedding is zeroed
             (others are scaled by 1 / (1 - dropout)), by torch's default generator. Edge embeddings stay as
             they are. The looked-up rows are then made as tensors.
+        init_std: standard deviation of the node embeddings' first values, normal around 0. Torch's usual 1
+            costs accuracy where an id is seldom met (docs/results.md).
         l2_penalty: False leaves that field None and saves its work, about d * H multiplications a pair.
         backend: None, "auto", "fused" or "reference"; see :mod:`l0sign_cuda.functional`.
         sparse: the embeddings' gradients are sparse tensors of the rows that the batch touches, each row once
@@ -81,6 +83,7 @@ class L0SIGN(nn.Module):
         head_bias: bool = True,
         *,
         dropout: float = 0.0,
+        init_std: float = 0.1,
         l2_penalty: bool = True,
         backend: str | None = None,
         sparse: bool = False,
@@ -99,6 +102,7 @@ class L0SIGN(nn.Module):
         )
         temperature, gamma, zeta = _checks.gate_options(temperature, limits)
         dropout = _checks.probability(dropout=dropout)
+        init_std = _checks.deviation(init_std=init_std)
         self.hyperparameters = {
             "num_embeddings": num_embeddings,
             "embedding_dim": embedding_dim,
@@ -113,6 +117,7 @@ class L0SIGN(nn.Module):
             "gated": gated,
             "head_bias": head_bias,
             "dropout": dropout,
+            "init_std": init_std,
             "l2_penalty": l2_penalty,
         }
         self.iterations = iterations
@@ -136,8 +141,8 @@ class L0SIGN(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Node embeddings N(0, 0.1), edge embeddings N(0.2, 0.01) so that gates start open."""
-        nn.init.normal_(self.node_embedding.weight, 0.0, 0.1)
+        """Node embeddings N(0, init_std), edge embeddings N(0.2, 0.01) so that gates start open."""
+        nn.init.normal_(self.node_embedding.weight, 0.0, self.hyperparameters["init_std"])
         if self.edge_embedding is not None:
             nn.init.normal_(self.edge_embedding.weight, 0.2, 0.01)
         self.interaction.reset_parameters()

@@ -305,7 +305,7 @@ def test_sign_runs_on_predicted_and_reversed_edges(tmp_path: Path) -> None:
 
 def test_copies_of_a_graph_are_found() -> None:
     data = GraphDataset([1, 2, 1, 2, 2, 1, 1, 2], [0, 2, 4, 6, 8], labels=[1, 1, 1, 0])
-    assert datasets.first_copies(data).tolist() == [0, 2, 3]
+    assert datasets.first_copies(data).tolist() == [0, 2], "whatever their labels"
     part = datasets.subset(data, np.array([2, 3]))
     assert part.ids.tolist() == [2, 1, 1, 2] and part.labels.tolist() == [1, 0] and part.num_features == 3
 

@@ -219,6 +219,17 @@ def test_dropout_is_of_node_embeddings_in_training(iterations, backend, device):
     assert L0SIGN(**model.hyperparameters).dropout == 0.4
 
 
+def test_node_embeddings_start_as_wide_as_init_std_says():
+    torch.manual_seed(0)
+    usual, wide = make_model(None), make_model(None, init_std=1.0)
+    for model, std in ((usual, 0.1), (wide, 1.0)):
+        assert model.node_embedding.weight.std().item() == pytest.approx(std, rel=0.2)
+    assert L0SIGN(**wide.hyperparameters).hyperparameters["init_std"] == 1.0
+    for value in (-0.1, float("inf"), float("nan"), "1", None, True):
+        with pytest.raises(ValueError, match="init_std: expected a finite number of at least 0"):
+            make_model(None, init_std=value)
+
+
 @pytest.mark.parametrize("dropout", [1.0, -0.1, "0.5", None, True, float("nan")])
 def test_dropout_is_a_probability_below_one(dropout):
     with pytest.raises(ValueError, match="dropout: expected a number of at least 0 and less than 1"):

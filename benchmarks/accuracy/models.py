@@ -34,7 +34,7 @@ _OF_GATES = (
     "l0_weight", "l0_reduction", "l0_warmup_epochs",
 )  # fmt: skip
 # Options that came after the first trials: unless they are set, a trial is the same without them.
-_LATER = ("dropout", "ema")
+_LATER = {"dropout": 0.0, "ema": 0.0, "init_std": 0.1}
 # What trials call otherwise than the library.
 _NAMES = {"edge_lr": "edge_lr_factor", "ema": "ema_decay"}
 _NO_MATTER = ("seed", "device", "num_threads", "checkpoint_steps", "on_collapse")
@@ -50,7 +50,7 @@ def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         own = {key: value for key, value in options.items() if key == "stages"}
         config = _config({k: v for k, v in options.items() if k not in own}).to_dict()
         config |= {name: config.pop(librarys) for name, librarys in _NAMES.items()}
-        unset = [name for name in _LATER if not config[name]]
+        unset = [name for name, default in _LATER.items() if config[name] == default]
         unused = {*_NO_MATTER, *unset, *(() if config["gated"] else _OF_GATES)}
         return own | {key: value for key, value in config.items() if key not in unused}
     fixed: dict[str, Any] = {}
