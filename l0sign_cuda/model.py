@@ -122,6 +122,7 @@ class L0SIGN(nn.Module):
         }
         self.iterations = iterations
         self.dropout = dropout
+        self.init_std = init_std
         self.sparse = bool(sparse)
         self.interaction = L0SIGNLayer(
             embedding_dim,
@@ -142,7 +143,7 @@ class L0SIGN(nn.Module):
 
     def reset_parameters(self) -> None:
         """Node embeddings N(0, init_std), edge embeddings N(0.2, 0.01) so that gates start open."""
-        nn.init.normal_(self.node_embedding.weight, 0.0, self.hyperparameters["init_std"])
+        nn.init.normal_(self.node_embedding.weight, 0.0, self.init_std)
         if self.edge_embedding is not None:
             nn.init.normal_(self.edge_embedding.weight, 0.2, 0.01)
         self.interaction.reset_parameters()

@@ -416,13 +416,10 @@ def test_seeds_share_their_test_samples() -> None:
     assert all((a == b).all() for a, b in zip(parts[0], DATA.split(seed=0), strict=True))
 
 
-def test_a_result_is_not_replaced_by_less(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("benchmarks.accuracy.__main__.RESULTS", tmp_path)
+def test_a_result_is_not_replaced_by_less(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["recipe-planted", "--quick", "--work", str(tmp_path / "work"), "--seeds", "0"]
     assert main(command) == 1, "the second seed is missing"
-    path = tmp_path / "accuracy" / "recipe-planted-quick.json"
+    path = tmp_path / "work" / "quick" / "recipe-planted-quick.json"
     assert results.read(path)["missing"] and results.read(path)["seeds"] == [0, 1]
     before = path.read_bytes()
     capsys.readouterr()
@@ -483,6 +480,54 @@ def test_a_run_goes_on_from_a_kept_result(tmp_path: Path) -> None:
     assert len(lines) == 1 and figures(result)[0]["chosen"] == figures(whole)[0]["chosen"]
     for change in ({"revision": 0}, {"fingerprint": [0]}):
         assert len(go(f"sixth{change}", "SIGN", before={**part, **change})[1]) == 3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--threads", "0"], "--threads: expected at least 1, got 0"),
+        (["--seeds", "0", "-1"], "--seeds: expected numbers of at least 0, got -1"),
+        (["--data", "nowhere"], "frappe: no frappe/frappe.csv.xz in the directory that --data names"),
+        ([], "frappe: expected --data, a directory with frappe/frappe.csv.xz"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fig4-frappe", "--work", str(tmp_path), *options])
+    assert ended.value.code == 2 and capsys.readouterr().err.endswith(f"error: {message}\n")
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    trial = Trial("planted", "sign", {}, 0)
+    Records(tmp_path).keep(trial, {"valid": {}})
+    path = tmp_path / "trials" / f"{trial.key()}.json"
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(ValueError, match=f"{trial.key()}.json: not a finished trial"):
+        Records(tmp_path).find(trial)
+
+
+def test_a_table_says_where_a_choice_or_a_training_ended() -> None:
+    seed = {"seed": 0, "stopped": "epochs", "epochs": 40, "best_epoch": 38}
+    row = {"label": "FM", "grid": {"lr": [1, 2, 3], "weight_decay": [1, 2, 3]}, "seeds": [seed]}
+    row |= {"chosen": {"lr": 2, "weight_decay": 3}, "mean": {}, "deviation": {}, "n": 0, "parameters": None}
+    result = {"data": "", "protocol": "", "columns": ["auc"], "common": {"patience": 5}, "missing": []}
+    lines = list(tables.tables({**result, "rows": [row]}))
+    assert lines[-3].endswith("beyond which there may be better: FM (weight_decay 3).")
+    assert lines[-1] == "Still getting better when the epochs ended: FM (seed 0)."
+    early = {**row, "chosen": {"lr": 2, "weight_decay": 2}, "seeds": [{**seed, "best_epoch": 35}]}
+    assert list(tables.tables({**result, "rows": [early]}))[-1].startswith("| FM |")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_kept_results_are_of_the_experiments_as_they_are(name: str) -> None:
+    there = kept.there(name, False, results.RESULTS / "accuracy")
+    if there is None:
+        pytest.skip("not run")
+    experiment = EXPERIMENTS[name]
+    assert there["protocol"] == experiment.protocol
+    assert [row["label"] for row in there["rows"]] == [entry.label for entry in experiment.entries]
 
 
 def test_rows_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

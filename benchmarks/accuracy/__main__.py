@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--out",
         type=Path,
-        help="results; default: benchmarks/results/accuracy, where no result is replaced by less",
+        help="results; default: benchmarks/results/accuracy, of --quick WORK/quick, where no result is "
+        "replaced by less",
     )
     add("--seeds", type=int, nargs="+", help="default: those of the experiment")
     add("--rows", nargs="+", default=(), metavar="LABEL", help="run only these rows")
@@ -48,8 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--quick", action="store_true", help="made data, two epochs: whether it works")
     add("--assemble", action="store_true", help="run nothing; write the results of what is there")
     options = parser.parse_args(argv)
+    if options.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {options.threads}")
+    if wrong := [seed for seed in options.seeds or () if seed < 0]:
+        parser.error(f"--seeds: expected numbers of at least 0, got {wrong[0]}")
     torch.set_num_threads(options.threads)
-    out = options.out or RESULTS / "accuracy"
+    try:
+        return _run(parser, options)
+    except (FileNotFoundError, ValueError) as error:  # data or a record that is not there, or damaged
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    out = options.out or (options.work / "quick" if options.quick else RESULTS / "accuracy")
     names = list(EXPERIMENTS) if "all" in options.experiment else options.experiment
     for name in names:
         labels = [entry.label for entry in EXPERIMENTS[name].entries]
@@ -82,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         there = 0 if before is None else kept.trials(before)
         if options.out is None and there > kept.trials(result):
-            print(f"{name}: not written; the kept result has {there} trials, this {kept.trials(result)}")
+            print(
+                f"{name}: not written; the kept result has {there} trials, this {kept.trials(result)} "
+                "(--out writes elsewhere)"
+            )
             complete = False
             continue
         written, _ = kept.write(result, out)

@@ -368,8 +368,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         curves=True,
         protocol=_SPLIT
         + "In the main as the authors train: Adagrad, learning rate 0.05, squared error, gates with "
-        "logarithms to base 2 (which is the natural logarithm with a temperature of 2/3 ln 2, and a last layer "
-        "scaled by ln 2). Node embeddings start from N(0, 0.1), this library's default, or, as in the "
+        "logarithms to base 2 (which is the natural logarithm with a temperature of 2/3 ln 2, and a last "
+        "layer scaled by ln 2). Node embeddings start from N(0, 0.1), this library's default, or, as in the "
         "authors' code, from torch's, N(0, 1). What differs from that code: the weight of the L0 penalty, "
         "0.005 for the mean over pairs, is ours; there is one output for the label where it has one for each "
         "class; nodes take the mean over all nodes, not over those with an open edge; no L2 penalty, no "

@@ -50,7 +50,10 @@ class Records:
         path = self._path(trial)
         if not path.exists():
             return self.kept.get(trial.key())
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record: Record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not a finished trial ({error}); remove it to train again") from None
         return record
 
     def keep(self, trial: Trial, record: Record) -> None:

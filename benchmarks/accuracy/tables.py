@@ -53,8 +53,36 @@ def tables(result: Mapping[str, Any]) -> Iterable[str]:
             *[", ".join(f"{name} {value:g}" for name, value in (row["chosen"] or {}).items()) or "–"] * tuned,
         )
     yield from _curves(result["rows"])
+    if at_edge := [found for row in result["rows"] if (found := _at_edge(row))]:
+        yield from (
+            "",
+            f"Chosen at an edge of the grid, beyond which there may be better: {'; '.join(at_edge)}.",
+        )
+    if cut := [found for row in result["rows"] if (found := _cut(row, result["common"]))]:
+        yield from ("", f"Still getting better when the epochs ended: {'; '.join(cut)}.")
     if result["missing"]:
         yield from ("", f"Missing: {'; '.join(result['missing'])}.")
+
+
+def _at_edge(row: Mapping[str, Any]) -> str:
+    """The row's options that are the least or the most of their grid; empty without any."""
+    ends = {name: (min(values), max(values)) for name, values in row["grid"].items() if len(values) > 1}
+    chosen = row["chosen"] or {}
+    found = [
+        f"{name} {chosen[name]:g}" for name, both in ends.items() if name in chosen and chosen[name] in both
+    ]
+    return f"{row['label']} ({', '.join(found)})" if found else ""
+
+
+def _cut(row: Mapping[str, Any], common: Mapping[str, Any]) -> str:
+    """The row's seeds that were trained for as long as they might be, with the best epoch among the last."""
+    patience = common.get("patience") or 0
+    late = [
+        s["seed"]
+        for s in row["seeds"]
+        if s["stopped"] == "epochs" and s["epochs"] - s["best_epoch"] < patience
+    ]
+    return f"{row['label']} (seed{'s' * (len(late) > 1)} {', '.join(map(str, late))})" if late else ""
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
