@@ -528,6 +528,8 @@ def test_kept_results_are_of_the_experiments_as_they_are(name: str) -> None:
     experiment = EXPERIMENTS[name]
     assert there["protocol"] == experiment.protocol
     assert [row["label"] for row in there["rows"]] == [entry.label for entry in experiment.entries]
+    shown = (results.RESULTS / "accuracy" / f"{name}.md").read_text(encoding="utf-8")
+    assert shown == results.table(there)
 
 
 def test_rows_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,8 @@ _TABLE3_PROTOCOL = (
     "= 2) and GIN are two layers of torch_geometric (8 to 32 to 8) with relu between, SIGN one layer; "
     "then the mean over the nodes and a linear head. Without L0 the edges join neighbours in the order of "
     "the file (SIGN: and each node with itself), or all pairs. With L0 in front they are predicted by "
-    "l0sign_cuda.integrations.pyg. "
+    "l0sign_cuda.integrations.pyg, from embeddings of their own, which double the parameters. SIGN on all "
+    "pairs, with L0 and without, is the library's own model. "
 )
 
 _FIG5 = {**_TRAINING, "lr": 0.01, "weight_decay": 1e-5}
