@@ -250,33 +250,6 @@ def test_graph_networks_train(name: str, edges: str, tmp_path: Path) -> None:
     assert ("edges_kept" in trained.test) == (edges == "predicted")
 
 
-def test_only_epochs_with_few_edges_count(tmp_path: Path) -> None:
-    options = {
-        **TRAINING,
-        "edges": "predicted",
-        "l0_weight": 1.0,
-        "edge_lr": 1.0,
-        "lr": 0.05,
-        "epochs": 12,
-        "max_edges": 0.5,
-    }
-    trained = models.train("sign-conv", "made", problem(ragged()), options, 0, tmp_path / "cache")
-    shares = [row["edges_kept"] for row in trained.history]
-    assert shares[0] > 0.5 and shares[trained.best_epoch - 1] <= 0.5
-    assert trained.valid["edges_kept"] <= 0.5
-    never = models.train(
-        "sign-conv", "made", problem(ragged()), {**options, "max_edges": -1.0}, 0, tmp_path / "cache"
-    )
-    assert never.best_epoch == len(never.history) == 12
-
-
-def test_a_point_with_too_many_edges_is_not_chosen() -> None:
-    few = {"valid": {"auc": 0.6, "edges_kept": 0.4}}
-    many = {"valid": {"auc": 0.9, "edges_kept": 0.6}}
-    points = [({"l0_weight": 0.1, "max_edges": 0.5}, few), ({"l0_weight": 0.01, "max_edges": 0.5}, many)]
-    assert runner._best(points, "auc") == points[0][0]
-
-
 def test_sign_on_all_pairs_is_sign() -> None:
     model = graphs.make("sign-conv", DATA, TRAINING, np.ones((len(DATA), 10), np.bool_))
     same = l0sign_cuda.L0SIGN(DATA.num_features, 4, gated=False)

@@ -56,8 +56,7 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
     """Adam on the cross entropy; the model then has the weights of the best epoch by the metric `monitor`.
 
     Samples come in the order in which `l0sign_cuda.fit` takes them. As there, the network that the gates come
-    from has no weight decay, and `edge_lr` times the learning rate; with `ema` the average counts, and with
-    `max_edges` only epochs with no larger share of open edges, or the last one where there is none.
+    from has no weight decay, and `edge_lr` times the learning rate; with `ema` the average counts.
     """
     data, monitor = problem.data, options.get("monitor", "auc")
     assert data.labels is not None
@@ -92,8 +91,6 @@ def train(model: nn.Module, problem: Problem, options: Mapping[str, Any], seed: 
         seconds = time.perf_counter() - began
         found = measure(judged, data, problem.valid, options["batch_size"])
         history.append({"epoch": epoch + 1, "loss": total / len(order), **found, "seconds": seconds})
-        if too_many_edges(found, options) and epoch + 1 < options["epochs"]:
-            continue
         if math.isnan(best) or metrics.is_better(monitor, found[monitor], best):
             best, best_epoch, weights = found[monitor], epoch + 1, copy.deepcopy(judged.state_dict())
         elif epoch + 1 - best_epoch >= options["patience"]:
@@ -124,12 +121,6 @@ def measure(model: nn.Module, data: GraphDataset, indices: Ints, batch_size: int
     if pairs:
         found["edges_kept"] = sum(outcome.open_edges for outcome in outcomes) / pairs
     return found
-
-
-def too_many_edges(found: Mapping[str, float], options: Mapping[str, Any]) -> bool:
-    """Whether metrics are those of more open edges than the option `max_edges` lets count."""
-    too_many: bool = found.get("edges_kept", 0.0) > options.get("max_edges", 1.0)
-    return too_many
 
 
 def count_parameters(model: nn.Module) -> int:

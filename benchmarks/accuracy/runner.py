@@ -14,7 +14,7 @@ from l0sign_cuda.metrics import SMALLER_IS_BETTER
 from .. import environment
 from . import datasets, models
 from .experiments import Entry, Experiment
-from .loop import Problem, too_many_edges
+from .loop import Problem
 from .records import Record, Records, Trial
 
 Say = Callable[[str], None]
@@ -141,10 +141,10 @@ def _best(points: list[tuple[dict[str, Any], Record | None]], monitor: str) -> d
     sign = -1 if monitor in SMALLER_IS_BETTER else 1
 
     def worth(point: tuple[dict[str, Any], Record | None]) -> float:
-        options, record = point
+        _, record = point
         assert record is not None
         value = sign * record["valid"][monitor]
-        return -math.inf if math.isnan(value) or too_many_edges(record["valid"], options) else value
+        return -math.inf if math.isnan(value) else value
 
     return None if any(record is None for _, record in points) else max(points, key=worth)[0]
 
