@@ -336,8 +336,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             columns=("auc", "accuracy"),
             curves=True,
             protocol=_SPLIT
-            + f"L0-SIGN with a learning rate of {lr:g} and a weight decay of {weight_decay:g}, for 20 epochs. The "
-            "table is of the epoch with the best validation AUC.",
+            + f"L0-SIGN with a learning rate of {lr:g} and a weight decay of {weight_decay:g}, for 20 "
+            "epochs. The table is of the epoch with the best validation AUC.",
         )
         for data, title, lr, weight_decay in (
             ("movielens-tag", "MovieLens tags", 0.03, 1e-5),
