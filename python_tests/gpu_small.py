@@ -46,7 +46,7 @@ def main(device: str = "cuda") -> None:
 
 
 def run_layers(widths: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
-    """The operators on nodes; those with an L2 penalty take the general backward."""
+    """The operators on nodes; an L2 penalty has backward kernels of its own."""
     d, hidden, b, edge_hidden = widths
     case = cases.make(SIZES, d=d, hidden=hidden, b=b, edge_hidden=edge_hidden)
     for call in (cases.l0_sign, cases.complete_sign):

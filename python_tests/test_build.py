@@ -393,7 +393,7 @@ class TestCuda:
 
 
 class TestCudaResources:
-    NAME = "tile_backward<TileShape<1, 1, 2, 4, 3>, tf32x3, true>"
+    NAME = "tile_backward<TileShape<1, 1, 2, 4, 3>, tf32x3, true, true>"
     REPORT = """
 ptxas info    : Compiling entry function '_Zone' for 'sm_90'
 ptxas info    : Function properties for _Zone

@@ -43,9 +43,10 @@ def layer(case, **options):
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize("aggr", cases.AGGREGATIONS)
 @pytest.mark.parametrize("seed", [None, 7])
-def test_widths(widths, aggr, seed, gpu):
+@pytest.mark.parametrize("l2_penalty", [False, True])
+def test_widths(widths, aggr, seed, l2_penalty, gpu):
     case = cases.make(RAGGED, aggr=aggr, seed=seed, **WIDTHS[widths])
-    cases.assert_fused_as_good(case, cases.l0_sign, device=gpu, l2_penalty=False)
+    cases.assert_fused_as_good(case, cases.l0_sign, device=gpu, l2_penalty=l2_penalty)
 
 
 def test_rows_of_no_graph_are_refused(gpu):
@@ -55,9 +56,10 @@ def test_rows_of_no_graph_are_refused(gpu):
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
-def test_ungated(widths, gpu):
+@pytest.mark.parametrize("l2_penalty", [False, True])
+def test_ungated(widths, l2_penalty, gpu):
     case = cases.make(RAGGED, **WIDTHS[widths])
-    cases.assert_fused_as_good(case, cases.complete_sign, device=gpu, l2_penalty=False)
+    cases.assert_fused_as_good(case, cases.complete_sign, device=gpu, l2_penalty=l2_penalty)
 
 
 @pytest.mark.parametrize("size", [1, 8, 9, 16, 17, 32, 300])

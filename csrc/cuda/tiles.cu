@@ -200,8 +200,7 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
 
 bool tiles_take(const CompleteGraph<float>& p, bool backward) {
   if (!p.nodes || p.gates || (p.pools && p.half != HalfType::none)) return false;
-  if (backward && (!(p.pools ? p.grad_pooled : p.grad_out) || p.grad_l2 || p.grad_gates || p.grad_logits))
-    return false;
+  if (backward && (!(p.pools ? p.grad_pooled : p.grad_out) || p.grad_gates || p.grad_logits)) return false;
   bool fits = false;
   with_shape(p, [&](auto shape) {
     const auto bytes = tile_starters<decltype(shape)>().shared_bytes;

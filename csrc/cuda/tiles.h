@@ -230,6 +230,11 @@ class Tiles {
   static constexpr int kOwnSlot = 16, kZeroSlot = kSlots - 1;
   static constexpr int kColumnShift = Backward ? 8 : 4;  // log2 of a large piece's columns
 
+  // Fragments of 16 components of W2 as RowWeights.
+  static __host__ __device__ __forceinline__ int out_fragments(int64_t d) {
+    return kMI <= 2 ? 1 : static_cast<int>((d + kUnits - 1) / kUnits);
+  }
+
   // Calls run(first fragment) for each pass over the hidden units.
   template <class Run>
   static __device__ __forceinline__ void for_passes(int units, Run run) {
@@ -298,6 +303,57 @@ class Tiles {
     const int r = at >> kColumnShift, c = at & ((1 << kColumnShift) - 1);
     if (r >= piece.rows || c >= piece.columns) return slot_pair(kZeroSlot, kZeroSlot);
     return Backward ? slot_pair(kOwnSlot, c % kStepPairs) : slot_pair(r, 16 + c);
+  }
+
+  // to [16 rows, 8 components] += x W2^T, for the units of one operand.
+  static __device__ __forceinline__ void through_out_weights(const Left<P>& x, int step,
+                                                             const RowWeights& out_weights, int d,
+                                                             FragmentC (&to)[kMI]) {
+#pragma unroll
+    for (int n = 0; n < kMI; n += 2) {
+      if (kMI > 2 && n * kComponents >= d) break;
+      Right<P> w[2];
+      out_weights.rows(n / 2, step, w);
+      multiply_add(to[n], x, w[0]);
+      if (n + 1 < kMI) multiply_add(to[n + 1 < kMI ? n + 1 : 0], x, w[1]);
+    }
+  }
+
+  // The messages z [16 pairs, 8 components] of the pairs of rows x and y: two of
+  // this lane's group. Here hidden is [16 pairs, units], the left operand of
+  // z = relu(hidden) W2^T + b2. bias_columns, out_bias: in shared memory.
+  static __device__ __forceinline__ void messages_of(const float* const (&x)[2], const float* const (&y)[2],
+                                                     const Weights& weights, const float* bias_columns,
+                                                     const RowWeights& out_weights, const float* out_bias,
+                                                     int units, int steps, int d, const LanePlace& place,
+                                                     FragmentC (&z)[kMI]) {
+#pragma unroll
+    for (int n = 0; n < kMI; ++n) {
+      const Two bias = two_at(out_bias + n * kComponents + place.in_group * 2);
+      z[n] = {{bias.x[0], bias.x[1], bias.x[0], bias.x[1]}};
+    }
+#pragma unroll 1
+    for (int m = 0; m < units; ++m) {
+      FragmentC c[2] = {columns_at(bias_columns, m * 2, place), columns_at(bias_columns, m * 2 + 1, place)};
+#pragma unroll(kMI <= 2 ? 2 : 1)
+      for (int k = 0; k < steps; ++k) {
+        const Left<P> pairs(product<kMI>(x[0], y[0], k, place.in_group),
+                            product<kMI>(x[1], y[1], k, place.in_group));
+        const Left<P> w = weights.get(m, k);
+        multiply_add(c[0], pairs, w.rows(0));
+        multiply_add(c[1], pairs, w.rows(1));
+      }
+      Left<P> on[2 / parts_of(P)];
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          on[t / parts_of(P)].set(half, t % parts_of(P), positive(c[t].x[half * 2]),
+                                  positive(c[t].x[half * 2 + 1]));
+#pragma unroll
+      for (int o = 0; o < 2 / parts_of(P); ++o)
+        through_out_weights(on[o], m * 2 / parts_of(P) + o, out_weights, d, z);
+    }
   }
 
   // How many pairs a piece has, some of which may not exist.

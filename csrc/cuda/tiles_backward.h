@@ -123,11 +123,11 @@ class TileGradRows {
 };
 
 // What lies where in a block's shared memory, in words.
-template <class Shape, Precision P>
+template <class Shape, Precision P, bool L2>
 struct BackwardShared {
   using T = Tiles<Shape, P, true>;
-  int units, steps;
-  int out, bias, back, edge, edge_back, warps, warp_words, end;
+  int units, steps, row_fragments, row_steps;
+  int out, bias, rows, out_bias, back, edge, edge_back, warps, warp_words, end;
   static constexpr int kEdgeCache = T::kSlots * RowCache<T::kEI>::kStride;
   static constexpr int kMessageCache = T::kSlots * RowCache<T::kMI>::kStride;
   // Nodes and their gradients, or edge nodes.
@@ -136,7 +136,10 @@ struct BackwardShared {
   static constexpr int kPairRows =
       (sizeof(TileMemory) + sizeof(TileGradients)) / 4 + (kCacheWords + 3) / 4 * 4;
   static constexpr int kPairSums = kPairRows + (kPairwise<Shape> ? PairRows::kWords : 0);
-  static constexpr int kWarpWords = kPairSums + (kPairwise<Shape> ? PairSums<P>::kWords : 0);
+  static constexpr int kReceived = kPairSums + (kPairwise<Shape> ? PairSums<P>::kWords : 0);
+  static constexpr int kWarpWords = kReceived + (L2 ? kStepPairs * RowCache<T::kMI>::kStride : 0);
+  // The bias of hidden^T, for small graphs and for z.
+  static constexpr bool kBiasColumns = kPairwise<Shape> || L2;
   // Operands of W1^T, for small graphs.
   static constexpr int kBackSteps = kUnitEights / parts_of(P);
   static constexpr int kBackWords = kPairwise<Shape> ? T::Weights::shared_words(1, kBackSteps) : 0;
@@ -145,9 +148,13 @@ struct BackwardShared {
   __host__ __device__ __forceinline__ BackwardShared(const CompleteGraph<float>& p, int sums)
       : units(Shape::units(p.message.hidden)),
         steps(T::template steps<T::kMI>(p.message.in)),
+        row_fragments(T::out_fragments(p.message.in)),
+        row_steps(units * 2 / parts_of(P)),
         out(T::Weights::shared_words(units, steps)),
         bias(2 * out),
-        back(bias + (kRowWords + (kPairwise<Shape> ? kColumnWords : 0)) * units * kUnits),
+        rows(bias + (kRowWords + (kBiasColumns ? kColumnWords : 0)) * units * kUnits),
+        out_bias(rows + (L2 ? T::RowWeights::shared_words(row_fragments, row_steps) : 0)),
+        back(out_bias + (L2 ? T::kMI * kComponents : 0)),
         edge(back + kBackWords),
         edge_back(edge + T::Edge::shared_words(p.edge)),
         warps(edge_back + kBackWords),
@@ -156,10 +163,10 @@ struct BackwardShared {
   size_t bytes() const { return end * sizeof(float); }
 };
 
-template <class Shape, Precision P, bool Bags>
+template <class Shape, Precision P, bool Bags, bool L2>
 class Backward {
   using T = Tiles<Shape, P, true, Bags>;
-  using Shared = BackwardShared<Shape, P>;
+  using Shared = BackwardShared<Shape, P, L2>;
   using GradRows = TileGradRows<T::kBags>;
   static constexpr int kMI = T::kMI, kEI = T::kEI, kParts = parts_of(P);
   // With few components the operands of a step are kept, and its units taken
@@ -186,6 +193,9 @@ class Backward {
                      lane, warp),
         bias_(shared + at.bias),
         bias_columns_(bias_ + at.units * kUnits * kRowWords),
+        out_rows_(p_.message.out_weight, d_, p_.message.hidden, false, L2 ? at.row_fragments : 0,
+                  at.row_steps, shared + at.rows, lane, warp),
+        out_bias_at_(shared + at.out_bias),
         back_(p_.message.hidden_weight, d_, p_.message.hidden, true, kPairwise<Shape> ? 1 : 0,
               Shared::kBackSteps, shared + at.back, lane, warp),
         edge_(p_.edge, shared + at.edge, lane, warp),
@@ -203,6 +213,7 @@ class Backward {
         row_numbers_(cache_ + Shared::kCacheWords - (T::kSlots + 3) / 4 * 4),
         pair_rows_{shared + at.warps + warp * at.warp_words + Shared::kPairRows},
         pair_sums_{shared + at.warps + warp * at.warp_words + Shared::kPairSums},
+        received_{shared + at.warps + warp * at.warp_words + Shared::kReceived},
         partial_(partial),
         sums_(l.sums_shared ? shared + at.warps + warp * at.warp_words + Shared::kWarpWords : partial),
         hidden_weight_(sums_ + l.at.message_hidden, at.units, lane),
@@ -211,7 +222,8 @@ class Backward {
         hidden_bias_(sums_ + l.at.message_bias, at.units, place_),
         edge_bias_(sums_ + l.at.edge_bias, edge_.units, place_) {
     share_rows(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits, shared + at.bias);
-    if constexpr (kPairwise<Shape>)
+    if constexpr (L2) share_vector(p_.message.out_bias, d_, kMI * kComponents, shared + at.out_bias);
+    if constexpr (Shared::kBiasColumns)
       share_columns(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits,
                     shared + at.bias + at.units * kUnits * kRowWords);
 #pragma unroll
@@ -235,7 +247,9 @@ class Backward {
     T::gates(l_, edge_, piece, memory_, &gradients_, {cache_}, lane_, l0, edges);
     if constexpr (kPairwise<Shape>)
       if (piece.small) {
-        if constexpr (Bags) {
+        if constexpr (L2) {
+          small_messages<false>(piece);
+        } else if constexpr (Bags) {
           small_bag_messages(piece);
         } else if (keeps_weights(warp_)) {
           small_messages<true>(piece);
@@ -304,6 +318,7 @@ class Backward {
   struct MaskedPairs;
   template <bool kKeepsWeights>
   __device__ __forceinline__ void small_messages(const Piece& piece);
+  __device__ __forceinline__ void add_to_out(int half, float weight, const Two& x);
   __device__ __forceinline__ void small_bag_messages(const Piece& piece);
   __device__ __forceinline__ void small_gates(const Piece& piece);
   template <class Hidden>
@@ -320,12 +335,23 @@ class Backward {
   __device__ __forceinline__ void messages(const Piece& piece, bool first, bool last);
   __device__ __forceinline__ void message_pass(const Piece& piece, const RowCache<kMI>& nodes,
                                                const RowCache<kMI>& grads, int r, int own, int open,
-                                               int unit);
+                                               int begin, int end, int unit);
+  __device__ __forceinline__ void stage_partners(const Piece& piece, const RowCache<kMI>& nodes,
+                                                 const RowCache<kMI>& grads, int at, int open) const;
+  __device__ __forceinline__ void receive(const Piece& piece, const RowCache<kMI>& nodes,
+                                          const RowCache<kMI>& grads, int r, int own, int at, int open);
   __device__ __forceinline__ void gates(const Piece& piece, bool first, bool last);
   __device__ __forceinline__ void edge_pass(const Piece& piece, const RowCache<kEI>& nodes, int own,
                                             int listed, int unit);
   __device__ __forceinline__ Right<P> sum_of(const float* x, const float* y, int k) const;
+  __device__ __forceinline__ Right<P> received_of(int pair, int k) const;
   __device__ __forceinline__ void dot_out_bias(const RowCache<kMI>& grads, int first, int count) const;
+  __device__ __forceinline__ void add_grad_gates(const Piece& piece, const float (&grad_gate)[2][2],
+                                                 const int (&slot)[2][2], int r, int own, int at, int open,
+                                                 int unit);
+  __device__ __forceinline__ void add_hidden_sum(const float (&hidden_sum)[2], int unit, const float* own);
+  template <int Fragments>
+  __device__ __forceinline__ void add_received(const Left<P> (&relu)[Fragments][2 / kParts], int unit);
   template <int Inner, class Source>
   __device__ __forceinline__ void stage(const Piece& piece, const RowCache<Inner>& cache,
                                         const Source& source, int at, int listed) const;
@@ -359,8 +385,10 @@ class Backward {
   const int d_, b_, units_, steps_;
   const typename T::Weights weights_, out_weights_;
   const float *const bias_,
-      *const bias_columns_;            // in shared memory, see share_rows and share_columns (small graphs)
-  const typename T::RowWeights back_;  // W1^T, for small graphs
+      *const bias_columns_;  // in shared memory, see share_rows and share_columns (small graphs, L2)
+  const typename T::RowWeights out_rows_;  // W2, for L2
+  const float* const out_bias_at_;         // b2, for L2
+  const typename T::RowWeights back_;      // W1^T, for small graphs
   const typename T::Edge edge_;
   const typename T::RowWeights edge_back_;  // W1^T times W2, for small graphs
   TileMemory& memory_;
@@ -369,6 +397,7 @@ class Backward {
   float* const row_numbers_;  // [slots] b2 . D, or of a bag's small graph c_i
   const PairRows pair_rows_;
   const PairSums<P> pair_sums_;
+  const RowCache<kMI> received_;  // L2: what the messages of a step's pairs receive
   float *const partial_, *const sums_;
   int numbered_ = 0;
   // Sums over all rows of the warp.
@@ -384,14 +413,15 @@ class Backward {
   float gate_sum_;
 };
 
-// Bags: for bags; in shapes without kPairwise, for nodes as well.
-template <class Shape, Precision P, bool Bags>
+// Bags: for bags; in shapes without kPairwise, and with L2, for nodes as well.
+// L2: with a gradient for the messages' norms.
+template <class Shape, Precision P, bool Bags, bool L2>
 __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_backward(TileLaunch l) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t this_warp = static_cast<int64_t>(blockIdx.x) * kTileWarps + warp;
-  Backward<Shape, P, Bags> run(l, dynamic_shared<float>(),
-                               BackwardShared<Shape, P>(l.problem, l.sums_shared ? l.at.size : 0),
-                               l.partials + this_warp * l.at.size, lane, warp);
+  Backward<Shape, P, Bags, L2> run(l, dynamic_shared<float>(),
+                                   BackwardShared<Shape, P, L2>(l.problem, l.sums_shared ? l.at.size : 0),
+                                   l.partials + this_warp * l.at.size, lane, warp);
   __syncthreads();
   for_pieces(l.problem.graphs, this_warp, static_cast<int64_t>(gridDim.x) * kTileWarps, kBackwardRows, 1,
              kTileGates, run);

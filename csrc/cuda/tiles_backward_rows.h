@@ -9,9 +9,9 @@ namespace l0sign::cuda {
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
 
 // Everything that goes through the message network, and the gates' gradients.
-template <class Shape, Precision P, bool Bags>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::messages(const Piece& piece, bool first,
-                                                                   bool last) {
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::messages(const Piece& piece, bool first,
+                                                                       bool last) {
   const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
   const typename T::Rows node_rows = T::Rows::nodes(p_);
   const int64_t row = piece.graph.begin + piece.row;
@@ -24,7 +24,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::messages(const Piece& 
 #pragma unroll 1
   for (int at = lane_; at < T::pairs(piece); at += kWarp) gradients_.grad_gate[at] = 0;
   __syncwarp();
-  dot_out_bias(grads, begin, piece.rows);
+  if constexpr (!L2) dot_out_bias(grads, begin, piece.rows);
 #pragma unroll 1
   for (int r = 0; r < piece.rows; ++r) {
     const int own = begin + r;
@@ -41,35 +41,44 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::messages(const Piece& 
           return gate;
         },
         [](int c) { return static_cast<SlotPair>(c); });
-    T::for_passes(units_, [&](int unit) { message_pass(piece, nodes, grads, r, own, open, unit); });
+    if constexpr (L2) {
+#pragma unroll 1
+      for (int at = 0; at < open; at += kStepPairs) {
+        stage_partners(piece, nodes, grads, at, open);
+        receive(piece, nodes, grads, r, own, at, open);
+        T::for_passes(units_, [&](int unit) {
+          message_pass(piece, nodes, grads, r, own, open, at, at + kStepPairs, unit);
+        });
+        __syncwarp();  // the next step receives in the same place
+      }
+    } else {
+      T::for_passes(units_,
+                    [&](int unit) { message_pass(piece, nodes, grads, r, own, open, 0, open, unit); });
+    }
     __syncwarp();  // the next row makes a new list
     if (!last) continue;
-    const float gates = warp_sum(gate_sum_);
+    if constexpr (!L2) {
+      const float gates = warp_sum(gate_sum_);
 #pragma unroll
-    for (int k = 0; k < kComponentsOfLane; ++k)
-      if (const int component = k * kWarp + lane_; component < kMI * kComponents)
-        out_bias_[k] = fmaf(grads.row(own)[component], gates, out_bias_[k]);
+      for (int k = 0; k < kComponentsOfLane; ++k)
+        if (const int component = k * kWarp + lane_; component < kMI * kComponents)
+          out_bias_[k] = fmaf(grads.row(own)[component], gates, out_bias_[k]);
+    }
     store_row(grad_row_, node_rows.scale(row + r), p_.grad_nodes + (row + r) * d_, d_);
   }
 }
 
-template <class Shape, Precision P, bool Bags>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::message_pass(const Piece& piece,
-                                                                       const RowCache<kMI>& nodes,
-                                                                       const RowCache<kMI>& grads, int r,
-                                                                       int own, int open, int unit) {
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const Piece& piece,
+                                                                           const RowCache<kMI>& nodes,
+                                                                           const RowCache<kMI>& grads, int r,
+                                                                           int own, int open, int begin,
+                                                                           int end, int unit) {
   FragmentC outer[kPassUnits][kMI] = {};  // M_i
   float hidden_sum[kPassUnits][2] = {}, bias_sum[kPassUnits][2] = {};
 #pragma unroll 1
-  for (int at = 0; at < open; at += kStepPairs) {
-    if (!piece.small) {
-      __syncwarp();
-      stage(piece, nodes, T::Rows::nodes(p_), at, open);
-      stage(piece, grads, GradRows(p_, piece.graph), at, open);
-      __syncwarp();
-      dot_out_bias(grads, 0, kStepPairs);
-      __syncwarp();
-    }
+  for (int at = begin; at < end; at += kStepPairs) {
+    if constexpr (!L2) stage_partners(piece, nodes, grads, at, open);
     const int partner[2] = {partner_slot(piece, at + place_.group),
                             partner_slot(piece, at + 8 + place_.group)};
     int slot[2][2];
@@ -84,7 +93,8 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::message_pass(const Pie
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         b[t] = T::template product<kMI>(nodes.row(own), nodes.row(partner[t]), k, place_.in_group);
-        grad[t] = sum_of(grads.row(own), grads.row(partner[t]), k);
+        grad[t] =
+            L2 ? received_of(t * 8 + place_.group, k) : sum_of(grads.row(own), grads.row(partner[t]), k);
       }
     };
     constexpr int kSteps = steps_of(P, kMI);
@@ -122,61 +132,175 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::message_pass(const Pie
           multiply(k, b, grad);
         }
       }
-      Left<P> left[kTogether][2 / kParts];
+      Left<P> left[kTogether][2 / kParts], relu[L2 ? kTogether : 1][2 / kParts];
 #pragma unroll
       for (int t = 0; t < 2; ++t)
 #pragma unroll
         for (int m = 0; m < kTogether; ++m)
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            float grad[2];
+            float grad[2], on[2];
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-              const float x = c[m][t].x[half * 2 + j], y = both[m][t].x[half * 2 + j], on = positive(x);
-              grad_gate[t][j] = fmaf(y, on, grad_gate[t][j]);
-              hidden_sum[first + m][half] = fmaf(gate[t].x[j], on, hidden_sum[first + m][half]);
-              grad[j] = x > 0 ? gate[t].x[j] * y : 0.0f;
+              const float x = c[m][t].x[half * 2 + j], y = both[m][t].x[half * 2 + j];
+              on[j] = positive(x);
+              if constexpr (!L2) {
+                grad_gate[t][j] = fmaf(y, on[j], grad_gate[t][j]);
+                hidden_sum[first + m][half] = fmaf(gate[t].x[j], on[j], hidden_sum[first + m][half]);
+              }
+              grad[j] = x > 0 ? (L2 ? y : gate[t].x[j] * y) : 0.0f;
               bias_sum[first + m][half] += grad[j];
             }
+            if constexpr (L2) relu[m][t / kParts].set(half, t % kParts, on[0], on[1]);
             left[m][t / kParts].set(half, t % kParts, grad[0], grad[1]);
           }
       add_partners(nodes, slot, d_, left, first, outer);
+      if constexpr (L2) add_received(relu, unit + first);
     }
-    if (!p_.edge_nodes) continue;
-#pragma unroll
-    for (int t = 0; t < 2; ++t)
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float sum = sum_over_groups(grad_gate[t][j]);
-        const int pair = at + t * 8 + place_.in_group * 2 + j;
-        if (place_.group != 0 || pair >= open) continue;
-        const int column = memory_.list_pair[pair];
-        if (piece.small && column < r) continue;  // that row has it, too
-        const float biases = unit == 0 ? row_numbers_[own] + row_numbers_[slot[t][j]] : 0.0f;
-        gradients_.grad_gate[pair_number(piece, r, column)] += sum + biases;
-      }
-    __syncwarp();  // the next product takes the whole warp
+    if constexpr (!L2) add_grad_gates(piece, grad_gate, slot, r, own, at, open, unit);
   }
   finish_outer(outer, unit, weights_, nullptr, nodes.row(own), d_, hidden_weight_, grad_row_);
 #pragma unroll
   for (int m = 0; m < kPassUnits; ++m) {
     hidden_bias_.add(unit + m, bias_sum[m], place_);
-    const float sum[2] = {sum_in_group(hidden_sum[m][0]), sum_in_group(hidden_sum[m][1])};
+    if constexpr (!L2) add_hidden_sum(hidden_sum[m], unit + m, grads.row(own));
+  }
+}
+
+// What the gates of a step's pairs receive through the units of a pass.
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_grad_gates(const Piece& piece,
+                                                                             const float (&grad_gate)[2][2],
+                                                                             const int (&slot)[2][2], int r,
+                                                                             int own, int at, int open,
+                                                                             int unit) {
+  if (!p_.edge_nodes) return;
+#pragma unroll
+  for (int t = 0; t < 2; ++t)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float sum = sum_over_groups(grad_gate[t][j]);
+      const int pair = at + t * 8 + place_.in_group * 2 + j;
+      if (place_.group != 0 || pair >= open) continue;
+      const int column = memory_.list_pair[pair];
+      if (piece.small && column < r) continue;  // that row has it, too
+      const float biases = unit == 0 ? row_numbers_[own] + row_numbers_[slot[t][j]] : 0.0f;
+      gradients_.grad_gate[pair_number(piece, r, column)] += sum + biases;
+    }
+  __syncwarp();  // the next product takes the whole warp
+}
+
+// dW2^T += S_i D_i^T, for the units of a fragment.
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_hidden_sum(const float (&hidden_sum)[2],
+                                                                             int unit, const float* own) {
+  const float sum[2] = {sum_in_group(hidden_sum[0]), sum_in_group(hidden_sum[1])};
+#pragma unroll
+  for (int n = 0; n < kMI; ++n) {
+    if (kMI > 2 && n * kComponents >= d_) break;
+    const Two grad = two_at(own + n * kComponents + place_.in_group * 2);
+    FragmentC x = out_weight_.get(unit, n);
+#pragma unroll
+    for (int part = 0; part < 4; ++part) x.x[part] = fmaf(grad.x[part % 2], sum[part / 2], x.x[part]);
+    out_weight_.set(unit, n, x);
+  }
+}
+
+// The columns of a large graph's row that a step works with, into the first
+// slots.
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::stage_partners(const Piece& piece,
+                                                                             const RowCache<kMI>& nodes,
+                                                                             const RowCache<kMI>& grads,
+                                                                             int at, int open) const {
+  if (piece.small) return;
+  __syncwarp();
+  stage(piece, nodes, T::Rows::nodes(p_), at, open);
+  stage(piece, grads, GradRows(p_, piece.graph), at, open);
+  __syncwarp();
+  if constexpr (L2) return;
+  dot_out_bias(grads, 0, kStepPairs);
+  __syncwarp();
+}
+
+// With a gradient c of the sum of |z|^2 a message receives
+//   Q_ij = g (D_i + D_j) + 2 c z_ij,  of a self-pair, which is met once, 4 c z,
+// and the gate (D_i + D_j) . z_ij. Writes Q of a step's pairs to `received_`.
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::receive(const Piece& piece,
+                                                                      const RowCache<kMI>& nodes,
+                                                                      const RowCache<kMI>& grads, int r,
+                                                                      int own, int at, int open) {
+  const int partner[2] = {partner_slot(piece, at + place_.group), partner_slot(piece, at + 8 + place_.group)};
+  FragmentC z[kMI];
+  T::messages_of({nodes.row(own), nodes.row(own)}, {nodes.row(partner[0]), nodes.row(partner[1])}, weights_,
+                 bias_columns_, out_rows_, out_bias_at_, units_, steps_, d_, place_, z);
+  const float grad_l2 = p_.grad_l2[piece.graph.graph];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int listed = at + half * 8 + place_.group, column = memory_.list_pair[listed];
+    const float gate = memory_.list_value[listed];
+    const bool self = piece.column + column == piece.row + r;
+    const float of_norm = gate > 0 ? (self ? 4 : 2) * grad_l2 : 0.0f;
+    float grad_gate = 0;
 #pragma unroll
     for (int n = 0; n < kMI; ++n) {
-      if (kMI > 2 && n * kComponents >= d_) break;
-      const Two grad = two_at(grads.row(own) + n * kComponents + place_.in_group * 2);
-      FragmentC x = out_weight_.get(unit + m, n);
+      const int component = n * kComponents + place_.in_group * 2;
+      const Two D[2] = {two_at(grads.row(own) + component), two_at(grads.row(partner[half]) + component)};
+      Two received;
 #pragma unroll
-      for (int part = 0; part < 4; ++part) x.x[part] = fmaf(grad.x[part % 2], sum[part / 2], x.x[part]);
-      out_weight_.set(unit + m, n, x);
+      for (int c = 0; c < 2; ++c) {
+        const float sum = D[0].x[c] + D[1].x[c], x = z[n].x[half * 2 + c];
+        grad_gate = fmaf(sum, x, grad_gate);
+        received.x[c] = fmaf(gate, sum, of_norm * x);
+      }
+      *reinterpret_cast<Two*>(received_.rows + (half * 8 + place_.group) * RowCache<kMI>::kStride +
+                              component) = received;
+    }
+    grad_gate = sum_in_group(grad_gate);
+    if (!p_.edge_nodes || place_.in_group != 0 || listed >= open) continue;
+    if (piece.small && column < r) continue;  // that row has it, too
+    gradients_.grad_gate[pair_number(piece, r, column)] = grad_gate;
+  }
+  __syncwarp();
+#pragma unroll
+  for (int k = 0; k < kComponentsOfLane; ++k)
+    if (const int component = k * kWarp + lane_; component < kMI * kComponents)
+#pragma unroll 4
+      for (int pair = 0; pair < kStepPairs; ++pair)
+        out_bias_[k] = fmaf(0.5f, received_.row(pair)[component], out_bias_[k]);
+}
+
+// dW2^T += relu(hidden) Q / 2 over the pairs of a step: `relu` is of some
+// fragments of units, from `unit` on.
+template <class Shape, Precision P, bool Bags, bool L2>
+template <int Fragments>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_received(
+    const Left<P> (&relu)[Fragments][2 / kParts], int unit) {
+#pragma unroll
+  for (int n = 0; n < kMI; ++n) {
+    if (kMI > 2 && n * kComponents >= d_) break;
+    Right<P> rows[2 / kParts];
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      const int pair = t * 8 + place_.in_group * 2, component = n * kComponents + place_.group;
+      rows[t / kParts].set(t % kParts, 0.5f * received_.row(pair)[component],
+                           0.5f * received_.row(pair + 1)[component]);
+    }
+#pragma unroll
+    for (int m = 0; m < Fragments; ++m) {
+      FragmentC sum = out_weight_.get(unit + m, n);
+#pragma unroll
+      for (int o = 0; o < 2 / kParts; ++o) multiply_add(sum, relu[m][o], rows[o]);
+      out_weight_.set(unit + m, n, sum);
     }
   }
 }
 
 // From the gates' gradients to the edge network's.
-template <class Shape, Precision P, bool Bags>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::gates(const Piece& piece, bool first, bool last) {
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::gates(const Piece& piece, bool first,
+                                                                    bool last) {
   const RowCache<kEI> nodes = {cache_};
   const int64_t row = piece.graph.begin + piece.row;
 #pragma unroll 1
@@ -206,10 +330,10 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::gates(const Piece& pie
   }
 }
 
-template <class Shape, Precision P, bool Bags>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::edge_pass(const Piece& piece,
-                                                                    const RowCache<kEI>& nodes, int own,
-                                                                    int listed, int unit) {
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::edge_pass(const Piece& piece,
+                                                                        const RowCache<kEI>& nodes, int own,
+                                                                        int listed, int unit) {
   FragmentC outer[kPassUnits][kEI] = {};
   float bias_sum[kPassUnits][2] = {};
 #pragma unroll 1
@@ -268,9 +392,9 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::edge_pass(const Piece&
   for (int m = 0; m < kPassUnits; ++m) edge_bias_.add(unit + m, bias_sum[m], place_);
 }
 
-template <class Shape, Precision P, bool Bags>
-__device__ __forceinline__ Right<P> Backward<Shape, P, Bags>::sum_of(const float* x, const float* y,
-                                                                     int k) const {
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ Right<P> Backward<Shape, P, Bags, L2>::sum_of(const float* x, const float* y,
+                                                                         int k) const {
   Right<P> b;
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
@@ -286,10 +410,24 @@ __device__ __forceinline__ Right<P> Backward<Shape, P, Bags>::sum_of(const float
   return b;
 }
 
+// The same of what a pair of the step receives.
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ Right<P> Backward<Shape, P, Bags, L2>::received_of(int pair, int k) const {
+  Right<P> b;
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const int inner = k * kParts + part;
+    const Two x =
+        inner < kMI ? two_at(received_.row(pair) + inner * kComponents + place_.in_group * 2) : Two{};
+    b.set(part, x.x[0], x.x[1]);
+  }
+  return b;
+}
+
 // b2 . D of `count` slots.
-template <class Shape, Precision P, bool Bags>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::dot_out_bias(const RowCache<kMI>& grads, int first,
-                                                                       int count) const {
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::dot_out_bias(const RowCache<kMI>& grads,
+                                                                           int first, int count) const {
 #pragma unroll 1
   for (int slot = first + lane_; slot < first + count; slot += kWarp) {
     float dot = 0;
@@ -301,12 +439,12 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::dot_out_bias(const Row
 
 // Columns of a large graph's row that a step works with, from the list, into
 // the first slots.
-template <class Shape, Precision P, bool Bags>
+template <class Shape, Precision P, bool Bags, bool L2>
 template <int Inner, class Source>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::stage(const Piece& piece,
-                                                                const RowCache<Inner>& cache,
-                                                                const Source& source, int at,
-                                                                int listed) const {
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::stage(const Piece& piece,
+                                                                    const RowCache<Inner>& cache,
+                                                                    const Source& source, int at,
+                                                                    int listed) const {
   const int64_t first = piece.graph.begin + piece.column;
   cache.load(0, kStepPairs, source, lane_,
              [&](int k) { return at + k < listed ? first + memory_.list_pair[at + k] : int64_t{-1}; });
@@ -314,9 +452,9 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::stage(const Piece& pie
 
 // M_i += m U over the pairs of a step: `left` is m of some fragments of units,
 // the first of which is outer[first].
-template <class Shape, Precision P, bool Bags>
+template <class Shape, Precision P, bool Bags, bool L2>
 template <int Inner, int Fragments>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::add_partners(
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_partners(
     const RowCache<Inner>& cache, const int (&slot)[2][2], int size,
     const Left<P> (&left)[Fragments][2 / kParts], int first, FragmentC (&outer)[kPassUnits][Inner]) const {
 #pragma unroll
@@ -336,9 +474,9 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::add_partners(
 
 // From M_i of the units of a pass: x += sum_h w_h W1_h o M_ih (`unit_weight`
 // null: ones), and x_i o M_i to the sums.
-template <class Shape, Precision P, bool Bags>
+template <class Shape, Precision P, bool Bags, bool L2>
 template <int Inner, class Weights, class Sums>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::finish_outer(
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::finish_outer(
     const FragmentC (&outer)[kPassUnits][Inner], int unit, const Weights& weights, const float* unit_weight,
     const float* own, int size, Sums& sums, float (&x)[Inner][2]) const {
 #pragma unroll
@@ -370,10 +508,11 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::finish_outer(
 }
 
 // scale: of the node's row, for the gradient is that of the row.
-template <class Shape, Precision P, bool Bags>
+template <class Shape, Precision P, bool Bags, bool L2>
 template <int Inner>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::store_row(const float (&x)[Inner][2], float scale,
-                                                                    float* to, int size) const {
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::store_row(const float (&x)[Inner][2],
+                                                                        float scale, float* to,
+                                                                        int size) const {
 #pragma unroll
   for (int n = 0; n < Inner; ++n) {
     if (Inner > 2 && n * kComponents >= size) break;

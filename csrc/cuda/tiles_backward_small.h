@@ -10,10 +10,11 @@ namespace l0sign::cuda {
 // Everything that goes through the message network of a small graph, each
 // pair once. The sums of weight gradients are those over ordered pairs, so
 // that a pair of two nodes weighs twice what a self-pair does, whose
-// D_i + D_j is twice D_i.
-template <class Shape, Precision P, bool Bags>
+// D_i + D_j is twice D_i. With L2 the message itself is known, and with it
+// what it receives, see receive().
+template <class Shape, Precision P, bool Bags, bool L2>
 template <bool kKeepsWeights>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::small_messages(const Piece& piece) {
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_messages(const Piece& piece) {
   const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
   const typename T::Rows node_rows = T::Rows::nodes(p_);
   const int64_t begin = piece.graph.begin;
@@ -28,7 +29,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::small_messages(const P
 #pragma unroll 1
   for (int at = 0; at < open; at += kStepPairs) {
     int number[2];
-    float gate[2], grad_gate[2];
+    float gate[2], grad_gate[2], times[2];
     Left<P> x, grad;
     Two sum[2];  // D_i + D_j
 #pragma unroll
@@ -38,17 +39,16 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::small_messages(const P
       const SlotPair pair = memory_.small_pairs[number[half]];
       const int i = pair & 0xFF, j = pair >> 8, component = place_.in_group * 2;
       gate[half] = memory_.list_value[listed];
-      const float weight = i == j ? gate[half] : 2 * gate[half];
+      times[half] = i == j ? 1 : 2;
+      const float weight = L2 ? times[half] : times[half] * gate[half];
       const Two u[2] = {two_at(nodes.row(i) + component), two_at(nodes.row(j) + component)};
       const Two D[2] = {two_at(grads.row(i) + component), two_at(grads.row(j) + component)};
       const Two product = {{u[0].x[0] * u[1].x[0], u[0].x[1] * u[1].x[1]}};
       x.set(half, 0, product.x[0], product.x[1]);
       if constexpr (kParts > 1) x.set(half, 1, 0, 0);
       sum[half] = {{D[0].x[0] + D[1].x[0], D[0].x[1] + D[1].x[1]}};
-      const Two weighted = {{0.5f * weight * sum[half].x[0], 0.5f * weight * sum[half].x[1]}};
-      small_out_bias_[0] += weighted.x[0], small_out_bias_[1] += weighted.x[1];
+      if constexpr (!L2) add_to_out(half, 0.5f * weight, sum[half]);
       pair_sums_.write_factors(0, half, {{weight * product.x[0], weight * product.x[1]}}, place_);
-      pair_sums_.write_factors(1, half, weighted, place_);
       pair_sums_.write_weight(half, weight, place_);
     }
     FragmentC on[2][2], m[2][2], received = {};
@@ -60,12 +60,41 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::small_messages(const P
       for (int part = 0; part < 4; ++part) on[part / 2][part % 2].x[e] = positive(c.x[part]);
     }
     pair_sums_.write_values(on, place_);
+    if constexpr (L2) {
+      FragmentC z = {
+          {out_bias_columns_.x[0], out_bias_columns_.x[1], out_bias_columns_.x[0], out_bias_columns_.x[1]}};
+#pragma unroll
+      for (int o = 0; o < Shared::kBackSteps; ++o) {
+        Left<P> relu;
+#pragma unroll
+        for (int part = 0; part < kParts; ++part)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            relu.set(half, part, on[half][0].x[o * kParts + part], on[half][1].x[o * kParts + part]);
+        Right<P> rows[2];
+        out_rows_.rows(0, o, rows);
+        multiply_add(z, relu, rows[0]);
+      }
+      const float grad_l2 = p_.grad_l2[piece.graph.graph];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const Two message = {{z.x[half * 2], z.x[half * 2 + 1]}};
+        grad_gate[half] = fmaf(message.x[0], sum[half].x[0], message.x[1] * sum[half].x[1]);
+        const float of_norm = gate[half] > 0 ? (times[half] == 1 ? 4 : 2) * grad_l2 : 0.0f;
+#pragma unroll
+        for (int c = 0; c < 2; ++c) sum[half].x[c] = fmaf(gate[half], sum[half].x[c], of_norm * message.x[c]);
+        gate[half] = 1;  // is in the sum
+        add_to_out(half, 0.5f * times[half], sum[half]);
+      }
+    }
     pair_sums_.template add<false, false>(1, out_weight_.own, hidden_bias_.own, place_);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       grad.set(half, 0, sum[half].x[0], sum[half].x[1]);
       if constexpr (kParts > 1) grad.set(half, 1, 0, 0);
-      grad_gate[half] = fmaf(out_bias_columns_.x[0], sum[half].x[0], out_bias_columns_.x[1] * sum[half].x[1]);
+      if constexpr (!L2)
+        grad_gate[half] =
+            fmaf(out_bias_columns_.x[0], sum[half].x[0], out_bias_columns_.x[1] * sum[half].x[1]);
     }
 #pragma unroll
     for (int o = 0; o < Shared::kBackSteps; ++o) {
@@ -80,7 +109,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::small_messages(const P
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             const float y = both.x[half * 2 + j], unit = on[half][j].x[e];
-            grad_gate[half] = fmaf(y, unit, grad_gate[half]);
+            if constexpr (!L2) grad_gate[half] = fmaf(y, unit, grad_gate[half]);
             m[half][j].x[e] = unit > 0 ? y : 0.0f;
           }
           masked.set(half, part, m[half][0].x[e], m[half][1].x[e]);
@@ -106,11 +135,21 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::small_messages(const P
   store_gathered(piece, nodes, node_rows, p_.grad_nodes, d_);
 }
 
+// What the last layer's weights and bias receive from `weight` times x, of the
+// pair in row group + 8 half.
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_to_out(int half, float weight,
+                                                                         const Two& x) {
+  const Two weighted = {{weight * x.x[0], weight * x.x[1]}};
+  small_out_bias_[0] += weighted.x[0], small_out_bias_[1] += weighted.x[1];
+  pair_sums_.write_factors(1, half, weighted, place_);
+}
+
 // 16 pairs of a small graph in a network whose hidden layer receives a number
 // of the pair times a vector v of the units: its gradients follow from the masks
 // [hidden > 0], which are exact factors (PairSums::write_values).
-template <class Shape, Precision P, bool Bags>
-struct Backward<Shape, P, Bags>::MaskedPairs {
+template <class Shape, Precision P, bool Bags, bool L2>
+struct Backward<Shape, P, Bags, L2>::MaskedPairs {
   Two x[2];  // x_i o x_j of the pairs in rows group and group + 8
   FragmentC mask[2][2];
   FragmentC received;  // masks (v o W1) [16 pairs, 8 components]
@@ -118,9 +157,9 @@ struct Backward<Shape, P, Bags>::MaskedPairs {
 
 // hidden and bias_columns: W1 and b1; back: (v o W1)^T. Adds masks^T (weight x)
 // to `sum`, and masks^T weight to `bias_sum`.
-template <class Shape, Precision P, bool Bags>
+template <class Shape, Precision P, bool Bags, bool L2>
 template <class Hidden>
-__device__ __forceinline__ auto Backward<Shape, P, Bags>::masked_pairs(
+__device__ __forceinline__ auto Backward<Shape, P, Bags, L2>::masked_pairs(
     const RowCache<1>& nodes, const SlotPair (&pair)[2], const float (&weight)[2], const Hidden& hidden,
     const float* bias_columns, const Right<P> (&back)[Shared::kBackSteps], FragmentC (&sum)[kPassUnits][1],
     float (&bias_sum)[kPassUnits][2]) const -> MaskedPairs {
@@ -170,8 +209,8 @@ __device__ __forceinline__ auto Backward<Shape, P, Bags>::masked_pairs(
 // dW1 and db1 are q_h S[h] and q_h s[h], and dW2 is half of D times
 //   sum g_ij c_ij relu(hidden_h) = W1_h . S[h] + b1_h s[h]
 // (as small_messages adds them up).
-template <class Shape, Precision P, bool Bags>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::small_bag_messages(const Piece& piece) {
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_bag_messages(const Piece& piece) {
   const RowCache<kMI> nodes = {cache_};
   float* const shares = row_numbers_;               // c_i
   float* const q = cache_ + Shared::kMessageCache;  // [32]
@@ -278,8 +317,8 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::small_bag_messages(con
 
 // From the logits' gradients of a small graph to the edge network's. Its second
 // layer has gone into edge_back_.
-template <class Shape, Precision P, bool Bags>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::small_gates(const Piece& piece) {
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_gates(const Piece& piece) {
   const RowCache<kEI> nodes = {cache_};
   const typename T::Rows edge_rows = T::Rows::edges(p_);
   const int n = piece.small, count = T::pairs(piece);
@@ -317,11 +356,11 @@ __device__ __forceinline__ void Backward<Shape, P, Bags>::small_gates(const Piec
 }
 
 // The gradients of a small graph's rows, from what its pairs have received.
-template <class Shape, Precision P, bool Bags>
-__device__ __forceinline__ void Backward<Shape, P, Bags>::store_gathered(const Piece& piece,
-                                                                         const RowCache<1>& partners,
-                                                                         const typename T::Rows& rows,
-                                                                         float* to, int size) const {
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::store_gathered(const Piece& piece,
+                                                                             const RowCache<1>& partners,
+                                                                             const typename T::Rows& rows,
+                                                                             float* to, int size) const {
   __syncwarp();
   const int node = gathered_node(lane_), begin = gathered_component(lane_);
   const FragmentC sum = pair_rows_.gather(piece.small, lane_, [&](int j) {

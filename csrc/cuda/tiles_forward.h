@@ -26,7 +26,7 @@ struct ForwardShared {
   __host__ __device__ __forceinline__ explicit ForwardShared(const CompleteGraph<float>& p)
       : units(Shape::units(p.message.hidden)),
         steps(T::template steps<T::kMI>(p.message.in)),
-        out_fragments(T::kMI <= 2 ? 1 : static_cast<int>((p.message.in + kUnits - 1) / kUnits)),
+        out_fragments(T::out_fragments(p.message.in)),
         out_steps(units * 2 / parts_of(P)),
         bias(T::Weights::shared_words(units, steps)),
         out(bias + (kRowWords + kColumnWords) * units * kUnits),
@@ -229,20 +229,7 @@ class Forward {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           x.set(half, part, sum[f + part].x[half * 2], sum[f + part].x[half * 2 + 1]);
-      through_out_weights(x, (unit * 2 + f) / kParts, out_);
-    }
-  }
-
-  // to [rows, d] += x W2^T, for the units of one operand.
-  __device__ __forceinline__ void through_out_weights(const Left<P>& x, int step,
-                                                      FragmentC (&to)[kMI]) const {
-#pragma unroll
-    for (int n = 0; n < kMI; n += 2) {
-      if (kMI > 2 && n * kComponents >= d_) break;
-      Right<P> w[2];
-      out_weights_.rows(n / 2, step, w);
-      multiply_add(to[n], x, w[0]);
-      if (n + 1 < kMI) multiply_add(to[n + 1 < kMI ? n + 1 : 0], x, w[1]);
+      T::through_out_weights(x, (unit * 2 + f) / kParts, out_weights_, d_, out_);
     }
   }
 
@@ -282,8 +269,7 @@ class Forward {
     }
   }
 
-  // This lane's part of the sum of |z|^2 over the listed pairs. Here hidden is
-  // [16 pairs, units], the left operand of z = hidden W2^T.
+  // This lane's part of the sum of |z|^2 over the listed pairs.
   __device__ __forceinline__ float squares(const Piece& piece, const RowCache<kMI>& nodes, int open) const {
     float squared = 0;
 #pragma unroll 1
@@ -291,35 +277,9 @@ class Forward {
       const SlotPair pair[2] = {memory_.list_pair[at + place_.group],
                                 memory_.list_pair[at + 8 + place_.group]};
       FragmentC z[kMI];
-#pragma unroll
-      for (int n = 0; n < kMI; ++n) {
-        const Two bias = two_at(out_bias_ + n * kComponents + place_.in_group * 2);
-        z[n] = {{bias.x[0], bias.x[1], bias.x[0], bias.x[1]}};
-      }
-#pragma unroll 1
-      for (int m = 0; m < units_; ++m) {
-        FragmentC c[2] = {columns_at(bias_columns_, m * 2, place_),
-                          columns_at(bias_columns_, m * 2 + 1, place_)};
-#pragma unroll(kMI <= 2 ? 2 : 1)
-        for (int k = 0; k < steps_; ++k) {
-          Right<P> b[2];
-#pragma unroll
-          for (int t = 0; t < 2; ++t)
-            b[t] = T::template product<kMI>(nodes.row(pair[t] & 0xFF), nodes.row(pair[t] >> 8), k,
-                                            place_.in_group);
-          const Left<P> x(b[0], b[1]), w = weights_.get(m, k);
-          multiply_add(c[0], x, w.rows(0));
-          multiply_add(c[1], x, w.rows(1));
-        }
-        Left<P> on[2 / kParts];
-#pragma unroll
-        for (int t = 0; t < 2; ++t)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            on[t / kParts].set(half, t % kParts, positive(c[t].x[half * 2]), positive(c[t].x[half * 2 + 1]));
-#pragma unroll
-        for (int o = 0; o < 2 / kParts; ++o) through_out_weights(on[o], m * 2 / kParts + o, z);
-      }
+      T::messages_of({nodes.row(pair[0] & 0xFF), nodes.row(pair[1] & 0xFF)},
+                     {nodes.row(pair[0] >> 8), nodes.row(pair[1] >> 8)}, weights_, bias_columns_,
+                     out_weights_, out_bias_, units_, steps_, d_, place_, z);
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         const int64_t i = piece.row + (pair[t] & 0xFF), j = piece.column + (pair[t] >> 8) - 16;

@@ -25,8 +25,10 @@ struct TileKernels {
 
   static size_t shared_bytes(const CompleteGraph<float>& p, Precision precision, bool backward, int sums) {
     return with_precision(precision, [&](auto of) {
-      return backward ? BackwardShared<Shape, backward_precision(of.value)>(p, sums).bytes()
-                      : ForwardShared<Shape, of.value>(p).bytes();
+      constexpr Precision kBackward = backward_precision(of.value);
+      if (!backward) return ForwardShared<Shape, of.value>(p).bytes();
+      return p.grad_l2 ? BackwardShared<Shape, kBackward, true>(p, sums).bytes()
+                       : BackwardShared<Shape, kBackward, false>(p, sums).bytes();
     });
   }
 
@@ -42,12 +44,13 @@ struct TileKernels {
   static cudaError_t backward(const TileLaunch& l, Precision precision, cudaStream_t stream) {
     return with_precision(precision, [&](auto of) {
       constexpr Precision kPrecision = backward_precision(of.value);
-      const BackwardShared<Shape, kPrecision> shared(l.problem, l.sums_shared ? l.at.size : 0);
       constexpr bool kBags = takes_bags(kPrecision);
-      auto kernel = tile_backward<Shape, kPrecision, kBags>;
+      auto kernel = tile_backward<Shape, kPrecision, kBags, false>;
       if constexpr (kBags && kPairwise<Shape>)
-        if (!l.problem.pools) kernel = tile_backward<Shape, kPrecision, false>;
-      return launch(kernel, l.blocks, kTileThreads, shared.bytes(), stream, l);
+        if (!l.problem.pools) kernel = tile_backward<Shape, kPrecision, false, false>;
+      if (l.problem.grad_l2) kernel = tile_backward<Shape, kPrecision, kBags, true>;
+      const size_t bytes = shared_bytes(l.problem, precision, true, l.sums_shared ? l.at.size : 0);
+      return launch(kernel, l.blocks, kTileThreads, bytes, stream, l);
     });
   }
 };
