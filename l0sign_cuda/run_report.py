@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from . import report
 from .config import TrainConfig
+from .data import GraphDataset
 from .explanation import Explanation
 from .interactions import Interaction
 
@@ -130,6 +134,23 @@ def read_record(run: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: damaged, or not the metrics of a run ({error})") from None
     return content
+
+
+def recorded_split(run: str | Path, data: GraphDataset, seed: int) -> tuple[NDArray[np.int64], ...] | None:
+    """The split of `data` that metrics.json of a run tells, where its checkpoint is gone; None without."""
+    told = read_record(run).get("data")
+    if told is None:
+        return None
+    try:
+        shares, sizes = told["split"], [int(told["samples"][part]) for part in ("train", "valid", "test")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run}/metrics.json: damaged, or of another version: {error!r}") from None
+    if shares is None:
+        raise ValueError(f"{run}: it was trained with --valid or --test, and split no samples")
+    parts = data.split(shares, seed)
+    if [*map(len, parts)] != sizes:
+        raise ValueError(f"{run}: expected the {sum(sizes)} samples that its training split, got {len(data)}")
+    return parts
 
 
 def _check_record(content: Any) -> None:
