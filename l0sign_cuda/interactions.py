@@ -53,15 +53,18 @@ class Survey:
     """
 
     def __init__(self, model: L0SIGN, vocabulary: Vocabulary, *, output: int = 0) -> None:
-        check_model(model, output)
-        check_vocabulary(model, vocabulary)
-        self._model, self._vocabulary, self._output = model, vocabulary, output
+        self._model, self._vocabulary, self._output = check_model(model, output), vocabulary, output
+        check_vocabulary(self._model, vocabulary)
         self._fields, self._features = _SumsByKey(), _SumsByKey()
         self.samples = 0
         """how many samples were added"""
 
     def add(self, samples: Samples, *, batch_size: int | None = None) -> None:
-        """Add samples, whose features are those of the vocabulary."""
+        """Add samples, whose features are those of the vocabulary.
+
+        Raises:
+            ValueError: weights or contributions that are not finite; the message names the weights.
+        """
         part = Part(samples)
         (size,) = _checks.positive(batch_size=TrainConfig().batch_size if batch_size is None else batch_size)
         fields, features = len(self._vocabulary.fields), len(self._vocabulary)
@@ -78,7 +81,7 @@ class Survey:
                 apart = index[0] != index[1]
                 index, gates = index[:, apart], terms.gates.double().cpu().numpy()[apart]
                 contributions = terms.contributions.cpu().numpy()[apart]
-                is_open = gates != 0  # a NaN shows
+                is_open = gates != 0
                 numbers = [np.ones_like(gates), is_open, gates, contributions, np.abs(contributions)]
                 columns = np.stack(numbers, 1)
                 self._fields.add(_keys(field[index], fields), sample[index[0]], columns)
@@ -100,7 +103,7 @@ class Survey:
         """The open pairs of features that add most to the logit, and those that subtract most.
 
         Args:
-            count: how many of each, at most; they are ordered by mean contribution, and NaN comes first.
+            count: how many of each, at most; they are ordered by mean contribution.
             min_support: leave out pairs that are open in fewer samples.
         """
         count, min_support = _checks.positive(count=count, min_support=min_support)
@@ -114,7 +117,7 @@ class Survey:
             return _named(keys[chosen], totals[chosen], len(self._vocabulary), self._vocabulary.name)
 
         negative, positive = order[:count], order[::-1][:count]
-        return named(positive[~(mean[positive] <= 0)]), named(negative[mean[negative] < 0])
+        return named(positive[mean[positive] > 0]), named(negative[mean[negative] < 0])
 
 
 def field_interactions(
