@@ -489,7 +489,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _explain(arguments: argparse.Namespace) -> None:
     from . import html_report
     from .explanation import explain
-    from .interactions import Survey
+    from .interactions import Survey, by_sign
 
     limit, top = _checks.positive(limit=arguments.limit, top=arguments.top)
     if arguments.data is None and arguments.samples is None:
@@ -533,20 +533,27 @@ def _explain(arguments: argparse.Namespace) -> None:
     min_support = arguments.min_support
     if min_support is None:
         min_support = max(1, survey.samples // 1000)
+    fields = sorted(survey.fields(), key=lambda pair: -pair.mean_strength)
+    positive_fields, negative_fields = by_sign(fields, top)
     positive, negative = survey.features(top, min_support=min_support)
     content = run_report.RunReport(
-        name=Path(arguments.run).resolve().name,
+        name=_file_name(arguments.run),
         config=config,
         hyperparameters=model.hyperparameters,
         record=run_report.read_record(arguments.run),
         output=arguments.output,
+        data=_file_name(arguments.data or arguments.samples),
+        part=arguments.part,
         samples=survey.samples,
         min_support=min_support,
         field_names=vocabulary.field_names,
-        fields=sorted(survey.fields(), key=lambda pair: -pair.mean_strength),
+        fields=fields,
+        positive_fields=positive_fields,
+        negative_fields=negative_fields,
         positive=positive,
         negative=negative,
         explained=explained,
+        explained_data=None if arguments.samples is None else _file_name(arguments.samples),
     )
     if arguments.json is not None:
         write_json(arguments.json, content.to_json())
@@ -555,6 +562,11 @@ def _explain(arguments: argparse.Namespace) -> None:
     print(content.text(top))
     if arguments.html is not None:
         print(f"\n{report.printable(arguments.html)}: the report; it opens in any browser")
+
+
+def _file_name(path: str) -> str:
+    """The name alone: where it lies is no one else's business."""
+    return Path(path).resolve().name
 
 
 def _demo(arguments: argparse.Namespace) -> None:

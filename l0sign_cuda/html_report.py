@@ -205,9 +205,17 @@ def _fields(content: RunReport) -> Element | None:
     section.append(
         element(
             "p",
-            f"Means over {content.samples:,} samples. An edge that is open is not yet strong: the strength of"
-            " a pair is the mean of what it adds to or takes from the logit, whatever the sign; it is 0 where"
-            " the edge is closed.",
+            f"Means over {content.over}. An edge that is open is not yet strong: the strength of a pair is"
+            " the mean of what it adds to or takes from the logit, whatever the sign; it is 0 where the edge"
+            " is closed.",
+        )
+    )
+    section.append(
+        element(
+            "p",
+            "All pairs are of different features. A feature's pair with itself, its own effect, counts among"
+            " the edges kept, but is shown with the single predictions only; the diagonal of the maps is for"
+            " two features of one field, and blank where no sample has them.",
         )
     )
     place = {name: k for k, name in enumerate(names)}
@@ -230,6 +238,7 @@ def _fields(content: RunReport) -> Element | None:
     ranked = sorted(pairs, key=lambda pair: -pair.mean_strength)[:_TABLE_FIELDS]
     table = _interactions("Pairs of fields, strongest first", ranked, FIELD_COLUMNS)
     section.append(_details(f"The numbers ({len(ranked)} pairs)", table, is_open=len(ranked) <= 12))
+    _add_by_sign(section, content.positive_fields, content.negative_fields, FIELD_COLUMNS)
     return section
 
 
@@ -238,17 +247,23 @@ def _features(content: RunReport) -> Element:
     section.append(
         element(
             "p",
-            "What two features together add to the logit, in the mean of the samples that have both;"
-            f" pairs that are open in at least {content.min_support:,} of {content.samples:,} samples.",
+            "What two different features together add to the logit, in the mean of the samples that have"
+            f" both; pairs that are open in at least {content.min_support:,} of {content.over}.",
         )
     )
-    for heading, pairs in (
-        ("Raise the prediction most", content.positive),
-        ("Lower the prediction most", content.negative),
-    ):
-        section.append(element("h3", heading))
-        section.append(_interactions("", pairs, FEATURE_COLUMNS) if pairs else element("p", "None."))
+    _add_by_sign(section, content.positive, content.negative, FEATURE_COLUMNS)
     return section
+
+
+def _add_by_sign(
+    section: Element,
+    positive: Sequence[Interaction],
+    negative: Sequence[Interaction],
+    columns: Sequence[str],
+) -> None:
+    for heading, pairs in (("Raise the prediction most", positive), ("Lower the prediction most", negative)):
+        section.append(element("h3", heading))
+        section.append(_interactions("", pairs, columns) if pairs else element("p", "None."))
 
 
 def _predictions(content: RunReport) -> Element | None:
@@ -258,11 +273,14 @@ def _predictions(content: RunReport) -> Element | None:
     section.append(
         element(
             "p",
-            "Each prediction is exactly the bias plus the contributions of its open pairs. ",
+            f"Of {content.explained_of}. Each prediction is exactly the bias plus the contributions of its"
+            " open pairs. ",
             element("span", class_="key positive"),
             " raises it, ",
             element("span", class_="key negative"),
-            " lowers it; a wider line contributes more. The ring around a feature is its own effect.",
+            " lowers it; a wider line contributes more. The ring around a feature is its own effect. Widths"
+            " and bars compare within a sample, not between samples: the widest of each is its strongest"
+            " pair.",
         )
     )
     for number, sample in enumerate(content.explained, 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -141,6 +141,19 @@ def feature_interactions(
 ) -> tuple[list[Interaction], list[Interaction]]:
     """The pairs of features that add most to the logit, and those that subtract most: see :class:`Survey`."""
     return _survey(model, samples, batch_size, output).features(count, min_support=min_support)
+
+
+def by_sign(pairs: Iterable[Interaction], count: int = 20) -> tuple[list[Interaction], list[Interaction]]:
+    """The pairs, as of fields, that add most to the logit in the mean, and those that subtract most.
+
+    At most `count` of each, strongest first; those whose mean contribution is 0 are neither.
+    """
+    (count,) = _checks.positive(count=count)
+    ordered = sorted(pairs, key=lambda pair: pair.mean_contribution)
+    return (
+        [pair for pair in ordered[::-1] if pair.mean_contribution > 0][:count],
+        [pair for pair in ordered if pair.mean_contribution < 0][:count],
+    )
 
 
 def _survey(model: L0SIGN, samples: Samples, batch_size: int | None, output: int) -> Survey:

@@ -15,7 +15,13 @@ from l0sign_cuda import L0SIGN, data, explanation, functional, interactions, met
 from l0sign_cuda.data import Field, GraphDataset, Vocabulary
 from l0sign_cuda.demo import score
 from l0sign_cuda.evaluation import predict
-from l0sign_cuda.interactions import Interaction, Survey, feature_interactions, field_interactions
+from l0sign_cuda.interactions import (
+    Interaction,
+    Survey,
+    by_sign,
+    feature_interactions,
+    field_interactions,
+)
 
 FEATURES = 40
 SIZES = (4, 0, 1, 7, 3)
@@ -251,6 +257,11 @@ def test_tables_are_means_over_the_samples_that_have_a_pair(monkeypatch: pytest.
     means = [pair.mean_contribution for pair in [*positive, *negative[::-1]]]
     assert means == sorted(means, reverse=True) and means[0] > 0 > means[-1]
     assert feature_interactions(model, dataset, 1)[0][0] == pytest.approx(positive[0])
+    raising, lowering = by_sign(found)
+    assert {*raising, *lowering} == {pair for pair in found if pair.mean_contribution}
+    means = [pair.mean_contribution for pair in [*raising, *lowering[::-1]]]
+    assert means == sorted(means, reverse=True) and means[0] > 0 > means[-1]
+    assert by_sign(found, 1) == (raising[:1], lowering[:1])
     with_support = feature_interactions(model, dataset, min_support=2)
     assert all(pair.support > 1 for side in with_support for pair in side)
 
