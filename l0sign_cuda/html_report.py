@@ -15,7 +15,7 @@ from ._version import __version__
 from .checkpoint import written_aside
 from .figures import bar, curves, element, heat_map, interaction_graph, strongest
 from .interactions import Interaction
-from .report import cell, title
+from .report import LONGEST, cell, shortened, title
 from .run_report import FEATURE_COLUMNS, FIELD_COLUMNS, RunReport, Sample, second_name, told_label
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -47,7 +47,8 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 caption { text-align: left; color: var(--muted); padding-bottom: .3rem; }
 th, td { text-align: right; padding: .25rem .7rem; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
-th.text, td.text { text-align: left; white-space: normal; overflow-wrap: break-word; max-width: 20rem; }
+th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 6rem; max-width: 20rem; }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 400; }
 details { margin: .6rem 0; }
@@ -384,7 +385,10 @@ def _grid(caption: str, head: Sequence[str], rows: Sequence[Sequence[Element]]) 
 
 
 def _name_cell(text: str, tag: str = "td") -> Element:
-    return element(tag, text, class_="text", **({"scope": "row"} if tag == "th" else {}))
+    """A name, and where it is shortened the whole of it for who points at it."""
+    short = shortened(text, LONGEST)
+    whole = {} if short == text else {"title": text}
+    return element(tag, short, class_="text", **whole, **({"scope": "row"} if tag == "th" else {}))
 
 
 def _shown_fields(content: RunReport) -> list[str]:

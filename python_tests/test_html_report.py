@@ -362,6 +362,37 @@ def test_a_path_that_is_no_text(folder: Path, tmp_path: Path, capsys: Any) -> No
     assert target.exists() and "r\ufffd.html: the report" in capsys.readouterr().out
 
 
+LONG = "begins" + 2988 * "W" + "ends"
+
+
+def long_report() -> RunReport:
+    """A report of names that are very long."""
+    vocabulary = Vocabulary([Field(LONG, values=["a", "b"]), Field("f", values=[LONG])])
+    model, ids = L0SIGN(3, gated=False), torch.tensor([[0, 1, 2]])
+    explained = l0sign_cuda.explain(model, ids, values=torch.ones(1, 3), vocabulary=vocabulary)
+    pairs = [Interaction(LONG, f"f={LONG}", 1.0, 1.0, 1, 1, sign * 0.5, 0.5) for sign in (1, -1)]
+    return replace(
+        hostile_report(),
+        field_names=vocabulary.field_names,
+        fields=[Interaction(LONG, "f", 1.0, 1.0, 1, 1, 0.5, 0.5)],
+        positive_fields=pairs[:1],
+        negative_fields=pairs[1:],
+        positive=pairs[:1],
+        negative=pairs[1:],
+        explained=[Sample(explained[0], None)],
+    )
+
+
+def test_long_names_are_shortened_and_there_is_the_whole() -> None:
+    content = long_report()
+    text = content.text()
+    assert max(map(len, text.splitlines())) < 150 and "…" in text and "beginsWW" in text and "WWends" in text
+    reader = Reader()
+    reader.feed(html_report.page(content))
+    assert {LONG, f"f={LONG}"} <= {*reader.attributes["title"]}
+    assert content.to_json()["fields"][0]["first"] == LONG
+
+
 def test_maps_tell_how_many_fields_they_show_where_there_are_more() -> None:
     content = hostile_report()
     names = tuple(f"f{k}" for k in range(31))
@@ -515,6 +546,14 @@ def test_hostile_names_run_nothing_and_fit_the_window(
     assert chromium.evaluate("document.title") == f"Interactions of {HOSTILE[0]}"
     assert chromium.evaluate("document.querySelectorAll('script, img').length") == 0
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_long_names_leave_the_columns_on_the_page(chromium: browser.Browser, tmp_path: Path) -> None:
+    html_report.write_html(long_report(), tmp_path / "long.html")
+    chromium.open((tmp_path / "long.html").as_uri())
+    chromium.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    wide = "[...document.querySelectorAll('.table')].map(t => t.scrollWidth - t.clientWidth)"
+    assert max(chromium.evaluate(wide)) <= 1
 
 
 def _luminance(colour: str) -> float:
