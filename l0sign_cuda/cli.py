@@ -18,19 +18,20 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from . import _checks, data, report
+from . import _checks, data, report, run_report
 from . import config as configuration
 from ._extras import require
 from ._version import __version__
-from .checkpoint import load_config, load_model, load_vocabulary, write_json, written_aside
+from .checkpoint import STATE_FILE, load_config, load_model, load_vocabulary, write_json, written_aside
 from .collapse import CollapseError, CollapseWarning
 from .config import TrainConfig
 from .data import GraphDataset, Vocabulary
 from .evaluation import Part, Predictions, Samples, evaluate, measure, run
 from .memory import peak_memory
 from .model import L0SIGN
-from .training import FitResult, Progress, fit, holds_run, resolve_device, stored_config
+from .training import FitResult, Progress, fit, holds_run, resolve_device, stored_config, stored_split
 
 _INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 _CPU_VARIABLE = "L0SIGN_CPU_CAPABILITY"
@@ -122,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--overwrite", action="store_true", help="replace a run that is in DIR")
     made.add_argument("--valid", metavar="DATA", help="validation samples; DATA is then not split")
     made.add_argument("--test", metavar="DATA", help="test samples; DATA is then not split")
-    _add_split_option(made)
+    default = f"default: {' '.join(map(str, _SPLIT))}"
+    _add_split_option(made, f"shares of the three parts ({default})", _SPLIT)
     _add_reading_options(made)
     configuration.add_options(made)
 
@@ -176,7 +178,9 @@ def _add_running_options(parser: argparse.ArgumentParser, data_argument: str = "
     parser.add_argument("run", metavar="RUN", help="the directory of a trained model")
     parser.add_argument(data_argument, metavar="DATA", help="a prepared directory, or a file")
     parser.add_argument(
-        "--part", choices=_PARTS, help="only this part of the split that training made of DATA"
+        "--part",
+        choices=_PARTS,
+        help="only this part of the split that training made of DATA, which the run remembers",
     )
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:N (default: auto)"
@@ -184,18 +188,20 @@ def _add_running_options(parser: argparse.ArgumentParser, data_argument: str = "
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="samples in a step (default: as in training)"
     )
-    _add_split_option(parser)
+    _add_split_option(parser, "the shares for --part, of a model without the record of a run")
     _add_reading_options(parser)
 
 
-def _add_split_option(parser: argparse.ArgumentParser) -> None:
+def _add_split_option(
+    parser: argparse.ArgumentParser, help: str, default: Sequence[float] | None = None
+) -> None:
     parser.add_argument(
         "--split",
         type=float,
         nargs=3,
-        default=_SPLIT,
+        default=default,
         metavar=tuple(part.upper() for part in _PARTS),
-        help=f"shares of the three parts (default: {' '.join(map(str, _SPLIT))})",
+        help=help,
     )
 
 
@@ -481,9 +487,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    from . import html_report, run_report
+    from . import html_report
     from .explanation import explain
-    from .interactions import Survey
+    from .interactions import Survey, by_sign
 
     limit, top = _checks.positive(limit=arguments.limit, top=arguments.top)
     if arguments.data is None and arguments.samples is None:
@@ -527,20 +533,27 @@ def _explain(arguments: argparse.Namespace) -> None:
     min_support = arguments.min_support
     if min_support is None:
         min_support = max(1, survey.samples // 1000)
+    fields = sorted(survey.fields(), key=lambda pair: -pair.mean_strength)
+    positive_fields, negative_fields = by_sign(fields, top)
     positive, negative = survey.features(top, min_support=min_support)
     content = run_report.RunReport(
-        name=Path(arguments.run).resolve().name,
+        name=_file_name(arguments.run),
         config=config,
         hyperparameters=model.hyperparameters,
         record=run_report.read_record(arguments.run),
         output=arguments.output,
+        data=_file_name(arguments.data or arguments.samples),
+        part=arguments.part,
         samples=survey.samples,
         min_support=min_support,
         field_names=vocabulary.field_names,
-        fields=sorted(survey.fields(), key=lambda pair: -pair.mean_strength),
+        fields=fields,
+        positive_fields=positive_fields,
+        negative_fields=negative_fields,
         positive=positive,
         negative=negative,
         explained=explained,
+        explained_data=None if arguments.samples is None else _file_name(arguments.samples),
     )
     if arguments.json is not None:
         write_json(arguments.json, content.to_json())
@@ -549,6 +562,11 @@ def _explain(arguments: argparse.Namespace) -> None:
     print(content.text(top))
     if arguments.html is not None:
         print(f"\n{report.printable(arguments.html)}: the report; it opens in any browser")
+
+
+def _file_name(path: str) -> str:
+    """The name alone: where it lies is no one else's business."""
+    return Path(path).resolve().name
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -610,7 +628,7 @@ def _stream(arguments: argparse.Namespace, model: L0SIGN, config: TrainConfig) -
         _check_known(whole, *known, path)
         chosen = None
         if arguments.part is not None:
-            chosen = whole.split(arguments.split, config.seed)[_PARTS.index(arguments.part)]
+            chosen = _split(arguments, whole, config.seed)[_PARTS.index(arguments.part)]
         total = len(whole) if chosen is None else len(chosen)
         for start in range(0, total, _PIECE):
             stop = min(start + _PIECE, total)
@@ -621,6 +639,25 @@ def _stream(arguments: argparse.Namespace, model: L0SIGN, config: TrainConfig) -
         yield Part(chunk)
     if chunk is not None:
         _tell_report(chunk)
+
+
+def _split(arguments: argparse.Namespace, whole: GraphDataset, seed: int) -> tuple[NDArray[np.int64], ...]:
+    """The parts that training made of DATA: another split would put samples it learned from among others."""
+    given = None if arguments.split is None else whole.split(arguments.split, seed)
+    made = stored_split(arguments.run, whole)
+    if made is None:
+        made = run_report.recorded_split(arguments.run, whole, seed)
+    if made is None:
+        if given is None:
+            raise ValueError(
+                f"--part: {arguments.run} has no record of its split ({STATE_FILE} or metrics.json): give the"
+                " shares with --split"
+            )
+        return given
+    if given is not None and [*map(len, given)] != [*map(len, made)]:
+        sizes = [" / ".join(str(len(part)) for part in parts) for parts in (made, given)]
+        raise ValueError(f"--split: expected none, or that of the run, {sizes[0]} samples; got {sizes[1]}")
+    return made
 
 
 def _encoding(vocabulary: Vocabulary | None, num_features: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .explanation import Explanation, OpenPair
-from .report import cell, printable, title
+from .report import cell, printable, shortened, title
 
 #: The graph of a prediction shows this many pairs, and names are cut to this many characters.
 GRAPH_PAIRS = 30
@@ -131,7 +131,7 @@ def heat_map(names: Sequence[str], share: Mapping[tuple[int, int], float], label
         row = {"x": margin - 8, "y": at, "class_": "end"}
         column = {"transform": f"translate({at:.1f} {margin - 8}) rotate(-90)"}
         for place in (row, column):
-            figure.append(element("text", element("title", name), _short(name, _FIELD_NAME), **place))
+            figure.append(element("text", element("title", name), shortened(name, _FIELD_NAME), **place))
     for (i, j), value in sorted(share.items()):
         for row_at, column_at in {(i, j), (j, i)}:
             left, top = margin + column_at * step, margin + row_at * step
@@ -221,7 +221,7 @@ def interaction_graph(entry: Explanation, label: str) -> Element:
                 )
             )
         group.append(element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=6, class_="node"))
-        name = _short(entry.nodes[node], _NAME)
+        name = shortened(entry.nodes[node], _NAME)
         group.append(element("text", name, **_label(x, y, angle, turned=crowded)))
         figure.append(group)
     return figure
@@ -278,13 +278,6 @@ def _told(pair: OpenPair) -> str:
 
 def _sign(value: float) -> str:
     return "positive" if value > 0 else "negative"
-
-
-def _short(name: str, length: int) -> str:
-    """The name without its middle: names that differ often do so at the end."""
-    if len(name) <= length:
-        return name
-    return f"{name[: length // 2]}…{name[len(name) - (length - 1) // 2 :]}"
 
 
 def _number(value: Any) -> float | None:

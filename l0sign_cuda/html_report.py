@@ -15,7 +15,7 @@ from ._version import __version__
 from .checkpoint import written_aside
 from .figures import bar, curves, element, heat_map, interaction_graph, strongest
 from .interactions import Interaction
-from .report import cell, title
+from .report import LONGEST, cell, shortened, title
 from .run_report import FEATURE_COLUMNS, FIELD_COLUMNS, RunReport, Sample, second_name, told_label
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -47,7 +47,8 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 caption { text-align: left; color: var(--muted); padding-bottom: .3rem; }
 th, td { text-align: right; padding: .25rem .7rem; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
-th.text, td.text { text-align: left; white-space: normal; overflow-wrap: break-word; max-width: 20rem; }
+th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 6rem; max-width: 20rem; }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 400; }
 details { margin: .6rem 0; }
@@ -205,9 +206,17 @@ def _fields(content: RunReport) -> Element | None:
     section.append(
         element(
             "p",
-            f"Means over {content.samples:,} samples. An edge that is open is not yet strong: the strength of"
-            " a pair is the mean of what it adds to or takes from the logit, whatever the sign; it is 0 where"
-            " the edge is closed.",
+            f"Means over {content.over}. An edge that is open is not yet strong: the strength of a pair is"
+            " the mean of what it adds to or takes from the logit, whatever the sign; it is 0 where the edge"
+            " is closed.",
+        )
+    )
+    section.append(
+        element(
+            "p",
+            "All pairs are of different features. A feature's pair with itself, its own effect, counts among"
+            " the edges kept, but is shown with the single predictions only; the diagonal of the maps is for"
+            " two features of one field, and blank where no sample has them.",
         )
     )
     place = {name: k for k, name in enumerate(names)}
@@ -230,6 +239,7 @@ def _fields(content: RunReport) -> Element | None:
     ranked = sorted(pairs, key=lambda pair: -pair.mean_strength)[:_TABLE_FIELDS]
     table = _interactions("Pairs of fields, strongest first", ranked, FIELD_COLUMNS)
     section.append(_details(f"The numbers ({len(ranked)} pairs)", table, is_open=len(ranked) <= 12))
+    _add_by_sign(section, content.positive_fields, content.negative_fields, FIELD_COLUMNS)
     return section
 
 
@@ -238,17 +248,23 @@ def _features(content: RunReport) -> Element:
     section.append(
         element(
             "p",
-            "What two features together add to the logit, in the mean of the samples that have both;"
-            f" pairs that are open in at least {content.min_support:,} of {content.samples:,} samples.",
+            "What two different features together add to the logit, in the mean of the samples that have"
+            f" both; pairs that are open in at least {content.min_support:,} of {content.over}.",
         )
     )
-    for heading, pairs in (
-        ("Raise the prediction most", content.positive),
-        ("Lower the prediction most", content.negative),
-    ):
-        section.append(element("h3", heading))
-        section.append(_interactions("", pairs, FEATURE_COLUMNS) if pairs else element("p", "None."))
+    _add_by_sign(section, content.positive, content.negative, FEATURE_COLUMNS)
     return section
+
+
+def _add_by_sign(
+    section: Element,
+    positive: Sequence[Interaction],
+    negative: Sequence[Interaction],
+    columns: Sequence[str],
+) -> None:
+    for heading, pairs in (("Raise the prediction most", positive), ("Lower the prediction most", negative)):
+        section.append(element("h3", heading))
+        section.append(_interactions("", pairs, columns) if pairs else element("p", "None."))
 
 
 def _predictions(content: RunReport) -> Element | None:
@@ -258,11 +274,14 @@ def _predictions(content: RunReport) -> Element | None:
     section.append(
         element(
             "p",
-            "Each prediction is exactly the bias plus the contributions of its open pairs. ",
+            f"Of {content.explained_of}. Each prediction is exactly the bias plus the contributions of its"
+            " open pairs. ",
             element("span", class_="key positive"),
             " raises it, ",
             element("span", class_="key negative"),
-            " lowers it; a wider line contributes more. The ring around a feature is its own effect.",
+            " lowers it; a wider line contributes more. The ring around a feature is its own effect. Widths"
+            " and bars compare within a sample, not between samples: the widest of each is its strongest"
+            " pair.",
         )
     )
     for number, sample in enumerate(content.explained, 1):
@@ -366,7 +385,10 @@ def _grid(caption: str, head: Sequence[str], rows: Sequence[Sequence[Element]]) 
 
 
 def _name_cell(text: str, tag: str = "td") -> Element:
-    return element(tag, text, class_="text", **({"scope": "row"} if tag == "th" else {}))
+    """A name, and where it is shortened the whole of it for who points at it."""
+    short = shortened(text, LONGEST)
+    whole = {} if short == text else {"title": text}
+    return element(tag, short, class_="text", **whole, **({"scope": "row"} if tag == "th" else {}))
 
 
 def _shown_fields(content: RunReport) -> list[str]:

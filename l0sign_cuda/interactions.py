@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -53,15 +53,18 @@ class Survey:
     """
 
     def __init__(self, model: L0SIGN, vocabulary: Vocabulary, *, output: int = 0) -> None:
-        check_model(model, output)
-        check_vocabulary(model, vocabulary)
-        self._model, self._vocabulary, self._output = model, vocabulary, output
+        self._model, self._vocabulary, self._output = check_model(model, output), vocabulary, output
+        check_vocabulary(self._model, vocabulary)
         self._fields, self._features = _SumsByKey(), _SumsByKey()
         self.samples = 0
         """how many samples were added"""
 
     def add(self, samples: Samples, *, batch_size: int | None = None) -> None:
-        """Add samples, whose features are those of the vocabulary."""
+        """Add samples, whose features are those of the vocabulary.
+
+        Raises:
+            ValueError: weights or contributions that are not finite; the message names the weights.
+        """
         part = Part(samples)
         (size,) = _checks.positive(batch_size=TrainConfig().batch_size if batch_size is None else batch_size)
         fields, features = len(self._vocabulary.fields), len(self._vocabulary)
@@ -78,7 +81,7 @@ class Survey:
                 apart = index[0] != index[1]
                 index, gates = index[:, apart], terms.gates.double().cpu().numpy()[apart]
                 contributions = terms.contributions.cpu().numpy()[apart]
-                is_open = gates != 0  # a NaN shows
+                is_open = gates != 0
                 numbers = [np.ones_like(gates), is_open, gates, contributions, np.abs(contributions)]
                 columns = np.stack(numbers, 1)
                 self._fields.add(_keys(field[index], fields), sample[index[0]], columns)
@@ -100,7 +103,7 @@ class Survey:
         """The open pairs of features that add most to the logit, and those that subtract most.
 
         Args:
-            count: how many of each, at most; they are ordered by mean contribution, and NaN comes first.
+            count: how many of each, at most; they are ordered by mean contribution.
             min_support: leave out pairs that are open in fewer samples.
         """
         count, min_support = _checks.positive(count=count, min_support=min_support)
@@ -114,7 +117,7 @@ class Survey:
             return _named(keys[chosen], totals[chosen], len(self._vocabulary), self._vocabulary.name)
 
         negative, positive = order[:count], order[::-1][:count]
-        return named(positive[~(mean[positive] <= 0)]), named(negative[mean[negative] < 0])
+        return named(positive[mean[positive] > 0]), named(negative[mean[negative] < 0])
 
 
 def field_interactions(
@@ -138,6 +141,19 @@ def feature_interactions(
 ) -> tuple[list[Interaction], list[Interaction]]:
     """The pairs of features that add most to the logit, and those that subtract most: see :class:`Survey`."""
     return _survey(model, samples, batch_size, output).features(count, min_support=min_support)
+
+
+def by_sign(pairs: Iterable[Interaction], count: int = 20) -> tuple[list[Interaction], list[Interaction]]:
+    """The pairs, as of fields, that add most to the logit in the mean, and those that subtract most.
+
+    At most `count` of each, strongest first; those whose mean contribution is 0 are neither.
+    """
+    (count,) = _checks.positive(count=count)
+    ordered = sorted(pairs, key=lambda pair: pair.mean_contribution)
+    return (
+        [pair for pair in ordered[::-1] if pair.mean_contribution > 0][:count],
+        [pair for pair in ordered if pair.mean_contribution < 0][:count],
+    )
 
 
 def _survey(model: L0SIGN, samples: Samples, batch_size: int | None, output: int) -> Survey:

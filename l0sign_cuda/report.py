@@ -13,6 +13,9 @@ from .checkpoint import written_aside
 
 Row = Mapping[str, Any]
 
+#: A name in a table is shown with at most this many characters.
+LONGEST = 40
+
 _AS_PERCENT = {"edges_kept", "precision", "recall", "open_share"}
 _SHORT = {
     "samples_per_second": "samples/s",
@@ -44,18 +47,28 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
+def shortened(text: str, length: int) -> str:
+    """The text without its middle, where it is longer: names that differ often do so at the end."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length // 2]}…{text[len(text) - (length - 1) // 2 :]}"
+
+
 def title(name: str) -> str:
     """The heading of column `name`."""
     return _SHORT.get(name, name)
 
 
 def table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """Rows as aligned text; the columns are those of the first row, or those that are given."""
+    """Rows as aligned text; the columns are those of the first row, or those that are given.
+
+    A longer cell is shortened to LONGEST characters.
+    """
     if not rows:
         return ""
     columns = list(rows[0]) if columns is None else list(columns)
     lines = [[title(name) for name in columns]]
-    lines += [[cell(name, row.get(name)) for name in columns] for row in rows]
+    lines += [[shortened(cell(name, row.get(name)), LONGEST) for name in columns] for row in rows]
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     left = [any(isinstance(row.get(name), str) for row in rows) for name in columns]
     lines.insert(1, ["-" * width for width in widths])

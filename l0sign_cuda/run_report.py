@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from . import report
 from .config import TrainConfig
+from .data import GraphDataset
 from .explanation import Explanation
 from .interactions import Interaction
 
@@ -38,23 +42,47 @@ class RunReport:
     """metrics.json of the run, {} where there is none"""
     output: int
     """the output that is explained"""
+    data: str
+    """the name of the data that the interactions are means over"""
+    part: str | None
+    """the part of the split that they are of; None for all samples"""
     samples: int
-    """how many samples the interactions are means over"""
+    """how many samples these are"""
     min_support: int
     """the fewest samples that a pair of features had to be open in"""
     field_names: tuple[str, ...]
     fields: list[Interaction]
     """pairs of fields, strongest first"""
+    positive_fields: list[Interaction]
+    """pairs of fields that add most to the logit"""
+    negative_fields: list[Interaction]
     positive: list[Interaction]
     """pairs of features that add most to the logit"""
     negative: list[Interaction]
     explained: list[Sample] = field(default_factory=list)
+    explained_data: str | None = None
+    """the name of the file that these are the first samples of; None where they are of `data`"""
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """A row a part of the data, as training measured it: {"part": "test", "auc": ...}."""
         found = ((part, self.record.get(part)) for part in ("valid", "test"))
         return [{"part": part, **values} for part, values in found if values]
+
+    @property
+    def over(self) -> str:
+        """Which samples the interactions are means over."""
+        if self.part is not None:
+            return f"the {self.samples:,} {self.part} samples of {self.data}"
+        return f"all {self.samples:,} samples of {self.data}, training samples not left out"
+
+    @property
+    def explained_of(self) -> str:
+        """Which samples are explained."""
+        first = f"the first {len(self.explained):,}"
+        return (
+            f"{first} of {self.over}" if self.explained_data is None else f"{first} of {self.explained_data}"
+        )
 
     def prediction(self, explanation: Explanation) -> str:
         """The prediction in words."""
@@ -69,14 +97,21 @@ class RunReport:
         blocks = []
         if self.metrics:
             blocks.append(report.table(self.metrics))
-        over = f"{self.samples} samples"
+        blocks.append(
+            report.printable(f"tables: means over {self.over}")
+            + "\nof pairs of different features; what a feature adds by itself is in the single predictions"
+        )
         for heading, pairs, shown in (
-            (f"pairs of fields, strongest first, over {over}", self.fields[:top], FIELD_COLUMNS),
+            ("pairs of fields, strongest first", self.fields[:top], FIELD_COLUMNS),
+            ("pairs of fields that raise the prediction most", self.positive_fields, FIELD_COLUMNS),
+            ("pairs of fields that lower it most", self.negative_fields, FIELD_COLUMNS),
             ("pairs of features that raise the prediction most", self.positive, FEATURE_COLUMNS),
             ("pairs of features that lower it most", self.negative, FEATURE_COLUMNS),
         ):
             rows = [pair._asdict() for pair in pairs]
             blocks.append(f"{heading}:\n{report.table(rows, ['first', 'second', *shown]) or 'none'}")
+        if self.explained:
+            blocks.append(report.printable(f"single predictions: {self.explained_of}"))
         for number, sample in enumerate(self.explained, 1):
             entry = sample.explanation
             rows = [
@@ -101,9 +136,15 @@ class RunReport:
             "run": self.name,
             "output": self.output,
             "metrics": {row["part"]: {k: v for k, v in row.items() if k != "part"} for row in self.metrics},
+            "data": self.data,
+            "part": self.part,
             "samples": self.samples,
             "min_support": self.min_support,
             "fields": [pair._asdict() for pair in self.fields],
+            "fields_by_sign": {
+                "positive": [pair._asdict() for pair in self.positive_fields],
+                "negative": [pair._asdict() for pair in self.negative_fields],
+            },
             "features": {
                 "positive": [pair._asdict() for pair in self.positive],
                 "negative": [pair._asdict() for pair in self.negative],
@@ -130,6 +171,23 @@ def read_record(run: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: damaged, or not the metrics of a run ({error})") from None
     return content
+
+
+def recorded_split(run: str | Path, data: GraphDataset, seed: int) -> tuple[NDArray[np.int64], ...] | None:
+    """The split of `data` that metrics.json of a run tells, where its checkpoint is gone; None without."""
+    told = read_record(run).get("data")
+    if told is None:
+        return None
+    try:
+        shares, sizes = told["split"], [int(told["samples"][part]) for part in ("train", "valid", "test")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run}/metrics.json: damaged, or of another version: {error!r}") from None
+    if shares is None:
+        raise ValueError(f"{run}: it was trained with --valid or --test, and split no samples")
+    parts = data.split(shares, seed)
+    if [*map(len, parts)] != sizes:
+        raise ValueError(f"{run}: expected the {sum(sizes)} samples that its training split, got {len(data)}")
+    return parts
 
 
 def _check_record(content: Any) -> None:

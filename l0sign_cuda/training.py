@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -35,7 +36,7 @@ from .checkpoint import (
 )
 from .collapse import Collapse, CollapseError, CollapseWarning, diagnose
 from .config import TrainConfig
-from .data import Batch
+from .data import Batch, GraphDataset
 from .evaluation import Part, Samples, count_pairs, measure, run
 from .metrics import Loss, is_better
 from .model import L0SIGN
@@ -175,6 +176,40 @@ def stored_config(run: str | Path) -> TrainConfig | None:
     if not file.exists():
         return None
     return TrainConfig.from_stored(read_header(file).get("config", {}), source=str(file))
+
+
+def stored_split(run: str | Path, data: GraphDataset) -> tuple[NDArray[np.int64], ...] | None:
+    """The samples of `data` that the run in `run` was trained, validated and to be tested on.
+
+    They follow from the checkpoint, which is written before the first step: it knows how many samples each
+    part had, and its fingerprints tell whether they are these. None where there is no checkpoint.
+
+    Raises:
+        ValueError: the run split other samples, in another way, or none.
+    """
+    file = Path(run) / STATE_FILE
+    if not file.exists():
+        return None
+    header = read_header(file)
+    try:
+        fingerprints, seed = header["data"], int(header["config"]["seed"])
+        samples, trained = int(fingerprints[0][0]), int(fingerprints[0][3])
+        validated = 0 if fingerprints[1] is None else int(fingerprints[1][3])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: damaged, or of another version: {error!r}") from None
+    if trained == samples:
+        raise ValueError(f"{run}: it was trained on all {samples} samples that it was given, and split none")
+    if len(data) == samples and trained + validated <= samples:
+        sizes = trained, validated, samples - trained - validated
+        parts = data.split([size / samples for size in sizes], seed)
+        if fingerprints == _fingerprints(
+            Part((data, parts[0])), Part((data, parts[1])) if validated else None
+        ):
+            return parts
+    raise ValueError(
+        f"{run}: expected the {samples} samples that its training split, {trained} of them to learn from,"
+        f" read with the same options; got {'others' if len(data) == samples else len(data)}"
+    )
 
 
 class _Trainer:
@@ -430,7 +465,7 @@ class _Trainer:
 
     @functools.cached_property
     def _fingerprint(self) -> list[Any]:
-        return [self.train.fingerprint(), None if self.valid is None else self.valid.fingerprint()]
+        return _fingerprints(self.train, self.valid)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
@@ -458,6 +493,10 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but torch finds no GPU here")
     return device
+
+
+def _fingerprints(train: Part, valid: Part | None) -> list[Any]:
+    return [train.fingerprint(), None if valid is None else valid.fingerprint()]
 
 
 def _count_outputs(part: Part, loss: Loss) -> int:

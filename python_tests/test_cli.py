@@ -268,6 +268,85 @@ def test_given_parts_are_not_split(tmp_path: Path, capsys: Any) -> None:
     assert content["test"]["auc"] is not None
 
 
+def test_a_part_is_that_of_training(prepared: Path, table: Path, tmp_path: Path, capsys: Any) -> None:
+    """A run's test samples are those of its own split, whatever the default is."""
+    whole = data.open(prepared)
+    for number, shares in enumerate([(0.9, 0.05, 0.05), (0.5, 0, 0.5), (0.6, 0.4, 0)]):
+        out = tmp_path / str(number)
+        assert call("train", prepared, "--out", out, "--split", *shares, *QUICK, "--seed", 3) == 0
+        parts = dict(zip(("train", "valid", "test"), whole.split(shares, 3), strict=True))
+        record = metrics(out)
+        # As after a kill in the first epoch, where the run has told nothing yet.
+        (out / "metrics.json").unlink()
+        for name, part in parts.items():
+            capsys.readouterr()
+            arguments = ["evaluate", out, prepared, "--part", name, "--json", tmp_path / "e.json"]
+            if not len(part):
+                assert call(*arguments) == 2 and "there are no samples" in capsys.readouterr().err
+                continue
+            assert call(*arguments) == 0
+            assert capsys.readouterr().out.splitlines()[2].split()[0] == str(len(part))
+            found = json.loads((tmp_path / "e.json").read_text())
+            assert record.get(name) in (None, pytest.approx(found, rel=1e-9))
+            assert call("predict", out, prepared, "--part", name, "--out", tmp_path / "p.csv") == 0
+            expected = torch.sigmoid(
+                l0sign_cuda.evaluation.predict(l0sign_cuda.load_model(out), (whole, part))
+            )
+            assert np.loadtxt(tmp_path / "p.csv", skiprows=1) == pytest.approx(expected.numpy(), rel=1e-6)
+    out, same = tmp_path / "0", ["--split", 0.9, 0.05, 0.05]
+    raw = [table, "--label", "y", "--part", "test"]  # the file that was prepared is as good
+    assert call("evaluate", out, *raw) == call("evaluate", out, *raw, *same) == 0
+
+
+def test_a_part_of_no_split_or_of_another_is_refused(prepared: Path, tmp_path: Path, capsys: Any) -> None:
+    whole, out = data.open(prepared), tmp_path / "run"
+    shares = 0.9, 0.05, 0.05
+    assert call("train", prepared, "--out", out, "--split", *shares, *QUICK) == 0
+    fewer = data.GraphDataset.from_dense(
+        whole.ids.reshape(-1, 3)[:300], labels=whole.labels[:300], vocabulary=whole.vocabulary
+    )
+    other = data.GraphDataset.from_dense(
+        whole.ids.reshape(-1, 3), labels=1 - whole.labels, vocabulary=whole.vocabulary
+    )
+    fewer.save(tmp_path / "fewer")
+    other.save(tmp_path / "other")
+    given = ["--valid", tmp_path / "fewer", "--test", tmp_path / "fewer"]
+    assert call("train", prepared, "--out", tmp_path / "given", *given, *QUICK) == 0
+
+    def refused(run: Path, samples: Path, *arguments: Any) -> str:
+        capsys.readouterr()
+        assert call("evaluate", run, samples, "--part", "test", *arguments) == 2
+        return str(capsys.readouterr().err)
+
+    assert "--split: expected none, or that of the run, 1800 / 100 / 100 samples; got 1400 / 300 / 300" in (
+        refused(out, prepared, "--split", 0.7, 0.15, 0.15)
+    )
+    assert "expected the 2000 samples that its training split" in refused(out, tmp_path / "fewer")
+    assert "read with the same options; got others" in refused(out, tmp_path / "other")
+    assert "trained on all 2000 samples that it was given, and split none" in (
+        refused(tmp_path / "given", prepared)
+    )
+    # Python's own parts are no split that a command could repeat.
+    train, valid, _ = whole.split(shares, seed=9)
+    config = TrainConfig(epochs=0, num_threads=1)
+    l0sign_cuda.fit((whole, train), (whole, valid), config, out=tmp_path / "python")
+    assert "got others" in refused(tmp_path / "python", prepared)
+
+    # Without the checkpoint metrics.json tells, and without both --split must.
+    for run in (out, tmp_path / "given"):
+        (run / "state.safetensors").unlink()
+    assert "trained with --valid or --test" in refused(tmp_path / "given", prepared)
+    assert "expected the 2000 samples that its training split, got 300" in refused(out, tmp_path / "fewer")
+    assert "got 1400 / 300 / 300" in refused(out, prepared, "--split", 0.7, 0.15, 0.15)
+    assert call("evaluate", out, prepared, "--part", "test") == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[0] == "100"
+    (out / "metrics.json").write_text('{"data": {"split": [1, 0, 0]}}')
+    assert "metrics.json: damaged" in refused(out, prepared)
+    (out / "metrics.json").unlink()
+    assert "has no record of its split (state.safetensors or metrics.json)" in refused(out, prepared)
+    assert call("evaluate", out, prepared, "--part", "test", "--split", *shares) == 0
+
+
 def test_plain_sign_keeps_all_edges(prepared: Path, tmp_path: Path) -> None:
     assert call("train", prepared, "--out", tmp_path / "run", "--no-gates", *QUICK) == 0
     assert metrics(tmp_path / "run")["test"]["edges_kept"] == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,5 @@ def test_examples_run_one_after_another(name: str) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.M | re.S)
     assert blocks
     scope: dict[str, object] = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        for number, block in enumerate(blocks, 1):
-            exec(compile(block, f"{name}, example {number}", "exec"), scope)
+    for number, block in enumerate(blocks, 1):
+        exec(compile(block, f"{name}, example {number}", "exec"), scope)

@@ -21,7 +21,7 @@ from l0sign_cuda import L0SIGN, TrainConfig, data, html_report
 from l0sign_cuda.cli import main
 from l0sign_cuda.data import Field, GraphDataset, Vocabulary
 from l0sign_cuda.figures import bar, curves, heat_map, interaction_graph
-from l0sign_cuda.interactions import Interaction
+from l0sign_cuda.interactions import Interaction, by_sign
 from l0sign_cuda.run_report import RunReport, Sample, read_record
 
 HOSTILE = ["<script>window.ran = 1</script>", '"><img src=x onerror="window.ran = 2">', "&amp; </style> é 字"]
@@ -91,7 +91,9 @@ def test_the_text_says_the_same(folder: Path, content: dict[str, Any], capsys: A
         f"{strongest['mean_strength']:.4f}",
         f"{content['features']['positive'][0]['mean_contribution']:.4f}",
         f"logit {content['explained'][0]['logit']:+.4f}",
-        "over 225 samples",
+        "means over the 225 test samples of data",
+        "single predictions: the first 1 of the 225 test samples of data",
+        "of pairs of different features",
     ):
         assert expected in text
     assert text.count("\nf0=") + text.count("\nf1=") + text.count("\nf2=") + text.count("\nf3=") >= 4
@@ -112,6 +114,67 @@ def test_samples_from_another_file(
     assert call(*arguments, "--part", "test", "--data", folder / "data") == 0
     both = json.loads((tmp_path / "two.json").read_text())
     assert both["fields"] == content["fields"] and both["explained"] == alone["explained"]
+
+
+def test_every_output_tells_which_samples_it_is_about(
+    folder: Path, content: dict[str, Any], tmp_path: Path, capsys: Any
+) -> None:
+    assert (content["data"], content["part"], content["samples"]) == ("data", "test", 225)
+    page = (folder / "report.html").read_text()
+    assert "Means over the 225 test samples of data." in page
+    assert "Of the first 3 of the 225 test samples of data." in page
+    assert "open in at least 1 of the 225 test samples of data." in page
+    # Without --part, training samples are among them.
+    files = ["--html", tmp_path / "r.html", "--json", tmp_path / "r.json"]
+    whole = "all 1,500 samples of data, training samples not left out"
+    assert call("explain", folder / "run", "--data", folder / "data", *files) == 0
+    assert f"means over {whole}" in capsys.readouterr().out
+    assert f"Means over {whole}." in (tmp_path / "r.html").read_text()
+    assert json.loads((tmp_path / "r.json").read_text())["part"] is None
+    (tmp_path / "two.csv").write_text("f0,f1,f2,f3\n0,1,2,3\n3,2,1,0\n")
+    both = ["--data", folder / "data", "--part", "test", "--samples", tmp_path / "two.csv"]
+    assert call("explain", folder / "run", *both, *files) == 0
+    assert "single predictions: the first 2 of two.csv" in capsys.readouterr().out
+    assert "Of the first 2 of two.csv." in (tmp_path / "r.html").read_text()
+
+
+def test_pairs_of_fields_by_sign(folder: Path, content: dict[str, Any], capsys: Any) -> None:
+    signed, fields = content["fields_by_sign"], content["fields"]
+    means = [pair["mean_contribution"] for pair in signed["positive"] + signed["negative"][::-1]]
+    assert means == sorted((pair["mean_contribution"] for pair in fields), reverse=True) and len(means) == 6
+    assert all(pair in fields and pair["support"] > 0 for side in signed.values() for pair in side)
+    assert all(pair["mean_contribution"] > 0 for pair in signed["positive"])
+    assert call("explain", folder / "run", "--data", folder / "data", "--part", "test", "--limit", 1) == 0
+    blocks = {block.split("\n")[0]: block for block in capsys.readouterr().out.split("\n\n")}
+    reader = Reader()
+    reader.feed((folder / "report.html").read_text())
+    assert (
+        reader.text.count("Raise the prediction most") == reader.text.count("Lower the prediction most") == 2
+    )
+    for heading, side in (("that raise the prediction", "positive"), ("that lower it", "negative")):
+        told = blocks[f"pairs of fields {heading} most:"]
+        for pair in signed[side]:
+            assert f"{pair['mean_contribution']:.4f}" in told and pair["first"] in told
+        assert ("none" in told) == (not signed[side])
+
+
+def test_own_effects_are_told_to_be_elsewhere(folder: Path, content: dict[str, Any], capsys: Any) -> None:
+    """No pair of a field with itself: the diagonal is blank, and the page says what would be there."""
+    assert all(pair["first"] != pair["second"] for pair in content["fields"])
+    assert any(pair["i"] == pair["j"] for entry in content["explained"] for pair in entry["interactions"])
+    page = (folder / "report.html").read_text()
+    assert "A feature's pair with itself, its own effect, counts among the edges kept" in page
+    assert "Widths and bars compare within a sample, not between samples" in page
+
+
+def test_weights_that_are_not_finite_make_no_report(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    model, dataset = l0sign_cuda.load_model(folder / "run"), data.open(folder / "data")
+    model.node_embedding.weight.data[3] = torch.nan
+    l0sign_cuda.save_model(model, tmp_path / "run", dataset.vocabulary, TrainConfig())
+    arguments = ["--data", folder / "data", "--html", tmp_path / "r.html"]
+    assert call("explain", tmp_path / "run", *arguments) == 2
+    assert "got NaN or infinity in node_embedding.weight" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_refusals(folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -218,16 +281,21 @@ def hostile_report() -> RunReport:
     explained = l0sign_cuda.explain(model, ids, values=torch.randn(1, 40), vocabulary=vocabulary)
     dataset = GraphDataset.from_dense(ids.numpy(), vocabulary=vocabulary)
     positive, negative = l0sign_cuda.interactions.feature_interactions(model, dataset)
+    fields = l0sign_cuda.interactions.field_interactions(model, dataset)
     return RunReport(
         name=HOSTILE[0],
         config=TrainConfig(loss="mse"),
         hyperparameters={"aggr": HOSTILE[1], "limits": (-0.1, 1.1)},
         record={},
         output=0,
+        data=HOSTILE[1],
+        part=None,
         samples=1,
         min_support=1,
         field_names=vocabulary.field_names,
-        fields=l0sign_cuda.interactions.field_interactions(model, dataset),
+        fields=fields,
+        positive_fields=by_sign(fields)[0],
+        negative_fields=by_sign(fields)[1],
         positive=positive,
         negative=negative,
         explained=[Sample(explained[0], None)],
@@ -292,6 +360,37 @@ def test_a_path_that_is_no_text(folder: Path, tmp_path: Path, capsys: Any) -> No
     target = tmp_path / "r\udcff.html"
     assert call("explain", folder / "run", "--data", folder / "data", "--limit", 1, "--html", target) == 0
     assert target.exists() and "r\ufffd.html: the report" in capsys.readouterr().out
+
+
+LONG = "begins" + 2988 * "W" + "ends"
+
+
+def long_report() -> RunReport:
+    """A report of names that are very long."""
+    vocabulary = Vocabulary([Field(LONG, values=["a", "b"]), Field("f", values=[LONG])])
+    model, ids = L0SIGN(3, gated=False), torch.tensor([[0, 1, 2]])
+    explained = l0sign_cuda.explain(model, ids, values=torch.ones(1, 3), vocabulary=vocabulary)
+    pairs = [Interaction(LONG, f"f={LONG}", 1.0, 1.0, 1, 1, sign * 0.5, 0.5) for sign in (1, -1)]
+    return replace(
+        hostile_report(),
+        field_names=vocabulary.field_names,
+        fields=[Interaction(LONG, "f", 1.0, 1.0, 1, 1, 0.5, 0.5)],
+        positive_fields=pairs[:1],
+        negative_fields=pairs[1:],
+        positive=pairs[:1],
+        negative=pairs[1:],
+        explained=[Sample(explained[0], None)],
+    )
+
+
+def test_long_names_are_shortened_and_there_is_the_whole() -> None:
+    content = long_report()
+    text = content.text()
+    assert max(map(len, text.splitlines())) < 150 and "…" in text and "beginsWW" in text and "WWends" in text
+    reader = Reader()
+    reader.feed(html_report.page(content))
+    assert {LONG, f"f={LONG}"} <= {*reader.attributes["title"]}
+    assert content.to_json()["fields"][0]["first"] == LONG
 
 
 def test_maps_tell_how_many_fields_they_show_where_there_are_more() -> None:
@@ -447,6 +546,14 @@ def test_hostile_names_run_nothing_and_fit_the_window(
     assert chromium.evaluate("document.title") == f"Interactions of {HOSTILE[0]}"
     assert chromium.evaluate("document.querySelectorAll('script, img').length") == 0
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_long_names_leave_the_columns_on_the_page(chromium: browser.Browser, tmp_path: Path) -> None:
+    html_report.write_html(long_report(), tmp_path / "long.html")
+    chromium.open((tmp_path / "long.html").as_uri())
+    chromium.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    wide = "[...document.querySelectorAll('.table')].map(t => t.scrollWidth - t.clientWidth)"
+    assert max(chromium.evaluate(wide)) <= 1
 
 
 def _luminance(colour: str) -> float:

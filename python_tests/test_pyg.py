@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -187,22 +188,20 @@ def gin(channels: int) -> GINConv:
 def test_gradients_flow_through_pygs_convolutions(kind: str) -> None:
     batch, predictor = make_batch(torch.float32), L0EdgePredictor(4, num_embeddings=FEATURES)
     edges = predictor(batch.ids, batch.batch, seed=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch: sparse CSR is in beta state
-        if kind == "gcn":
-            conv = GCNConv(5, 4, add_self_loops=False)
-            out = conv(batch.x, edges.edge_index, edges.edge_weight)
-        elif kind == "cheb":
-            conv = ChebConv(5, 4, K=2)
-            out = conv(batch.x, edges.edge_index, edges.edge_weight, batch.batch)
-        elif kind == "gin":
-            conv = gin(5)
-            out = conv(batch.x, edges.adjacency())
-        else:
-            conv = SIGNConv(5, 4)
-            out = conv(batch.x, edges.edge_index, edges.edge_weight, batch.batch)
-        loss = (global_mean_pool(out, batch.batch).mean(1) - batch.y).square().mean()
-        loss.backward()
+    if kind == "gcn":
+        conv = GCNConv(5, 4, add_self_loops=False)
+        out = conv(batch.x, edges.edge_index, edges.edge_weight)
+    elif kind == "cheb":
+        conv = ChebConv(5, 4, K=2)
+        out = conv(batch.x, edges.edge_index, edges.edge_weight, batch.batch)
+    elif kind == "gin":
+        conv = gin(5)
+        out = conv(batch.x, edges.adjacency())
+    else:
+        conv = SIGNConv(5, 4)
+        out = conv(batch.x, edges.edge_index, edges.edge_weight, batch.batch)
+    loss = (global_mean_pool(out, batch.batch).mean(1) - batch.y).square().mean()
+    loss.backward()
     for name, parameter in [*predictor.named_parameters(), *conv.named_parameters()]:
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
@@ -214,10 +213,29 @@ def test_gin_adds_up_gated_neighbours() -> None:
     source, target = edges.edge_index
     matrix = torch.zeros(sum(SIZES), sum(SIZES)).index_put((target, source), edges.edge_weight)
     conv = gin(5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        out = conv(batch.x, edges.adjacency())
+    out = conv(batch.x, edges.adjacency())
     torch.testing.assert_close(out, conv.nn((1 + conv.eps) * batch.x + matrix @ batch.x))
+
+
+def test_the_documented_path_warns_of_nothing() -> None:
+    """In a process of its own: torch says once a process that CSR is in beta state."""
+    program = (
+        "import torch, warnings; from torch_geometric.nn import GINConv;"
+        "from l0sign_cuda.integrations.pyg import L0EdgePredictor; warnings.simplefilter('error');"
+        "edges = L0EdgePredictor(4)(torch.ones(3, 4));"
+        "GINConv(torch.nn.Linear(5, 2))(torch.ones(3, 5), edges.adjacency()).sum().backward()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_a_gate_that_is_nan_shows() -> None:
+    predictor = L0EdgePredictor(4, num_embeddings=FEATURES).eval()
+    with torch.no_grad():
+        predictor.embedding.weight[3] = torch.nan
+    edges = predictor(torch.tensor([3, 1, 2]))
+    told = [tuple(edge) for edge in edges.edge_index[:, edges.edge_weight.isnan()].T.tolist()]
+    assert sorted(told) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+    assert edges.num_edges.tolist() == [6] and edges.l0_penalty.isnan().all()
 
 
 def test_closed_edges_leave_isolated_nodes_and_no_nan() -> None:

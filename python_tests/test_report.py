@@ -36,6 +36,12 @@ def test_table_of_chosen_columns_missing_values_and_text() -> None:
     assert report.table([]) == ""
 
 
+def test_a_table_shortens_names() -> None:
+    name = "a" + 3000 * "x" + "b"
+    line = report.table([{"first": name, "auc": 0.5}]).splitlines()[2]
+    assert line == f"a{19 * 'x'}…{18 * 'x'}b  0.5000"
+
+
 def test_csv_keeps_every_digit(tmp_path: Path) -> None:
     report.write_csv(tmp_path / "m.csv", ROWS)
     with open(tmp_path / "m.csv", newline="") as file:

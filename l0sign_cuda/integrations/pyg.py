@@ -13,6 +13,7 @@ modules stand between PyG's own; they need no PyG themselves (the extra ``pyg`` 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -38,8 +39,9 @@ class SIGNConv(nn.Module):
         in_channels: columns of x.
         out_channels: columns of the result.
         hidden_channels: hidden units of the perceptron.
-        aggr: c_i: "mean" is 1/n with the n nodes of the graph, as in the paper (so that ``batch`` matters);
-            "neighbor_mean" one over the edges into i of positive weight, PyG's "mean"; "sum" 1, PyG's "add".
+        aggr: c_i: "mean" is 1/n with the n nodes of the graph, as in the paper: pass ``batch`` with several
+            graphs, which without it are one graph of all N nodes, and divided by N. "neighbor_mean" is one
+            over the edges into i of positive weight, PyG's "mean"; "sum" 1, PyG's "add".
         backend: None, "auto", "fused" or "reference"; see :mod:`l0sign_cuda.functional`.
     """
 
@@ -80,7 +82,8 @@ class SIGNConv(nn.Module):
             x: [N, in_channels].
             edge_index: int64 [2, E], (source, target); an edge stays within one graph.
             edge_weight: [E], differentiable; None: 1.
-            batch: int64 [N], never falling; None: one graph.
+            batch: int64 [N], never falling; None: one graph. Nothing in edge_index tells that there are
+                several: with aggr="mean" a batch of them without it is divided by N, not by their sizes.
             batch_size: the number of graphs; None: the last number in batch and one, which waits for a GPU.
 
         Returns:
@@ -145,7 +148,10 @@ class PredictedEdges(NamedTuple):
         matrix = torch.sparse_coo_tensor(
             self.edge_index.flip(0), self.edge_weight, size, check_invariants=False
         )
-        return matrix.coalesce().to_sparse_csr()
+        with warnings.catch_warnings():
+            # It says that CSR is in beta state; what is used of it here is tested.
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+            return matrix.coalesce().to_sparse_csr()
 
 
 class L0EdgePredictor(nn.Module):
@@ -254,7 +260,7 @@ class L0EdgePredictor(nn.Module):
         wide = accumulated(logits)
         probability = torch.sigmoid(wide - self.temperature * math.log(-gamma / zeta))  # P(gate > 0)
         graph = node_graphs(offsets, x.shape[0])[pairs[0]]
-        graphs, is_open = offsets.shape[0] - 1, gates > 0
+        graphs, is_open = offsets.shape[0] - 1, gates != 0  # a NaN shows
         # Over millions of pairs a sum in float32 drifts.
         l0 = torch.zeros(graphs, dtype=torch.float64, device=e.device).index_add(
             0, graph, probability.double()
