@@ -22,6 +22,8 @@ import torch
 import l0sign_cuda
 from l0sign_cuda._extension import build_info, cpu_capability
 
+from . import CORES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # glibc returns large blocks to the system and faults them in anew for each tensor; this makes it keep them.
@@ -30,14 +32,16 @@ TUNED_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000
 # Threads that wait for each other give their core away: slower, but far quicker on a machine with other work.
 PATIENT = {"OMP_WAIT_POLICY": "passive"}
 
+# Each thread stays on a core of its own.
+_BOUND = {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
+
 
 def machine() -> dict[str, Any]:
     """The processor, its cores that this process may use, and the memory."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
-        "cores": len(usable),
+        "cores": len(CORES),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "libc": " ".join(platform.libc_ver()),
@@ -123,6 +127,16 @@ def with_allocators(allocators: Sequence[str]) -> dict[str, Mapping[str, str]]:
     return {name: TUNED_ALLOCATOR if name == "tuned" else {} for name in allocators}
 
 
+def bound(threads: Sequence[int]) -> Mapping[str, str]:
+    """The variables that keep threads on cores of their own, where there are several, and a core for each.
+
+    Some systems leave two threads on one core for many milliseconds while another is free: a second thread
+    then looks as if it were no help, or harm. What the caller has set about places is left alone.
+    """
+    chosen = any(name in os.environ for name in (*_BOUND, "GOMP_CPU_AFFINITY", "KMP_AFFINITY"))
+    return {} if chosen or not 1 < max(threads) <= len(CORES) else _BOUND
+
+
 def load_average() -> list[float]:
     """Of the last 1, 5 and 15 minutes: on an idle machine no more than this process itself."""
     return [round(value, 2) for value in os.getloadavg()]
@@ -188,6 +202,8 @@ def _rate(loop: Any, threads: int, seconds: float) -> float:
     torch.set_num_threads(1)
 
     def work(at: int) -> None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {CORES[at % len(CORES)]})  # of this thread alone
         sink = ctypes.c_float()
         matrix = torch.randn(512, 512)
         out = torch.empty(512, 512)

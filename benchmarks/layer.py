@@ -129,6 +129,8 @@ def _processes(options: argparse.Namespace) -> list[environment.Process]:
     for variables in environment.with_allocators(options.allocators).values():
         again = options.quick and found  # what compiles was seen to work
         names = [n for n in options.contestants if not (again and n in _COMPILED)]
+        if not options.quick:
+            variables = {**variables, **environment.bound(options.threads)}
         found.append((variables, _forwarded(options, options.shapes, options.threads, names)))
     detail = [name for name in options.shapes if name in options.detail]
     if detail:

@@ -406,6 +406,16 @@ def test_allocators_are_told_apart() -> None:
     assert other["name"] == "other" and other["preload"] == ["libjemalloc.so.2"]
 
 
+def test_threads_are_bound_where_there_is_a_core_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(environment, "CORES", [0, 3])
+    assert set(environment.bound([1, 2])) == {"OMP_PROC_BIND", "OMP_PLACES"}
+    assert not environment.bound([1]) and not environment.bound([1, 4])
+    monkeypatch.setenv("GOMP_CPU_AFFINITY", "3 0")
+    assert not environment.bound([1, 2])
+
+
 def test_the_peak_is_that_of_a_processor() -> None:
     peak = environment.peak_gflops([1], quick=True)
     assert 1 < peak["gflops"]["1"] < 10_000
