@@ -37,6 +37,12 @@ inline void expect_shape(const torch::stable::Tensor& t, const char* name,
   throw std::runtime_error(std::string(name) + ": expected shape [" + wanted + "], got " + shape_of(t));
 }
 
+inline void expect_same_shape(const torch::stable::Tensor& t, const char* name,
+                              const torch::stable::Tensor& as) {
+  L0SIGN_EXPECT(t.dim() == as.dim() && std::equal(t.sizes().begin(), t.sizes().end(), as.sizes().begin()),
+                std::string(name) + ": expected shape " + shape_of(as) + ", got " + shape_of(t));
+}
+
 inline void expect_device(const torch::stable::Tensor& t, const char* name, const torch::stable::Tensor& of,
                           const char* name_of) {
   // Not by the strings, which cost more than a small update.

@@ -42,6 +42,13 @@ Aggregation ungated_aggregation(int64_t aggr) {
 
 // ---- Tensors to problems ----
 
+// Rows of nodes: [N, d], or [B, n, d] of graphs of one size.
+bool are_rows(const Tensor& t) { return t.dim() == 2 || t.dim() == 3; }
+int64_t width(const Tensor& rows) { return rows.sizes()[rows.dim() - 1]; }
+int64_t num_rows(const Tensor& rows) {
+  return rows.dim() == 3 ? rows.sizes()[0] * rows.sizes()[1] : rows.sizes()[0];
+}
+
 // Tensors in the type of computation, alive as long as a problem points to them.
 template <class A>
 class Inputs {
@@ -72,8 +79,8 @@ class Inputs {
     return static_cast<int32_t*>(const_cast<void*>(keep(t)));
   }
 
-  Graphs graphs(const Tensor& rows, const OptionalTensor& offsets, int64_t graph_size) {
-    Graphs graphs = {nullptr, graph_size, 0, rows.sizes()[0]};
+  Graphs graphs(int64_t num_nodes, const OptionalTensor& offsets, int64_t graph_size) {
+    Graphs graphs = {nullptr, graph_size, 0, num_nodes};
     if (offsets) {
       L0SIGN_EXPECT(offsets->dim() == 1 && offsets->sizes()[0] >= 1,
                     "offsets: expected shape [B + 1], got " + shape_of(*offsets));
@@ -199,11 +206,21 @@ using Results11 =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results10 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// The shape of as many rows as a problem has nodes: of a bag [N, width], else like those that came in.
+template <class A>
+std::vector<int64_t> rows_shape(const CompleteGraph<A>& p, const Tensor& like, int64_t width) {
+  if (p.pools) return {p.graphs.num_nodes, width};
+  std::vector<int64_t> shape(like.sizes().begin(), like.sizes().end());
+  shape.back() = width;
+  return shape;
+}
+
 // Makes the results that all of them have: of the nodes [N, d] or pooled [G, d], and the L2 penalties.
 template <class A>
 Results2 out_and_l2(CompleteGraph<A>& p, const Tensor& like, bool l2) {
-  const Tensor out = empty<A>(like, {p.pools ? p.graphs.count : p.graphs.num_nodes, p.message.in});
-  const Tensor l2_sum = empty<A>(like, {l2 ? p.graphs.count : 0});
+  const int64_t G = p.graphs.count, d = p.message.in;
+  const Tensor out = empty<A>(like, p.pools ? std::vector<int64_t>{G, d} : rows_shape(p, like, d));
+  const Tensor l2_sum = empty<A>(like, {l2 ? G : 0});
   (p.pools ? p.pooled : p.out) = data<A>(out);
   p.l2 = l2 ? data<A>(l2_sum) : nullptr;
   return {out, l2_sum};
@@ -230,25 +247,25 @@ Results5 forward_gated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
   return {as(out, like), l0, l2_sum, num_edges, degree};
 }
 
-// The gradients of a network: of its weights, and of the rows [N, in] whose products go in.
+// The gradients of a network: of its weights, and of the rows whose products go in.
 template <class A>
 struct NetworkGradients {
   Tensor nodes;
   PerceptronGradTensors<A> weights;
-  NetworkGradients(const Tensor& like, int64_t num_nodes, const Perceptron<A>& m)
-      : nodes(empty<A>(like, {num_nodes, m.in})), weights(like, m) {}
+  NetworkGradients(const CompleteGraph<A>& p, const Tensor& like, const Perceptron<A>& m)
+      : nodes(empty<A>(like, rows_shape(p, like, m.in))), weights(like, m) {}
 };
 
 template <class A>
 NetworkGradients<A> message_gradients(Inputs<A>& in, CompleteGraph<A>& p, const Tensor& like,
                                       const OptionalTensor& grad_out, const OptionalTensor& grad_l2) {
-  const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
-  if (grad_out)
-    expect_shape(*grad_out, p.pools ? "grad_pooled" : "grad_out", {p.pools ? G : N, p.message.in});
+  const int64_t G = p.graphs.count;
+  if (grad_out && p.pools) expect_shape(*grad_out, "grad_pooled", {G, p.message.in});
+  if (grad_out && !p.pools) expect_same_shape(*grad_out, "grad_out", like);
   if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
   (p.pools ? p.grad_pooled : p.grad_out) = in(grad_out);
   p.grad_l2 = in(grad_l2);
-  NetworkGradients<A> gradients(like, N, p.message);
+  NetworkGradients<A> gradients(p, like, p.message);
   // Then no message is computed.
   if (!grad_out && !grad_l2) torch::stable::zero_(gradients.nodes);
   p.grad_nodes = data<A>(gradients.nodes);
@@ -265,7 +282,7 @@ NetworkGradients<A> edge_gradients(Inputs<A>& in, CompleteGraph<A>& p, const Ten
     expect_shape(degree, "degree", {p.graphs.num_nodes});
     p.degree = in.degree(degree);
   }
-  const NetworkGradients<A> gradients(like, p.graphs.num_nodes, p.edge);
+  const NetworkGradients<A> gradients(p, like, p.edge);
   p.grad_edge_nodes = data<A>(gradients.nodes);
   p.grad_edge = gradients.weights.pointers();
   return gradients;
@@ -279,16 +296,17 @@ CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor&
                                const Tensor& ew1, const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
                                const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
                                int64_t aggr, double temperature, double gamma, double zeta) {
-  L0SIGN_EXPECT(nodes.dim() == 2 && edge_nodes.dim() == 2 && nodes.sizes()[0] == edge_nodes.sizes()[0],
-                "nodes and edge_nodes: expected [N, d] and [N, b], got " + shape_of(nodes) + " and " +
-                    shape_of(edge_nodes));
+  L0SIGN_EXPECT(are_rows(nodes) && nodes.dim() == edge_nodes.dim() &&
+                    std::equal(nodes.sizes().begin(), nodes.sizes().end() - 1, edge_nodes.sizes().begin()),
+                "nodes and edge_nodes: expected [N, d] and [N, b], or [B, n, d] and [B, n, b], got " +
+                    shape_of(nodes) + " and " + shape_of(edge_nodes));
   CompleteGraph<A> p = {};
-  p.graphs = in.graphs(nodes, offsets, graph_size);
+  p.graphs = in.graphs(num_rows(nodes), offsets, graph_size);
   p.aggregation = aggregation_of(aggr);
   p.gate = in.gate(seed, temperature, gamma, zeta);
-  const int64_t d = nodes.sizes()[1];
+  const int64_t d = width(nodes);
   p.message = in.perceptron("message", mw1, mb1, mw2, mb2, d, d);
-  p.edge = in.perceptron("edge", ew1, eb1, ew2, eb2, edge_nodes.sizes()[1], 1);
+  p.edge = in.perceptron("edge", ew1, eb1, ew2, eb2, width(edge_nodes), 1);
   p.nodes = in(nodes);
   p.edge_nodes = in(edge_nodes);
   p.half = half_type(nodes);
@@ -361,7 +379,7 @@ CompleteGraph<A> gated_bag_problem(Inputs<A>& in, const Tensor& ids, const Optio
       edge_table.dim() == 2 && edge_table.sizes()[0] == node_table.sizes()[0] && edge_table.sizes()[1] >= 1,
       "edge_table: expected [J, b] with the rows of node_table, got " + shape_of(edge_table));
   expect_type(edge_table, "edge_table", kType<A>);
-  p.graphs = in.graphs(ids, offsets, graph_size);
+  p.graphs = in.graphs(ids.sizes()[0], offsets, graph_size);
   p.aggregation = aggregation_of(aggr);
   p.gate = in.gate(seed, temperature, gamma, zeta);
   const int64_t d = node_table.sizes()[1];
@@ -428,7 +446,7 @@ CompleteGraph<A> ungated_bag_problem(Inputs<A>& in, const Tensor& ids, const Opt
                                      int64_t graph_size, int64_t aggr) {
   CompleteGraph<A> p = {};
   look_up(in, p, ids, values, node_table);
-  p.graphs = in.graphs(ids, offsets, graph_size);
+  p.graphs = in.graphs(ids.sizes()[0], offsets, graph_size);
   p.aggregation = ungated_aggregation(aggr);
   const int64_t d = node_table.sizes()[1];
   p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
@@ -470,11 +488,11 @@ template <class A>
 CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, const Tensor& b1,
                                  const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
                                  int64_t graph_size, int64_t aggr) {
-  L0SIGN_EXPECT(nodes.dim() == 2, "nodes: expected [N, d], got " + shape_of(nodes));
+  L0SIGN_EXPECT(are_rows(nodes), "nodes: expected [N, d] or [B, n, d], got " + shape_of(nodes));
   CompleteGraph<A> p = {};
-  p.graphs = in.graphs(nodes, offsets, graph_size);
+  p.graphs = in.graphs(num_rows(nodes), offsets, graph_size);
   p.aggregation = ungated_aggregation(aggr);
-  const int64_t d = nodes.sizes()[1];
+  const int64_t d = width(nodes);
   p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
   p.nodes = in(nodes);
   p.half = half_type(nodes);
@@ -516,7 +534,7 @@ EdgeList<A> edges_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, 
   L0SIGN_EXPECT(edge_index.dim() == 2 && edge_index.sizes()[0] == 2,
                 "edge_index: expected [2, E], got " + shape_of(edge_index));
   EdgeList<A> p = {};
-  p.graphs = in.graphs(nodes, offsets, graph_size);
+  p.graphs = in.graphs(num_rows(nodes), offsets, graph_size);
   p.aggregation = aggregation_of(aggr);
   const int64_t d = nodes.sizes()[1];
   p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
@@ -576,7 +594,7 @@ CompleteGraph<A> gates_problem(Inputs<A>& in, const Tensor& edge_nodes, const Te
                                double gamma, double zeta, int64_t& pairs) {
   L0SIGN_EXPECT(edge_nodes.dim() == 2, "edge_nodes: expected [N, b], got " + shape_of(edge_nodes));
   CompleteGraph<A> p = {};
-  p.graphs = in.graphs(edge_nodes, offsets, graph_size);
+  p.graphs = in.graphs(num_rows(edge_nodes), offsets, graph_size);
   p.gate = in.gate(seed, temperature, gamma, zeta);
   p.edge = in.perceptron("edge", w1, b1, w2, b2, edge_nodes.sizes()[1], 1);
   p.edge_nodes = in(edge_nodes);

@@ -93,7 +93,7 @@ def l0_sign(
     _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
     _checks.network("edge", edge, edge_nodes.shape[-1], 1, nodes)
     out, l0, l2, num_edges, _ = ops.l0_sign(
-        *_rows(nodes, edge_nodes, *message, *edge),
+        *_contiguous(nodes, edge_nodes, *message, *edge),
         graphs.offsets,
         graphs.size,
         _checks.seed(seed, nodes.device),
@@ -101,7 +101,7 @@ def l0_sign(
         *_checks.gate_options(temperature, limits),
         l2_penalty,
     )
-    return LayerOutput(out.view(nodes.shape), l0, l2 if l2_penalty else None, num_edges)
+    return LayerOutput(out, l0, l2 if l2_penalty else None, num_edges)
 
 
 def sign(
@@ -175,10 +175,10 @@ def complete_sign(
     graphs = _checks.nodes("nodes", nodes, offsets)
     _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
     out, l2 = ops.sign(
-        *_rows(nodes, *message), graphs.offsets, graphs.size, _checks.aggregation(aggr), l2_penalty
+        *_contiguous(nodes, *message), graphs.offsets, graphs.size, _checks.aggregation(aggr), l2_penalty
     )
     report = reference.ungated_report(graphs.bounds(nodes.device), l2.dtype, l2 if l2_penalty else None)
-    return LayerOutput(out.view(nodes.shape), *report)
+    return LayerOutput(out, *report)
 
 
 def l0_sign_bag(
@@ -394,6 +394,10 @@ def _looked_up(ids: Tensor, values: Tensor | None, table: Tensor, *others: Tenso
     """The flat ids and values, and contiguous tensors."""
     x = None if values is None else values.to(table.dtype).flatten().contiguous()
     return [ids.flatten().contiguous(), x, *(t.contiguous() for t in (table, *others))]
+
+
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [t.contiguous() for t in tensors]
 
 
 def _rows(first: Tensor, *others: Tensor) -> list[Tensor]:

@@ -6,6 +6,7 @@ its entry below: the fake implementation of its outputs, and what its backward o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -184,7 +185,10 @@ def _like(tensor: Tensor) -> Tensor:
 
 
 def _num_graphs(rows: Tensor, offsets: Tensor | None, graph_size: int) -> int:
-    return rows.shape[0] // graph_size if offsets is None else offsets.shape[0] - 1
+    """Of rows [N, w] or [B, n, w], or of ids [N]."""
+    if offsets is not None:
+        return offsets.shape[0] - 1
+    return rows.shape[0] if rows.dim() == 3 else rows.shape[0] // graph_size
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -200,7 +204,7 @@ def _fake_l0_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, ...]:
         penalty,
         _like(penalty) if l2 else penalty.new_empty(0),
         nodes.new_empty(graphs, dtype=torch.int64),
-        nodes.new_empty(nodes.shape[0] if aggr == 1 else 0, dtype=torch.int32),
+        nodes.new_empty(math.prod(nodes.shape[:-1]) if aggr == 1 else 0, dtype=torch.int32),
     )
 
 

@@ -18,9 +18,9 @@ OPS = torch.ops.l0sign_cuda
 GATE = (2 / 3, -0.1, 1.1)
 
 
-def leaves(case, *prefixes):
+def leaves(case, *prefixes, flat=True):
     chosen = [leaf for name, leaf in case.leaves.items() if name.startswith(prefixes)]
-    return [leaf.flatten(0, -2) if leaf.dim() == 3 else leaf for leaf in chosen]
+    return [leaf.flatten(0, -2) if flat and leaf.dim() == 3 else leaf for leaf in chosen]
 
 
 def samples():
@@ -34,14 +34,14 @@ def samples():
         )
         if not dense:  # operators take any strides, and give contiguous results
             case, edges = (c.with_leaves(lambda leaf: leaf.t().contiguous().t()) for c in (case, edges))
-        every, message, edge = leaves(case, ""), leaves(case, "nodes", "message"), leaves(case, "edge")
+        edge = leaves(case, "edge")
         pairs = case.bounds().diff()
         pairs = int((pairs * (pairs + 1) // 2).sum())
         batch = len(case.bounds()) - 1
         for aggr in range(3):
-            for l2 in (True, False):
-                yield "l0_sign", (*every, *graphs, seed, aggr, *GATE, l2)
-                yield "sign", (*message, *graphs, aggr, l2)
+            for l2 in (True, False):  # dense nodes as [B, n, d], and as [N, d]
+                yield "l0_sign", (*leaves(case, "", flat=not l2), *graphs, seed, aggr, *GATE, l2)
+                yield "sign", (*leaves(case, "nodes", "message", flat=not l2), *graphs, aggr, l2)
             edge_list = (edges.edge_index, edges.edge_weight)
             yield "sign_edges", (*leaves(edges, "nodes", "message"), *graphs, *edge_list, aggr)
         yield from bag_samples(dense, seed, sparse=False)
