@@ -154,15 +154,16 @@ class NodeMessages : public MessageNetwork<A, 3> {
     Base::template multiply_ends<C>(first, 0);
     const int64_t H = h_;
     const bool l2 = problem_.l2 != nullptr;
-    V gate[C];
+    V gate[C], right_gate[C];
     V *left[C], *right[C];
     for (int c = 0; c < C; ++c) {
       const int pair = gates_.open.pair[first + c];
       const int64_t i = block_.left[pair], j = block_.right_sum[pair];
       gate[c] = gates_.gate[pair];
+      right_gate[c] = block_.template right_part<Diagonal>(c, gate[c]);
       left[c] = hidden_sum_ + i * H, right[c] = hidden_sum_ + j * H;
       gate_sum_[i] += gate[c];
-      gate_sum_[j] += block_.template right_part<Diagonal>(c, gate[c]);
+      gate_sum_[j] += right_gate[c];
     }
     Base::template hidden_layer<C>(0, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
@@ -170,12 +171,12 @@ class NodeMessages : public MessageNetwork<A, 3> {
         V left_sum = left[0][h0 + m];
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
-          const V message = shared_product(gate[c], relu(y[m][c]));
+          const V r = relu(y[m][c]);
           if (SameLeft)
-            left_sum += message;
+            left_sum += gate[c] * r;
           else
-            left[c][h0 + m] += message;
-          right[c][h0 + m] += block_.template right_part<Diagonal>(c, message);
+            left[c][h0 + m] += gate[c] * r;
+          right[c][h0 + m] += right_gate[c] * r;
         }
         // No right end is node i: a self-pair's is the extra slot, or (lanes over nodes) node i is.
         if (SameLeft) left[0][h0 + m] = left_sum;
@@ -191,18 +192,19 @@ class NodeMessages : public MessageNetwork<A, 3> {
     Base::template multiply_ends<C>(first, waiting_);
     const int64_t H = h_;
     const bool l2 = problem_.grad_l2 != nullptr;
-    V gate[C], grad_gate[C];
+    V gate[C], right_gate[C], grad_gate[C];
     V *left_sum[C], *right_sum[C];
     const V *left_grad[C], *right_grad[C];
     for (int c = 0; c < C; ++c) {
       const int pair = gates_.open.pair[first + c];
       const int64_t i = block_.left[pair], j = block_.right_sum[pair];
       gate[c] = gates_.gate[pair];
+      right_gate[c] = block_.template right_part<Diagonal>(c, gate[c]);
       left_sum[c] = hidden_sum_ + i * H, right_sum[c] = hidden_sum_ + j * H;
       left_grad[c] = grad_sum_ + i * H, right_grad[c] = grad_sum_ + j * H;
       grad_gate[c] = grad_bias_[i] + block_.template right_part<Diagonal>(c, grad_bias_[j]);
       gate_sum_[i] += gate[c];
-      gate_sum_[j] += block_.template right_part<Diagonal>(c, gate[c]);
+      gate_sum_[j] += right_gate[c];
     }
     Base::template hidden_layer<C>(waiting_, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
@@ -216,12 +218,11 @@ class NodeMessages : public MessageNetwork<A, 3> {
           const V of_left = SameLeft ? shared_grad : left_grad[c][h];
           const V both = of_left + block_.template right_part<Diagonal>(c, right_grad[c][h]);
           grad_gate[c] += both * r;
-          const V message = shared_product(gate[c], r);
           if (SameLeft)
-            shared_sum += message;
+            shared_sum += gate[c] * r;
           else
-            left_sum[c][h] += message;
-          right_sum[c][h] += block_.template right_part<Diagonal>(c, message);
+            left_sum[c][h] += gate[c] * r;
+          right_sum[c][h] += right_gate[c] * r;
           grad_hidden[h * kWaiting + c] = select(above_zero(y[m][c]), gate[c] * both);
         }
         if (SameLeft) left_sum[0][h] = shared_sum;

@@ -97,17 +97,6 @@ ALWAYS_INLINE F32::V at_most(F32::V high, F32::V x) {
 ALWAYS_INLINE F64::V at_least(F64::V low, F64::V x) { return x < low ? low : x; }
 ALWAYS_INLINE F64::V at_most(F64::V high, F64::V x) { return x > high ? high : x; }
 
-// A product that goes to several sums, rounded once: additions run beside multiply-adds on units of their own
-// on some processors, while the compiler would make a multiply-add of each. The barrier hides the product.
-template <class V>
-ALWAYS_INLINE V shared_product(V x, V y) {
-  V product = x * y;
-#if defined(__AVX512F__)
-  asm("" : "+v"(product));
-#endif
-  return product;
-}
-
 template <class V>
 ALWAYS_INLINE V relu(V x) {
   return at_least(V{}, x);
