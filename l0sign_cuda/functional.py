@@ -402,4 +402,4 @@ def _contiguous(*tensors: Tensor) -> list[Tensor]:
 
 def _rows(first: Tensor, *others: Tensor) -> list[Tensor]:
     """Contiguous tensors, nodes [B, n, d] flattened to rows [N, d]."""
-    return [t.flatten(0, -2).contiguous() if t.dim() == 3 else t.contiguous() for t in (first, *others)]
+    return _contiguous(*(t.flatten(0, -2) if t.dim() == 3 else t for t in (first, *others)))
