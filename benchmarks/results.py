@@ -212,6 +212,8 @@ def tables(result: Document) -> Iterable[str]:
     """The lines of a result's tables, without the heading."""
     if result["kind"] == "accuracy":
         yield from accuracy.tables(result)
+    elif result["kind"] == "interactions":
+        yield from accuracy.interaction_tables(result)
     elif result["kind"] == "layer":
         yield from _layer_tables(result["runs"])
     elif result["kind"] == "model":
@@ -223,14 +225,14 @@ def tables(result: Document) -> Iterable[str]:
 
 def _heading(result: Document) -> list[str]:
     quick = " (quick: no timing)" * result["quick"]
-    name = result["title"] if result["kind"] == "accuracy" else result["kind"].capitalize()
+    name = result["title"] if result["kind"] in _OTHERS else result["kind"].capitalize()
     title = f"# {name}, {result['written'][:10]}{quick}"
     return [title, "", *circumstances(result)]
 
 
 def circumstances(result: Document) -> list[str]:
     """Machine, versions, commit, and what each process ran with, as Markdown."""
-    if result["kind"] == "accuracy":
+    if result["kind"] in _OTHERS:
         return accuracy.circumstances(result)
     machine, versions, git = result["machine"], result["versions"], result["git"]
     commit = (git["commit"] or "unknown")[:12] + (" with changes" if git["dirty"] else "")

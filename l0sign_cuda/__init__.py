@@ -18,7 +18,7 @@ from .model import L0SIGN, L0SIGNOutput
 from .objective import empirical_risk
 
 if TYPE_CHECKING:
-    from . import data, optim
+    from . import data, integrations, interactions, optim
     from .checkpoint import load_model, save_model
     from .collapse import CollapseError, CollapseWarning
     from .config import TrainConfig
@@ -46,6 +46,8 @@ __all__ = [
     "explain",
     "fit",
     "functional",
+    "integrations",
+    "interactions",
     "load_model",
     "optim",
     "parameter_groups",
@@ -70,7 +72,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "optim"):
+    if name in ("data", "integrations", "interactions", "optim"):
         return importlib.import_module(f".{name}", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

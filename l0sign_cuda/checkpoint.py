@@ -38,9 +38,19 @@ _FORMAT = 1
 _HEADER = "l0sign_cuda"
 
 
+def check_target(path: str | Path) -> None:
+    """Check that a file can lie there, as far as that can be seen."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file to write, got a directory")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no directory {path.parent}")
+
+
 @contextlib.contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
     """A path to write to: renamed to `path` when the block ends well, removed when it does not."""
+    check_target(path)
     path = Path(path)
     aside = path.with_name(f".{path.name}.partial")
     try:

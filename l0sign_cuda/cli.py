@@ -24,7 +24,15 @@ from . import _checks, data, report, run_report
 from . import config as configuration
 from ._extras import require
 from ._version import __version__
-from .checkpoint import STATE_FILE, load_config, load_model, load_vocabulary, write_json, written_aside
+from .checkpoint import (
+    STATE_FILE,
+    check_target,
+    load_config,
+    load_model,
+    load_vocabulary,
+    write_json,
+    written_aside,
+)
 from .collapse import CollapseError, CollapseWarning
 from .config import TrainConfig
 from .data import GraphDataset, Vocabulary
@@ -496,6 +504,9 @@ def _explain(arguments: argparse.Namespace) -> None:
         raise ValueError("expected --data DATA, --samples FILE, or both")
     if arguments.data is None and arguments.part is not None:
         raise ValueError("--part: it is a part of DATA, which is missing")
+    for target in (arguments.json, arguments.html):
+        if target is not None:
+            check_target(target)
     model, config = _load(arguments)
     device, batch_size = model.head.weight.device, _batch_size(arguments, config)
     # Where nothing has a name, features are numbers of one field.

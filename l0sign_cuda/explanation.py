@@ -156,7 +156,7 @@ def explain(
 
     Raises:
         IndexError: ids or output out of range.
-        ValueError: weights or results that are not finite; the message names the weights.
+        ValueError: values, weights or results that are not finite; the message names the weights.
         ValueError, TypeError: anything else that does not fit, by name.
     """
     model = check_model(model, output)
@@ -165,7 +165,7 @@ def explain(
     with evaluating(model), torch.no_grad():
         logits = model(ids, offsets, values).logits.double().cpu()  # checks the arguments, too
     logits = logits if logits.dim() == 1 else logits[:, output]
-    _check_finite(model, logits)
+    _check_finite(model, logits, values)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for index, gates, contributions in pair_terms(model, ids, offsets, values, output=output):
         is_open = gates != 0
@@ -209,7 +209,7 @@ def pair_terms(
             None if values is None else values[rows],
             output,
         )
-        _check_finite(model, terms.contributions)  # NaN too where a gate is
+        _check_finite(model, terms.contributions, values)  # NaN too where a gate is
         yield terms._replace(pairs=terms.pairs + rows.start)
         if last == len(pairs):
             return
@@ -271,10 +271,12 @@ def _read_messages(nodes: Tensor, message: Network, head: Tensor, first: Tensor,
     return torch.relu(F.linear(product, hidden_weight, hidden_bias)) @ (head @ out_weight) + head @ out_bias
 
 
-def _check_finite(model: L0SIGN, results: Tensor) -> None:
+def _check_finite(model: L0SIGN, results: Tensor, values: Tensor | None) -> None:
     """Refuse results that are not finite: nothing could be said of their order, or of means over them."""
     if results.isfinite().all():
         return
+    if values is not None and not values.isfinite().all():
+        raise ValueError("values: expected finite numbers, got NaN or infinity")
     names = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if names:
         raise ValueError(f"model: expected finite weights, got NaN or infinity in {', '.join(names)}")

@@ -74,7 +74,9 @@ class RunReport:
         """Which samples the interactions are means over."""
         if self.part is not None:
             return f"the {self.samples:,} {self.part} samples of {self.data}"
-        return f"all {self.samples:,} samples of {self.data}, training samples not left out"
+        every = f"all {self.samples:,} samples of {self.data}"
+        # A file of samples alone need not be what the run was trained on.
+        return every if self.data == self.explained_data else f"{every}, training samples not left out"
 
     @property
     def explained_of(self) -> str:

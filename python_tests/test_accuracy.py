@@ -491,6 +491,9 @@ def test_a_table_says_where_a_choice_or_a_training_ended() -> None:
     assert lines[-1] == "Still getting better when the epochs ended: FM (seed 0)."
     early = {**row, "chosen": {"lr": 2, "weight_decay": 2}, "seeds": [{**seed, "best_epoch": 35}]}
     assert list(tables.tables({**result, "rows": [early]}))[-1].startswith("| FM |")
+    # About time alone: few epochs.
+    timed = {**result, "columns": [], "rows": [{**row, "grid": {}, "mean": {"edges_kept": 0.3}}]}
+    assert list(tables.tables(timed))[-1] == "| FM | 0 | – | – |"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -503,6 +506,23 @@ def test_kept_results_are_of_the_experiments_as_they_are(name: str) -> None:
     assert [row["label"] for row in there["rows"]] == [entry.label for entry in experiment.entries]
     shown = (results.RESULTS / "accuracy" / f"{name}.md").read_text(encoding="utf-8")
     assert shown == results.table(there)
+
+
+def test_fig6_is_an_experiment_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fig6-frappe", "--quick", "--work", str(tmp_path), "--out", str(tmp_path)]
+    assert main(command) == 0
+    found = results.read(tmp_path / "fig6-frappe-quick.json")
+    text = (tmp_path / "fig6-frappe-quick.md").read_text()
+    sample = found["samples"][1]
+    strongest = max(sample["pairs"], key=lambda pair: abs(pair["contribution"]))
+    line = (
+        f"| {' | '.join(strongest['names'])} | {strongest['gate']:.4f} | {strongest['contribution']:+.4f} |"
+    )
+    assert line in text and f"logit {sample['logit']:.4f}, bias {sample['bias']:.4f}" in text
+    assert f"Strongest pairs of {found['feature']}:" in text
+    with pytest.raises(SystemExit):
+        main(["fig6-frappe", "--work", str(tmp_path)])
+    assert "frappe: expected --data, a directory with frappe/frappe.csv.xz" in capsys.readouterr().err
 
 
 def test_rows_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,6 +168,10 @@ def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError
     assert json.loads(file.read_text()) == {"x": [1, None]}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(IsADirectoryError, match="expected a file to write, got a directory"):
+        write_json(tmp_path, {})
+    with pytest.raises(FileNotFoundError, match=r"no/a\.json: there is no directory .*no$"):
+        write_json(tmp_path / "no" / "a.json", {})
 
 
 # Forks writers that save models of two sizes in turn, each with its vocabulary and all weights equal to its

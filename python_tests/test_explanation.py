@@ -214,8 +214,12 @@ def test_weights_that_are_not_finite_are_refused_by_name(name: str, backend: str
 
 def test_values_that_are_not_finite_are_refused() -> None:
     values = torch.tensor([[1.0, torch.inf]]).double()
-    with pytest.raises(ValueError, match="expected finite predictions, got NaN or infinity"):
+    with pytest.raises(ValueError, match="values: expected finite numbers, got NaN or infinity"):
         l0sign_cuda.explain(make_model(gated=False), torch.tensor([[0, 1]]), values=values)
+    with pytest.raises(ValueError, match=r"expected finite predictions, .*: values too large"):
+        l0sign_cuda.explain(
+            make_model(gated=False), torch.tensor([[0, 1]]), values=values.new_full((1, 2), 1e200)
+        )
 
 
 # -------------------- a data set

@@ -108,12 +108,27 @@ def test_samples_from_another_file(
     arguments = ["explain", folder / "run", *files]
     assert call(*arguments) == 0
     alone = json.loads((tmp_path / "two.json").read_text())
+    # They need not be what the run was trained on.
+    assert "means over all 2 samples of two.csv\n" in capsys.readouterr().out
     assert alone["samples"] == 2 and [entry["label"] for entry in alone["explained"]] == [None, None]
     assert alone["explained"][0]["nodes"] == ["f0=0", "f1=1", "f2=2", "f3=3"]
     # With DATA too, the tables are about DATA.
     assert call(*arguments, "--part", "test", "--data", folder / "data") == 0
     both = json.loads((tmp_path / "two.json").read_text())
     assert both["fields"] == content["fields"] and both["explained"] == alone["explained"]
+
+
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_a_target_that_cannot_be_is_refused_first(
+    folder: Path, tmp_path: Path, capsys: Any, option: str
+) -> None:
+    for target, message in (
+        (tmp_path / "no" / "x", f"{tmp_path / 'no' / 'x'}: there is no directory {tmp_path / 'no'}"),
+        (tmp_path, f"{tmp_path}: expected a file to write, got a directory"),
+    ):
+        assert call("explain", folder / "run", "--data", folder / "data", option, target) == 2
+        found = capsys.readouterr()
+        assert message in found.err and not found.out
 
 
 def test_every_output_tells_which_samples_it_is_about(

@@ -16,6 +16,11 @@ def test_every_public_name_is_there():
     assert set(l0sign_cuda.__all__) <= set(dir(l0sign_cuda))
 
 
+def test_submodules_are_there_when_asked_for():
+    code = "import l0sign_cuda as l; l.data, l.optim, l.interactions.Survey, l.integrations"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match="module 'l0sign_cuda' has no attribute 'nothing'"):
         _ = l0sign_cuda.nothing

@@ -14,9 +14,11 @@ import torch
 
 from .. import environment
 from ..results import RESULTS
-from . import datasets, kept, runner
+from . import datasets, gmail, kept, runner
 from .experiments import EXPERIMENTS, quick
 from .records import Records
+
+_NAMES = (*EXPERIMENTS, gmail.NAME)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "experiment",
         nargs="+",
-        choices=[*EXPERIMENTS, "all"],
+        choices=[*_NAMES, "all"],
         metavar="EXPERIMENT",
-        help=", ".join(EXPERIMENTS),
+        help=", ".join(_NAMES),
     )
     add("--data", type=Path, help="directory of the data, where they are not made or already prepared")
     add(
@@ -62,13 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     out = options.out or (options.work / "quick" if options.quick else RESULTS / "accuracy")
-    names = list(EXPERIMENTS) if "all" in options.experiment else options.experiment
-    for name in names:
+    names = _NAMES if "all" in options.experiment else options.experiment
+    experiments = [name for name in names if name != gmail.NAME]
+    for name in experiments:
         labels = [entry.label for entry in EXPERIMENTS[name].entries]
         if unknown := [label for label in options.rows if label not in labels]:
             parser.error(f"--rows: {name} has no row {unknown[0]!r}, but {', '.join(map(repr, labels))}")
     complete = True
-    for name in names:
+    for name in experiments:
         experiment = quick(EXPERIMENTS[name]) if options.quick else EXPERIMENTS[name]
         seeds = options.seeds or experiment.seeds
         before = kept.there(name, options.quick, out)
@@ -104,6 +107,9 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         print(
             f"{written}: " + ("; ".join(["missing", *result["missing"]]) if result["missing"] else "complete")
         )
+    if gmail.NAME in names and not options.assemble:
+        written, _ = kept.write(gmail.result(options.data, options.work, options.quick), out)
+        print(f"{written}: complete")
     return 0 if complete else 1
 
 

@@ -17,6 +17,7 @@ from ..results import RESULTS
 
 FOLDER = environment.ROOT / "docs" / "figures"
 Result = Mapping[str, Any]
+_SIZE = (7, 3.6)  # inches
 
 
 def draw(results: Path = RESULTS / "accuracy", folder: Path = FOLDER) -> list[Path]:
@@ -28,7 +29,7 @@ def draw(results: Path = RESULTS / "accuracy", folder: Path = FOLDER) -> list[Pa
         if not source.exists():
             continue
         with matplotlib.rc_context({"svg.hashsalt": name, "font.size": 9}):
-            figure = require("matplotlib.figure", "report").Figure(figsize=(7, 3.6), layout="constrained")
+            figure = require("matplotlib.figure", "report").Figure(figsize=_SIZE, layout="constrained")
             drawing(figure, json.loads(source.read_text(encoding="utf-8")))
             folder.mkdir(parents=True, exist_ok=True)
             with written_aside(folder / f"{name}.svg") as aside:
@@ -65,32 +66,37 @@ def _fig5(figure: Any, result: Result) -> None:
 
 
 def _fig6(figure: Any, result: Result) -> None:
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    graphs = len(result["samples"])
+    figure.set_size_inches(_SIZE[0] * (1 + graphs) / 2, _SIZE[1])
+    axes, *others = figure.subplots(1, 1 + graphs, width_ratios=[1] + [1.2] * graphs)
     pairs = result["strongest"][::-1]
-    others = [p["second"] if p["first"] == result["feature"] else p["first"] for p in pairs]
+    partners = [p["second"] if p["first"] == result["feature"] else p["first"] for p in pairs]
     values = [pair["mean_contribution"] for pair in pairs]
-    left.barh(others, values, color=[_colour(value) for value in values])
-    left.set(title=f"strongest pairs of {result['feature']}", xlabel="mean contribution to the logit")
-    sample = result["samples"][0]
+    axes.barh(partners, values, color=[_colour(value) for value in values])
+    axes.set(title=f"strongest pairs of {result['feature']}", xlabel="mean contribution to the logit")
+    for axes, sample in zip(others, result["samples"], strict=True):
+        _graph(axes, sample)
+
+
+def _graph(axes: Any, sample: Mapping[str, Any]) -> None:
+    """A prediction: its features on a circle, its open pairs as lines."""
     nodes = len(sample["nodes"])
     angle = [2 * math.pi * at / nodes for at in range(nodes)]
     places = [(math.cos(a), math.sin(a)) for a in angle]
     largest = max(abs(pair["contribution"]) for pair in sample["pairs"])
     for pair in sample["pairs"]:
         (x0, y0), (x1, y1) = places[pair["i"]], places[pair["j"]]
-        width = 5 * abs(pair["contribution"]) / largest
+        width, colour = 5 * abs(pair["contribution"]) / largest, _colour(pair["contribution"])
         if pair["i"] == pair["j"]:
-            right.plot(
-                [x0], [y0], "o", markersize=4 + 2 * width, color=_colour(pair["contribution"]), alpha=0.5
-            )
+            axes.plot([x0], [y0], "o", markersize=4 + 2 * width, color=colour, alpha=0.5)
         else:
-            right.plot([x0, x1], [y0, y1], color=_colour(pair["contribution"]), linewidth=width)
+            axes.plot([x0, x1], [y0, y1], color=colour, linewidth=width)
     for name, (x, y) in zip(sample["nodes"], places, strict=True):
-        right.annotate(
+        axes.annotate(
             name, (x, y), (1.1 * x, 1.1 * y), ha="left" if x > 0 else "right", va="center", fontsize=7
         )
-    right.set(title=f"one prediction, logit {sample['logit']:.2f}", xlim=(-2.4, 2.4), ylim=(-1.3, 1.3))
-    right.axis("off")
+    axes.set(title=f"one prediction, logit {sample['logit']:.2f}", xlim=(-2.8, 2.8), ylim=(-1.3, 1.3))
+    axes.axis("off")
 
 
 def _band(axes: Any, x: list[float], values: list[Any], label: str) -> None:

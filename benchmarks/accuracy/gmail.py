@@ -1,60 +1,54 @@
-"""The paper's Fig. 6: what L0-SIGN makes of one app of Frappe, and of single predictions with it.
-
-python -m benchmarks.accuracy.gmail --data ../shared/data
-"""
+"""The paper's Fig. 6: what L0-SIGN makes of one app of Frappe, and of single predictions with it."""
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import l0sign_cuda
 from l0sign_cuda.data import GraphDataset, Vocabulary, read_names
 from l0sign_cuda.interactions import Survey
 
 from .. import environment
-from ..results import RESULTS, check, write_aside
+from ..results import Document
 from . import datasets, models
 from .loop import Ints, Problem
 
+NAME = "fig6-frappe"
 APP = "Gmail"
 _STRONGEST = 10
 _LEAST = 20  # samples: the strongest of all are features that occur once
 _SAMPLES = 2
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.accuracy.gmail", description=__doc__)
-    add = parser.add_argument
-    add("--data", type=Path, required=True, help="directory of the data")
-    add("--work", type=Path, default=environment.ROOT / "build" / "accuracy", help="prepared data")
-    add("--out", type=Path, default=RESULTS / "accuracy", help="default: benchmarks/results/accuracy")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    data = datasets.load("frappe", options.data, options.work)
-    assert data.vocabulary is not None
-    names = read_names(options.data / "frappe" / "apps.csv.xz", key="item", name="name")
-    problem = Problem(data, *datasets.split(data, 0))
-    model, trained = models.fit(problem, {}, 0)
-    found = interactions(model, data, problem.test, data.vocabulary.with_names("item", names), f"item={APP}")
-    result = {
+def result(data: Path | None, work: Path, quick: bool = False) -> Document:
+    """Train a model with the library's defaults, and ask it about the app, or (quick) a made feature."""
+    dataset = datasets.load("planted" if quick else "frappe", data, work)
+    vocabulary = dataset.vocabulary
+    assert vocabulary is not None
+    if quick:
+        feature = vocabulary.name(0)
+    else:
+        if data is None:
+            raise ValueError("--data: the names of the apps are there")
+        names = read_names(data / "frappe" / "apps.csv.xz", key="item", name="name")
+        vocabulary, feature = vocabulary.with_names("item", names), f"item={APP}"
+    problem = Problem(dataset, *datasets.split(dataset, 0))
+    model, trained = models.fit(problem, {"epochs": 2} if quick else {}, 0)
+    return {
         "format": 1,
         "kind": "interactions",
-        "quick": False,
+        "quick": quick,
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "experiment": "fig6-frappe",
+        "experiment": NAME,
         "title": f"Fig. 6, Frappe: {APP}",
         "protocol": "L0-SIGN with the library's defaults, seed 0; interactions over the test samples, the "
         f"strongest of the pairs in at least {_LEAST} of them.",
         "test": trained.test,
-        **found,
+        **interactions(model, dataset, problem.test, vocabulary, feature),
         "environments": [
             {
                 "machine": environment.machine(),
@@ -64,9 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
         ],
     }
-    check(result)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_aside(options.out / "fig6-frappe.json", json.dumps(result, indent=1) + "\n")
 
 
 def interactions(
@@ -109,7 +100,3 @@ def interactions(
             for entry in explained
         ],
     }
-
-
-if __name__ == "__main__":
-    main()

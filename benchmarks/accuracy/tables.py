@@ -65,6 +65,23 @@ def tables(result: Mapping[str, Any]) -> Iterable[str]:
         yield from ("", f"Missing: {'; '.join(result['missing'])}.")
 
 
+def interaction_tables(result: Mapping[str, Any]) -> Iterable[str]:
+    """The lines of the tables of a result about one feature."""
+    yield from ("", result["protocol"], "", f"Strongest pairs of {result['feature']}:", "")
+    yield _line("first", "second", "samples", "open in", "mean contribution")
+    yield _line("---", "---", "---", "---", "---")
+    for pair in result["strongest"]:
+        share = f"{100 * pair['open_share']:.1f} %"
+        contribution = f"{pair['mean_contribution']:+.4f}"
+        yield _line(pair["first"], pair["second"], pair["samples"], share, contribution)
+    for sample in result["samples"]:
+        yield from ("", f"One prediction: logit {sample['logit']:.4f}, bias {sample['bias']:.4f}.", "")
+        yield _line("first", "second", "gate", "contribution")
+        yield _line("---", "---", "---", "---")
+        for pair in sorted(sample["pairs"], key=lambda pair: -abs(pair["contribution"])):
+            yield _line(*pair["names"], f"{pair['gate']:.4f}", f"{pair['contribution']:+.4f}")
+
+
 def _at_edge(row: Mapping[str, Any]) -> str:
     """The row's options that are the least or the most of their grid; empty without any."""
     ends = {name: (min(values), max(values)) for name, values in row["grid"].items() if len(values) > 1}
