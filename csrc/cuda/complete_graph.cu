@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "cuda/gate_noise.h"
+#include "cuda/graph_totals.h"
 #include "cuda/row.h"
 #include "cuda/tiles_launch.h"
 
@@ -19,7 +19,7 @@ struct PairLaunch {
   CompleteGraph<A> problem;
   GateFunction<A> gate;
   Network<A> message, edge;
-  int64_t* pair_offsets;  // [G + 1], where single pairs are read or written
+  int64_t* pair_offsets;  // where single pairs are read or written
   // Forward: what each row adds to its graph's sums. `out` is the problem's, or of a bag such a summand.
   A *out, *l0, *l2;  // [N, d], [N], [N]
   int32_t* edges;    // [N]
@@ -62,7 +62,7 @@ PairLaunch<A> plan(const CompleteGraph<A>& p, bool backward, void* memory) {
   const bool message = has_message(p, backward);
   if (message) l.message = network(p.message, arena);
   if (p.edge_nodes) l.edge = network(p.edge, arena);
-  if (wants_pairs(p)) l.pair_offsets = arena.take<int64_t>(p.graphs.count + 1);
+  if (wants_pairs(p)) l.pair_offsets = arena.take<int64_t>(graph_totals_size(p.graphs.count));
   const int64_t units = (N + kRowWarps - 1) / kRowWarps;
   if (!backward) {
     l.out = p.pools ? arena.take<A>(N * p.message.out) : p.out;

@@ -2,39 +2,12 @@
 
 #include "core/pair.h"
 #include "core/philox.h"
-#include "cuda/gate.h"
+#include "cuda/graph_totals.h"
 
 namespace l0sign::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// pair_offsets[g]: the first pair of graph g; the last entry: all pairs. Runs in one block, tile after tile.
-__global__ void __launch_bounds__(kThreads) scan_pairs(Graphs graphs, int64_t* __restrict__ pair_offsets) {
-  __shared__ int64_t sums[kThreads];
-  const int lane = threadIdx.x;
-  int64_t before = 0;  // pairs of all the tiles so far
-  for (int64_t tile = 0; tile < graphs.count; tile += kThreads) {
-    const int64_t graph = tile + lane;
-    int64_t own = 0;
-    if (graph < graphs.count) {
-      const GraphOfRow rows = graph_at(graphs, graph);
-      own = pair_count(rows.end - rows.begin);
-    }
-    sums[lane] = own;
-    __syncthreads();
-    for (int step = 1; step < kThreads; step *= 2) {
-      const int64_t left = lane >= step ? sums[lane - step] : 0;
-      __syncthreads();
-      sums[lane] += left;
-      __syncthreads();
-    }
-    if (graph < graphs.count) pair_offsets[graph] = before + sums[lane] - own;
-    before += sums[kThreads - 1];
-    __syncthreads();  // the next tile overwrites sums
-  }
-  if (lane == 0) pair_offsets[graphs.count] = before;
-}
 
 // The graph that holds pair p: the last one that begins at or before it. (An empty graph begins where the
 // next one does.)
@@ -63,10 +36,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 }  // namespace
-
-cudaError_t first_pairs(const Graphs& graphs, int64_t* pair_offsets, cudaStream_t stream) {
-  return launch(scan_pairs, 1, kThreads, 0, stream, graphs, pair_offsets);
-}
 
 cudaError_t gate_noise(const Graphs& graphs, const int64_t* seed, int64_t* pair_offsets, int64_t num_pairs,
                        float* out, cudaStream_t stream) {

@@ -5,12 +5,9 @@
 
 namespace l0sign::cuda {
 
-// Writes the index of the first pair of each graph, and at the end that of all pairs: [G + 1].
-cudaError_t first_pairs(const Graphs& graphs, int64_t* pair_offsets, cudaStream_t stream);
-
 // Writes U of every unordered pair, in canonical order.
 //   seed: one element, on the device.
-//   pair_offsets: [G + 1] to work in; may be null where graphs have no offsets.
+//   pair_offsets: [graph_totals_size(G)] to work in; may be null where graphs have no offsets.
 cudaError_t gate_noise(const Graphs& graphs, const int64_t* seed, int64_t* pair_offsets, int64_t num_pairs,
                        float* out, cudaStream_t stream);
 

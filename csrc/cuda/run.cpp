@@ -12,6 +12,7 @@
 #include "cuda/complete_graph.h"
 #include "cuda/edge_list.h"
 #include "cuda/gate_noise.h"
+#include "cuda/graph_totals.h"
 #include "cuda/rows.h"
 #include "cuda/stream.h"
 
@@ -170,7 +171,7 @@ void update_rows(const RowGradient<A>& gradient, const Rule& rule, const Tensor&
 
 void gate_noise(const Graphs& graphs, const int64_t* seed, int64_t num_pairs, float* noise,
                 const Tensor& like) {
-  const int64_t pair_offsets = graphs.offsets ? graphs.count + 1 : 0;
+  const int64_t pair_offsets = graphs.offsets ? graph_totals_size(graphs.count) : 0;
   const Place place(like);
   place(pair_offsets * sizeof(int64_t), [&](void* workspace, cudaStream_t stream) {
     return gate_noise(graphs, seed, static_cast<int64_t*>(workspace), num_pairs, noise, stream);

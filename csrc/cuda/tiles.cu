@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cuda/graph_totals.h"
 #include "cuda/tiles_launch.h"
 #include "cuda/weights.h"
 
@@ -191,6 +192,9 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
     });
     l.blocks = blocks_for(units, kTileWarps * l.at.size * sizeof(float));
     l.partials = arena.take<float>(l.blocks * kTileWarps * l.at.size);
+    // Where a warp has no more than one turn, there is nothing to share.
+    if (p.graphs.offsets && units > l.blocks)
+      l.first_step = arena.take<int64_t>(graph_totals_size(p.graphs.count));
   }
   l.bytes = arena.used();
   return l;
@@ -232,6 +236,8 @@ cudaError_t tiles_backward(const CompleteGraph<float>& problem, void* workspace,
   cudaError_t error = cudaSuccess;
   with_shape(problem, [&](auto shape) {
     using Shape = decltype(shape);
+    if (l.first_step) error = first_steps(problem.graphs, kPairwise<Shape>, l.first_step, stream);
+    if (error != cudaSuccess) return;
     error = tile_starters<Shape>().backward(l, precision_of(problem), stream);
     if (error != cudaSuccess) return;
     error = launch(finish_sums<Shape>, (l.at.logit + kWarp) / kWarp, kSumThreads, kSumThreads * sizeof(float),

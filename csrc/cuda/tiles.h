@@ -10,6 +10,7 @@
 #pragma once
 #include <type_traits>
 
+#include "cuda/balance.h"
 #include "cuda/fragments.h"
 #include "cuda/node_rows.h"
 
@@ -34,9 +35,11 @@ struct TileLaunch {
   // sums (forward); see sums_slot.
   float *pooled, *l0, *l2;  // [slots, d], [slots], [slots]
   int32_t* edges;           // [slots]
-  TileSums at;              // backward
-  float* partials;          // [warps, size]
-  bool sums_shared;         // whether they fit into shared memory while the warp works
+  // Backward.
+  int64_t* first_step;  // [G + 1] where warps share a batch by its steps, see balance.h; or null
+  TileSums at;
+  float* partials;   // [warps, size]
+  bool sums_shared;  // whether they fit into shared memory while the warp works
   int64_t blocks, bytes;
 };
 
@@ -50,8 +53,6 @@ struct TileStarters {
 };
 template <class Shape>
 TileStarters tile_starters();
-
-__host__ __device__ inline bool is_small(int64_t nodes) { return nodes <= kSmallGraph; }
 
 // A slot for the rows of each graph among kForwardRows of the batch: they ascend
 // with either.
@@ -543,15 +544,19 @@ class Tiles {
 
 // Calls run(piece, first, last) for every piece of the pair matrix that this
 // warp owns; first and last say whether the piece begins or ends its rows. A
-// piece of a large graph has up to `rows` rows and `columns` columns; a warp
-// takes `turn` rows of the batch at a time.
-template <class Run>
-__device__ __forceinline__ void for_pieces(const Graphs& graphs, int64_t warp, int64_t warps, int turn,
-                                           int rows, int columns, Run&& run) {
-  for (int64_t begin = warp * turn; begin < graphs.num_nodes; begin += warps * turn) {
-    const int64_t end = begin + turn < graphs.num_nodes ? begin + turn : graphs.num_nodes;
+// piece of a large graph has up to `Rows` rows, all of the same Rows rows of
+// the batch, and `Columns` columns. With first_step the warps share the batch by
+// its steps, else a warp takes `Turn` rows at a time.
+template <int Turn, int Rows, int Columns, class Run>
+__device__ __forceinline__ void for_pieces(const Graphs& graphs, const int64_t* first_step, int64_t warp,
+                                           int64_t warps, Run&& run) {
+  // Few variables: the largest kernels have no register for more.
+  int64_t row = warp * Turn, end = row + Turn;
+  if (first_step) rows_of_warp(graphs, first_step, warp, warps, row, end);
 #pragma unroll 1
-    for (int64_t row = begin; row < end;) {
+  while (row < graphs.num_nodes) {
+#pragma unroll 1
+    while (row < end && row < graphs.num_nodes) {
       const GraphOfRow graph = graph_of_row(graphs, row);
       const int64_t n = graph.end - graph.begin;
       const int small = is_small(n) ? static_cast<int>(n) : 0;
@@ -559,19 +564,20 @@ __device__ __forceinline__ void for_pieces(const Graphs& graphs, int64_t warp, i
         row = graph.end;
         continue;
       }
-      const int64_t first_row = row - graph.begin;
-      int64_t some = (graph.end < end ? graph.end : end) - row;
-      some = small ? small : some < rows ? some : rows;
-      const int width = small ? small : columns;
+      const int64_t stop = (row / Rows + 1) * Rows;
+      const int64_t some = small ? small : (graph.end < stop ? graph.end : stop) - row;
+      const int width = small ? small : Columns;
 #pragma unroll 1
       for (int64_t column = 0; column < n; column += width) {
         const int64_t rest = n - column;
-        run(Piece{graph, small, first_row, column, static_cast<int>(some),
+        run(Piece{graph, small, row - graph.begin, column, static_cast<int>(some),
                   static_cast<int>(rest < width ? rest : width)},
             column == 0, rest <= width);
       }
       row = small ? graph.end : row + some;
     }
+    if (first_step) break;
+    row = end + (warps - 1) * Turn, end = row + Turn;
   }
 }
 

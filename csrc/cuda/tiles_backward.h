@@ -423,8 +423,8 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_bac
                                    BackwardShared<Shape, P, L2>(l.problem, l.sums_shared ? l.at.size : 0),
                                    l.partials + this_warp * l.at.size, lane, warp);
   __syncthreads();
-  for_pieces(l.problem.graphs, this_warp, static_cast<int64_t>(gridDim.x) * kTileWarps, kBackwardRows, 1,
-             kTileGates, run);
+  for_pieces<kBackwardRows, 1, kTileGates>(l.problem.graphs, l.first_step, this_warp,
+                                           static_cast<int64_t>(gridDim.x) * kTileWarps, run);
   run.finish();
 }
 

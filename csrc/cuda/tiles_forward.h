@@ -389,8 +389,9 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks - L2) tile
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   Forward<Shape, P, L2> run(l, dynamic_shared<float>(), ForwardShared<Shape, P>(l.problem), lane, warp);
   __syncthreads();
-  for_pieces(l.problem.graphs, static_cast<int64_t>(blockIdx.x) * kTileWarps + warp,
-             static_cast<int64_t>(gridDim.x) * kTileWarps, kForwardRows, kForwardRows, 16, run);
+  for_pieces<kForwardRows, kForwardRows, 16>(l.problem.graphs, nullptr,
+                                             static_cast<int64_t>(blockIdx.x) * kTileWarps + warp,
+                                             static_cast<int64_t>(gridDim.x) * kTileWarps, run);
 }
 
 #endif

@@ -9,6 +9,8 @@
 #include "cuda/complete_graph.h"
 #include "cuda/edge_list.h"
 #include "cuda/gate_noise.h"
+#include "cuda/graph_totals.h"
+#include "cuda/tiles.h"
 #include "expect.h"
 #include "plain.h"
 
@@ -692,7 +694,7 @@ void check_noise() {
   }
   const Array<int64_t> device_offsets = copy<int64_t>(offsets),
                        seed = copy<int64_t>(std::vector<int64_t>{-5});
-  const Array<int64_t> first = poisoned<int64_t>(static_cast<int64_t>(sizes.size()) + 1);
+  const Array<int64_t> first = poisoned<int64_t>(cuda::graph_totals_size(static_cast<int64_t>(sizes.size())));
   const auto pairs = static_cast<int64_t>(expected.size());
   const Array<float> noise = poisoned<float>(pairs);
   // As the operator calls it, which has no nodes.
@@ -701,9 +703,89 @@ void check_noise() {
   expect(std::equal(expected.begin(), expected.end(), noise.get()), "the noise, bit for bit");
 }
 
+// Sizes of graphs as of a ragged batch: small and large ones, and some that are empty.
+std::vector<int64_t> ragged_sizes(int64_t count, int64_t most) {
+  std::mt19937 random(5);
+  std::vector<int64_t> sizes;
+  for (int64_t g = 0; g < count; ++g)
+    sizes.push_back(random() % 8 == 0 ? 0 : random() % 40 == 0 ? random() % most : random() % 24);
+  return sizes;
+}
+
+// More graphs than a block counts, and several blocks' turns.
+void check_totals() {
+  for (const int64_t count : {0, 1, 1024, 5000}) {
+    const std::vector<int64_t> sizes = ragged_sizes(count, 100);
+    std::vector<int64_t> offsets = {0}, pairs = {0}, steps = {0};
+    for (const int64_t n : sizes) {
+      offsets.push_back(offsets.back() + n);
+      pairs.push_back(pairs.back() + pair_count(n));
+      steps.push_back(steps.back() + cuda::tile_steps(n, true));
+    }
+    const Array<int64_t> device_offsets = copy<int64_t>(offsets);
+    const Graphs graphs = {device_offsets.get(), 0, count, offsets.back()};
+    const Array<int64_t> totals = poisoned<int64_t>(cuda::graph_totals_size(count));
+    cuda::first_pairs(graphs, totals.get(), nullptr);
+    expect(std::equal(pairs.begin(), pairs.end(), totals.get()), "totals of pairs");
+    cuda::first_steps(graphs, true, totals.get(), nullptr);
+    expect(std::equal(steps.begin(), steps.end(), totals.get()), "totals of steps");
+  }
+}
+
+// Warps take all rows, each once, and no small graph in parts; and none has more than its share and what
+// can't be parted.
+void check_shares() {
+  for (const int64_t count : {1, 3, 400})
+    for (const bool pairs_once : {false, true})
+      for (const int64_t warps : {1, 7, 64, 1000}) {
+        std::vector<int64_t> sizes = ragged_sizes(count, 900);
+        sizes[count / 2] = 300;
+        std::vector<int64_t> offsets = {0}, first = {0};
+        int64_t largest = 0;
+        for (const int64_t n : sizes) {
+          offsets.push_back(offsets.back() + n);
+          first.push_back(first.back() + cuda::tile_steps(n, pairs_once));
+          const bool small = cuda::is_small(n);
+          largest = std::max(largest, small ? cuda::tile_steps(n, pairs_once) : cuda::row_steps(n));
+        }
+        const Graphs graphs = {offsets.data(), 0, count, offsets.back()};
+        int64_t row = 0, most = 0;
+        bool whole = true;
+        for (int64_t warp = 0; warp < warps; ++warp) {
+          int64_t from, to;
+          cuda::rows_of_warp(graphs, first.data(), warp, warps, from, to);
+          whole = whole && from == row && to >= row;
+          int64_t work = 0;
+          for (int64_t g = 0; g < count; ++g) {
+            const int64_t begin = std::max(offsets[g], from), end = std::min(offsets[g + 1], to);
+            if (begin >= end) continue;
+            const int64_t n = sizes[g];
+            work += (end - begin) * cuda::tile_steps(n, pairs_once) / n;
+            whole = whole && (end == offsets[g + 1] || !cuda::is_small(n));
+          }
+          most = std::max(most, work);
+          row = to;
+        }
+        const std::string what = std::to_string(count) + " graphs for " + std::to_string(warps) + " warps";
+        expect(whole && row == offsets.back(), what + ": every row once, nothing in parts");
+        expect(most <= first.back() / warps + 1 + largest, what + ": even shares");
+      }
+}
+
+// A ragged batch of many turns, small graphs and large ones: the warps share it by its steps.
+void check_shared_batch() {
+  for (const auto& s : {std::array<int64_t, 4>{8, 32, 8, 32}, {16, 32, 8, 16}}) {
+    check_float(make(ragged_sizes(40, 70), s[0], s[1], s[2], s[3], 7), false);
+    check_bag<float>(plain::as_bag(make(ragged_sizes(40, 70), s[0], s[1], s[2], s[3], 7), 7, true, 5), false);
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_totals();
+  check_shares();
+  check_shared_batch();
   const std::vector<std::vector<int64_t>> batches = {{},        {0},        {1},
                                                      {2, 0, 3}, {9, 1, 33}, {5, 17, 2, 0, 1, 12}};
   // The last is too large for the matrix units: in float32, too, it goes the general way.
