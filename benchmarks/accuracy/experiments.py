@@ -426,25 +426,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         "L0-SIGN take the point of their grid that is best on the validation samples of seed 0: one of four, "
         "fewer than L0-SIGN had.",
     ),
-    "seconds-frappe": Experiment(
-        title="Seconds an epoch, Frappe",
-        data="frappe",
-        entries=(
-            Entry("L0-SIGN", "sign", {"gated": True}),
-            Entry("SIGN", "sign", {"gated": False}),
-            *(Entry(name, name.lower()) for name in _BASELINES),
-            Entry("FM, plain torch", "fm-plain"),
-            Entry("L0-SIGN, d 64", "sign", {"gated": True, **_OF_SIGN, **_BEYOND}),
-            Entry("SIGN, d 64", "sign", {"gated": False, **_OF_SIGN, **_BEYOND}),
-            *(Entry(f"{name}, d 64", name.lower(), _BEYOND) for name in ("DeepFM", "NFM")),
-        ),
-        seeds=(0,),
-        common={**_TRAINING, "epochs": 3, "lr": 0.01, "weight_decay": 1e-5},
-        columns=(),
-        protocol="The models of Table 2 and, with d 64, of beyond-frappe, one after the other in one "
-        "process, on one core of a machine that did nothing else. Of three epochs the fastest counts, "
-        "without its validation.",
-    ),
     "fig4-frappe": Experiment(
         title="Fig. 4, Frappe: while training",
         data="frappe",

@@ -58,8 +58,7 @@ def tables(result: Mapping[str, Any]) -> Iterable[str]:
             "",
             f"Chosen at an edge of the grid, beyond which there may be better: {'; '.join(at_edge)}.",
         )
-    # Without columns it is about time.
-    if names and (cut := [found for row in result["rows"] if (found := _cut(row, result["common"]))]):
+    if cut := [found for row in result["rows"] if (found := _cut(row, result["common"]))]:
         yield from ("", f"Still getting better when the epochs ended: {'; '.join(cut)}.")
     if result["missing"]:
         yield from ("", f"Missing: {'; '.join(result['missing'])}.")
@@ -137,8 +136,8 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _columns(result: Mapping[str, Any]) -> list[str]:
-    """Those of the experiment, if it has any, and the share of edges where there is one."""
-    shares = result["columns"] and any("edges_kept" in row["mean"] for row in result["rows"])
+    """Those of the experiment, and the share of edges where there is one."""
+    shares = any("edges_kept" in row["mean"] for row in result["rows"])
     return [*result["columns"], *(["edges_kept"] if shares else [])]
 
 
