@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import warnings
+from collections.abc import Iterator
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -460,6 +461,15 @@ def interrupt_at(epoch: int, step: int) -> Any:
     return progress
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, also where a shell has started pytest in the background and it would be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("step", [1, 17, 33])  # 33 is the epoch's last: validation is yet to come
 def test_ctrl_c_within_an_epoch_and_resume_are_exact(parts: list, tmp_path: Path, step: int) -> None:
     train, valid, _ = parts
