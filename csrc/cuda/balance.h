@@ -22,15 +22,7 @@ __device__ __forceinline__ int64_t tile_steps(int64_t n, bool pairs_once) {
 
 // The first row that has at least so many steps before it, of a small graph its first.
 __device__ __forceinline__ int64_t row_after(const Graphs& graphs, const int64_t* first_step, int64_t steps) {
-  int64_t low = 0, high = graphs.count;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    if (first_step[middle] <= steps) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
+  const int64_t low = last_up_to(first_step, graphs.count, steps);
   const GraphOfRow rows = graph_at(graphs, low);
   const int64_t n = rows.end - rows.begin, inside = steps - first_step[low];
   if (inside <= 0) return rows.begin;

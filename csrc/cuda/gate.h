@@ -72,6 +72,22 @@ struct GraphOfRow {
   int64_t graph, begin, end;  // the rows [begin, end)
 };
 
+// The last of `count` ascending starts that is not behind `at`; the first where
+// all are. Of equal ones (an empty graph begins where the next one does) the
+// last.
+__device__ __forceinline__ int64_t last_up_to(const int64_t* starts, int64_t count, int64_t at) {
+  int64_t low = 0, high = count;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    if (starts[middle] <= at) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 // Both stay in bounds whatever the offsets hold: they are on the device, and nobody has read them.
 __device__ __forceinline__ GraphOfRow graph_at(const Graphs& graphs, int64_t graph) {
   int64_t begin = graph * graphs.graph_size, end = begin + graphs.graph_size;
@@ -85,15 +101,7 @@ __device__ __forceinline__ GraphOfRow graph_of_row(const Graphs& graphs, int64_t
     const int64_t graph = row / graphs.graph_size;
     return {graph, graph * graphs.graph_size, (graph + 1) * graphs.graph_size};
   }
-  int64_t low = 0, high = graphs.count;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    if (graphs.offsets[middle] <= row) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
+  const int64_t low = last_up_to(graphs.offsets, graphs.count, row);
   const int64_t begin = graphs.offsets[low], end = graphs.offsets[low + 1];
   return {low, begin < 0 || begin > row ? row : begin, end <= row || end > graphs.num_nodes ? row + 1 : end};
 }

@@ -2,6 +2,7 @@
 
 #include "core/pair.h"
 #include "core/philox.h"
+#include "cuda/gate.h"
 #include "cuda/graph_totals.h"
 
 namespace l0sign::cuda {
@@ -9,27 +10,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The graph that holds pair p: the last one that begins at or before it. (An empty graph begins where the
-// next one does.)
-__device__ int64_t graph_of_pair(const int64_t* __restrict__ pair_offsets, int64_t num_graphs, int64_t p) {
-  int64_t low = 0, high = num_graphs;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    if (pair_offsets[middle] <= p) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 __global__ void __launch_bounds__(kThreads)
     draw(const int64_t* __restrict__ pair_offsets, int64_t num_graphs, int64_t pairs_per_graph,
          const int64_t* __restrict__ seed, int64_t num_pairs, float* __restrict__ out) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; p < num_pairs; p += stride) {
-    const int64_t graph = pair_offsets ? graph_of_pair(pair_offsets, num_graphs, p) : p / pairs_per_graph;
+    const int64_t graph = pair_offsets ? last_up_to(pair_offsets, num_graphs, p) : p / pairs_per_graph;
     const int64_t first = pair_offsets ? pair_offsets[graph] : graph * pairs_per_graph;
     out[p] = gate_uniform(*seed, graph, p - first);
   }
