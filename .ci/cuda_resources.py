@@ -23,7 +23,8 @@ ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
 KERNEL = re.compile(
-    r"tile_(forward|backward)<TileShape<\d+, \d+, \d+, (\d+), (\d+)>, \w+(?:, (\w+))?(?:, \w+)?>"
+    r"tile_(?:edges_|gates_)?(forward|backward)"
+    r"<TileShape<\d+, \d+, \d+, (\d+), (\d+)>, \w+(?:, (\w+))?(?:, \w+)?>"
 )
 PRECISIONS = ("tf32x3", "tf32", "bf16", "fp16")  # of tile_config.h
 

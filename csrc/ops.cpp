@@ -152,7 +152,8 @@ class Inputs {
   const void* keep(const Tensor& t) {
     // torch's contiguous goes through its dispatcher, which takes longer than a small kernel.
     tensors_.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
-    return tensors_.back().const_data_ptr();
+    const void* const data = tensors_.back().const_data_ptr();
+    return data ? data : this;  // without elements it is there all the same: problem.h tells what null means
   }
 
   std::vector<Tensor> tensors_;
@@ -544,6 +545,7 @@ EdgeList<A> edges_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, 
   p.target = p.source + p.num_edges;
   if (edge_weight) expect_shape(*edge_weight, "edge_weight", {p.num_edges});
   p.weight = in(edge_weight);
+  p.half = half_type(nodes);
   return p;
 }
 
@@ -600,6 +602,7 @@ CompleteGraph<A> gates_problem(Inputs<A>& in, const Tensor& edge_nodes, const Te
   p.edge_nodes = in(edge_nodes);
   p.pair_offsets = in.first_pairs(p.graphs, edge_nodes.is_cpu(), pairs);
   p.num_pairs = pairs;
+  p.half = half_type(edge_nodes);
   return p;
 }
 

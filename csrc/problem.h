@@ -96,6 +96,8 @@ struct EdgeList {
   const int64_t* target;  // [E]
   const A* weight;        // [E], or null: all ones
   int64_t num_edges;      // E
+  bool tf32;              // CUDA may round factors to tf32
+  HalfType half;          // the type that its tensors had: CUDA may round factors to it
 
   A* out;             // [N, d]
   const A* grad_out;  // [N, d]

@@ -3,7 +3,10 @@
 // of it.
 #include "cuda/edge_list.h"
 
+#include <type_traits>
+
 #include "cuda/row.h"
+#include "cuda/tiles_launch.h"
 
 namespace l0sign::cuda {
 namespace {
@@ -50,20 +53,6 @@ Launch<A> plan(const EdgeList<A>& p, bool backward, void* memory) {
   return l;
 }
 
-// The first place in an ascending list that holds `row` or more.
-__device__ __forceinline__ int64_t lower_bound(const int64_t* rows, int64_t count, int64_t row) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (rows[middle] < row) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 // One edge of a row's list, as a lane holds it.
 template <class A>
 struct Edge {
@@ -82,10 +71,8 @@ __device__ __forceinline__ void for_edges(const EdgeList<A>& p, const EdgeOrder&
     Edge<A> edge = {-1, row, 0, at < end};
     if (edge.active) {
       edge.id = order.order[at];
-      edge.partner = partners[edge.id];
-      edge.weight = p.weight ? p.weight[edge.id] : A(1);
-      if (edge.partner < graph.begin || edge.partner >= graph.end)
-        edge.partner = row, edge.weight = static_cast<A>(NAN);
+      const EdgeEnd<A> end_of = edge_end(p, partners, edge.id, row, graph);
+      edge.partner = end_of.partner, edge.weight = end_of.weight;
     }
     run(edge);
   }
@@ -125,18 +112,17 @@ __global__ void __launch_bounds__(kRowThreads) forward_edges(Launch<A> l) {
 }
 
 template <class A>
-__global__ void __launch_bounds__(kRowThreads) scale_edges(Launch<A> l) {
-  const EdgeList<A>& p = l.problem;
+__global__ void __launch_bounds__(kRowThreads) scale_edges(EdgeList<A> p, EdgeOrder by_target, A* scale) {
   const int lane = threadIdx.x % kWarp;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
        row < p.graphs.num_nodes; row += static_cast<int64_t>(gridDim.x) * kRowWarps) {
     const GraphOfRow graph = graph_of_row(p.graphs, row);
     int64_t degree = 0;
     if (p.aggregation == Aggregation::neighbor_mean)
-      for_edges(p, l.by_target, p.source, row, graph, lane,
+      for_edges(p, by_target, p.source, row, graph, lane,
                 [&](const Edge<A>& edge) { degree += edge.weight > 0; });
     degree = warp_sum(degree);
-    if (lane == 0) l.scale[row] = aggregation_scale<A>(p.aggregation, graph.end - graph.begin, degree);
+    if (lane == 0) scale[row] = aggregation_scale<A>(p.aggregation, graph.end - graph.begin, degree);
   }
 }
 
@@ -195,18 +181,32 @@ __global__ void __launch_bounds__(kRowThreads) backward_edges(Launch<A> l) {
 }  // namespace
 
 template <class A>
+cudaError_t edge_scales(const EdgeList<A>& problem, const EdgeOrder& by_target, A* scale,
+                        cudaStream_t stream) {
+  const int64_t units = (problem.graphs.num_nodes + kRowWarps - 1) / kRowWarps;
+  if (units == 0) return cudaSuccess;
+  return launch(scale_edges<A>, blocks_for(units, 0), kRowThreads, 0, stream, problem, by_target, scale);
+}
+
+template <class A>
 int64_t forward_workspace(const EdgeList<A>& problem) {
+  if constexpr (std::is_same_v<A, float>)
+    if (tiles_take(problem, false)) return tiles_workspace(problem, false);
   return plan(problem, false, nullptr).bytes;
 }
 
 template <class A>
 int64_t backward_workspace(const EdgeList<A>& problem) {
+  if constexpr (std::is_same_v<A, float>)
+    if (tiles_take(problem, true)) return tiles_workspace(problem, true);
   return plan(problem, true, nullptr).bytes;
 }
 
 template <class A>
 cudaError_t forward(const EdgeList<A>& problem, const EdgeOrder& by_target, void* workspace,
                     cudaStream_t stream) {
+  if constexpr (std::is_same_v<A, float>)
+    if (tiles_take(problem, false)) return tiles_forward(problem, by_target, workspace, stream);
   Launch<A> l = plan(problem, false, workspace);
   l.by_target = by_target;
   if (problem.graphs.num_nodes == 0) return cudaSuccess;
@@ -217,13 +217,14 @@ cudaError_t forward(const EdgeList<A>& problem, const EdgeOrder& by_target, void
 template <class A>
 cudaError_t backward(const EdgeList<A>& problem, const EdgeOrder& by_target, const EdgeOrder& by_source,
                      void* workspace, cudaStream_t stream) {
+  if constexpr (std::is_same_v<A, float>)
+    if (tiles_take(problem, true)) return tiles_backward(problem, by_target, by_source, workspace, stream);
   Launch<A> l = plan(problem, true, workspace);
   l.by_target = by_target, l.by_source = by_source;
   const int64_t N = problem.graphs.num_nodes;
   L0SIGN_TRY(write_transposed(l.message, stream));
   if (N) {
-    L0SIGN_TRY(
-        launch(scale_edges<A>, blocks_for((N + kRowWarps - 1) / kRowWarps, 0), kRowThreads, 0, stream, l));
+    L0SIGN_TRY(edge_scales(problem, by_target, l.scale, stream));
     L0SIGN_TRY(hidden_gradients(l.message, problem.grad_out, l.scale, N, l.grad_hidden, l.grad_gate, stream));
   }
   L0SIGN_TRY(launch(backward_edges<A>, l.blocks, kRowThreads, 0, stream, l));
@@ -231,10 +232,11 @@ cudaError_t backward(const EdgeList<A>& problem, const EdgeOrder& by_target, con
   return finish_message_gradients(l.sums, l.gradients, problem.message, problem.grad_message, stream);
 }
 
-#define INSTANTIATE(A)                                                                     \
-  template int64_t forward_workspace(const EdgeList<A>&);                                  \
-  template int64_t backward_workspace(const EdgeList<A>&);                                 \
-  template cudaError_t forward(const EdgeList<A>&, const EdgeOrder&, void*, cudaStream_t); \
+#define INSTANTIATE(A)                                                                      \
+  template cudaError_t edge_scales(const EdgeList<A>&, const EdgeOrder&, A*, cudaStream_t); \
+  template int64_t forward_workspace(const EdgeList<A>&);                                   \
+  template int64_t backward_workspace(const EdgeList<A>&);                                  \
+  template cudaError_t forward(const EdgeList<A>&, const EdgeOrder&, void*, cudaStream_t);  \
   template cudaError_t backward(const EdgeList<A>&, const EdgeOrder&, const EdgeOrder&, void*, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(double)

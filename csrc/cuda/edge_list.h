@@ -1,7 +1,6 @@
 // The pairs of a given list on the GPU. The counterpart of cpu/run.h.
 #pragma once
-#include "cuda/device.h"
-#include "problem.h"
+#include "cuda/gate.h"
 
 namespace l0sign::cuda {
 
@@ -25,5 +24,43 @@ cudaError_t forward(const EdgeList<A>& problem, const EdgeOrder& by_target, void
 template <class A>
 cudaError_t backward(const EdgeList<A>& problem, const EdgeOrder& by_target, const EdgeOrder& by_source,
                      void* workspace, cudaStream_t stream);
+
+// [N] what the aggregation multiplies the sum of each node's messages by.
+template <class A>
+cudaError_t edge_scales(const EdgeList<A>& problem, const EdgeOrder& by_target, A* scale,
+                        cudaStream_t stream);
+
+#if defined(__CUDACC__) || defined(L0SIGN_SIMT)
+
+// The first place in an ascending list that holds `row` or more.
+__device__ __forceinline__ int64_t lower_bound(const int64_t* rows, int64_t count, int64_t row) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (rows[middle] < row) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// What node `row` meets at the other end of edge `edge`. An end outside of its graph reads nothing that is
+// not there: it is the row itself, and the weight a NaN.
+template <class A>
+struct EdgeEnd {
+  int64_t partner;
+  A weight;
+};
+template <class A>
+__device__ __forceinline__ EdgeEnd<A> edge_end(const EdgeList<A>& p, const int64_t* partners, int64_t edge,
+                                               int64_t row, const GraphOfRow& graph) {
+  const int64_t partner = partners[edge];
+  if (partner < graph.begin || partner >= graph.end) return {row, static_cast<A>(NAN)};
+  return {partner, p.weight ? p.weight[edge] : A(1)};
+}
+
+#endif
 
 }  // namespace l0sign::cuda

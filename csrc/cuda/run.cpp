@@ -7,7 +7,6 @@
 #include <atomic>
 #include <optional>
 #include <stdexcept>
-#include <type_traits>
 
 #include "cuda/complete_graph.h"
 #include "cuda/edge_list.h"
@@ -24,12 +23,10 @@ using torch::stable::Tensor;
 
 std::atomic<bool (*)()> tf32_source{nullptr};
 
-template <class A>
-CompleteGraph<A> with_precision(CompleteGraph<A> problem) {
-  if constexpr (std::is_same_v<A, float>) {
-    bool (*const allowed)() = tf32_source;
-    problem.tf32 = allowed && allowed();
-  }
+template <class Problem>
+Problem with_precision(Problem problem) {
+  bool (*const allowed)() = tf32_source;
+  problem.tf32 = allowed && allowed();
   return problem;
 }
 
@@ -110,7 +107,7 @@ std::vector<std::string>& operators() {
 
 template <class A>
 void forward(const CompleteGraph<A>& given, const Tensor& like) {
-  const CompleteGraph<A> problem = with_precision(given);
+  const auto problem = with_precision(given);
   const Place place(like);
   place(forward_workspace(problem),
         [&](void* workspace, cudaStream_t stream) { return forward(problem, workspace, stream); });
@@ -118,14 +115,15 @@ void forward(const CompleteGraph<A>& given, const Tensor& like) {
 
 template <class A>
 void backward(const CompleteGraph<A>& given, const Tensor& like) {
-  const CompleteGraph<A> problem = with_precision(given);
+  const auto problem = with_precision(given);
   const Place place(like);
   place(backward_workspace(problem),
         [&](void* workspace, cudaStream_t stream) { return backward(problem, workspace, stream); });
 }
 
 template <class A>
-void forward(const EdgeList<A>& problem, const Tensor& edge_index) {
+void forward(const EdgeList<A>& given, const Tensor& edge_index) {
+  const auto problem = with_precision(given);
   const Place place(edge_index);
   const Sorted by_target = sorted_edges(edge_index, 1);
   place(forward_workspace(problem), [&](void* workspace, cudaStream_t stream) {
@@ -134,7 +132,8 @@ void forward(const EdgeList<A>& problem, const Tensor& edge_index) {
 }
 
 template <class A>
-void backward(const EdgeList<A>& problem, const Tensor& edge_index) {
+void backward(const EdgeList<A>& given, const Tensor& edge_index) {
+  const auto problem = with_precision(given);
   const Place place(edge_index);
   const Sorted by_target = sorted_edges(edge_index, 1), by_source = sorted_edges(edge_index, 0);
   place(backward_workspace(problem), [&](void* workspace, cudaStream_t stream) {

@@ -9,9 +9,13 @@
 
 namespace l0sign::cuda {
 
-#define DECLARE(Shape) \
-  template <>          \
-  TileStarters tile_starters<Shape>();
+#define DECLARE(Shape)                          \
+  template <>                                   \
+  TileStarters tile_starters<Shape>();          \
+  template <>                                   \
+  TileEdgeStarters tile_edge_starters<Shape>(); \
+  template <>                                   \
+  TileGateStarters tile_gate_starters<Shape>();
 DECLARE(TileShape8)
 DECLARE(TileShape16)
 DECLARE(TileShape32)
@@ -167,14 +171,15 @@ size_t most_shared_bytes() {
 #endif
 }
 
-TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
-  Arena arena(memory);
+// shares: the warps of a backward may share the batch by its steps.
+TileLaunch plan(const CompleteGraph<float>& p, bool backward, bool shares, Arena& arena) {
   TileLaunch l = {};
   l.problem = p;
   l.gate = GateFunction<float>(p.gate);
   const int64_t N = p.graphs.num_nodes;
   const int64_t rows = kTileWarps * (backward ? kBackwardRows : kForwardRows);
   const int64_t units = (N + rows - 1) / rows;
+  if (!p.nodes) l.pair_offsets = arena.take<int64_t>(graph_totals_size(p.graphs.count));
   if (!backward) {
     l.blocks = units < kMaxFreeBlocks ? units : kMaxFreeBlocks;
     const int64_t kept = all_small(p.graphs) ? 0 : sums_slots(p.graphs);
@@ -193,18 +198,63 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
     l.blocks = blocks_for(units, kTileWarps * l.at.size * sizeof(float));
     l.partials = arena.take<float>(l.blocks * kTileWarps * l.at.size);
     // Where a warp has no more than one turn, there is nothing to share.
-    if (p.graphs.offsets && units > l.blocks)
+    if (shares && p.graphs.offsets && units > l.blocks)
       l.first_step = arena.take<int64_t>(graph_totals_size(p.graphs.count));
   }
   l.bytes = arena.used();
   return l;
 }
 
+TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
+  Arena arena(memory);
+  return plan(p, backward, true, arena);
+}
+
+template <class Shape>
+cudaError_t finish_sums(const TileLaunch& l, cudaStream_t stream) {
+  return launch(finish_sums<Shape>, (l.at.logit + kWarp) / kWarp, kSumThreads, kSumThreads * sizeof(float),
+                stream, l);
+}
+
+// What a list of edges has in common with all pairs, as far as the kernels read it.
+CompleteGraph<float> rows_of(const EdgeList<float>& p) {
+  CompleteGraph<float> rows = {};
+  rows.graphs = p.graphs;
+  rows.aggregation = p.aggregation;
+  rows.message = p.message;
+  rows.nodes = p.nodes;
+  rows.out = p.out;
+  rows.grad_out = p.grad_out;
+  rows.grad_nodes = p.grad_nodes;
+  rows.grad_message = p.grad_message;
+  rows.tf32 = p.tf32;
+  rows.half = p.half;
+  return rows;
+}
+
+struct EdgeLaunch {
+  TileLaunch rows;
+  float* scale;  // [N] (backward)
+  int64_t bytes;
+};
+
+EdgeLaunch plan(const EdgeList<float>& p, bool backward, void* memory) {
+  Arena arena(memory);
+  const TileLaunch rows = plan(rows_of(p), backward, false, arena);
+  float* const scale = arena.take<float>(backward ? p.graphs.num_nodes : 0);
+  return {rows, scale, arena.used()};
+}
+
 }  // namespace
 
 bool tiles_take(const CompleteGraph<float>& p, bool backward) {
-  if (!p.nodes || p.gates || (p.pools && p.half != HalfType::none)) return false;
-  if (backward && (!(p.pools ? p.grad_pooled : p.grad_out) || p.grad_gates || p.grad_logits)) return false;
+  if (!p.nodes) {
+    if (!p.edge_nodes || p.ids) return false;
+    if (backward ? p.grad_l0 != nullptr : !p.gates || p.l0 || p.num_edges || p.degree) return false;
+  } else {
+    if (p.gates || (p.pools && p.half != HalfType::none)) return false;
+    if (backward && (!(p.pools ? p.grad_pooled : p.grad_out) || p.grad_gates || p.grad_logits)) return false;
+  }
   bool fits = false;
   with_shape(p, [&](auto shape) {
     const auto bytes = tile_starters<decltype(shape)>().shared_bytes;
@@ -219,10 +269,14 @@ int64_t tiles_workspace(const CompleteGraph<float>& problem, bool backward) {
 
 cudaError_t tiles_forward(const CompleteGraph<float>& problem, void* workspace, cudaStream_t stream) {
   const TileLaunch l = plan(problem, false, workspace);
+  if (l.pair_offsets) L0SIGN_TRY(first_pairs(problem.graphs, l.pair_offsets, stream));
   cudaError_t error = cudaSuccess;
   if (problem.graphs.num_nodes)
     with_shape(problem, [&](auto shape) {
-      error = tile_starters<decltype(shape)>().forward(l, precision_of(problem), stream);
+      using Shape = decltype(shape);
+      const auto forward =
+          problem.nodes ? tile_starters<Shape>().forward : tile_gate_starters<Shape>().forward;
+      error = forward(l, precision_of(problem), stream);
     });
   const bool sums = problem.pools || problem.l0 || problem.l2 || problem.num_edges;
   if (error != cudaSuccess || !sums || !problem.graphs.count || all_small(problem.graphs)) return error;
@@ -233,15 +287,52 @@ cudaError_t tiles_forward(const CompleteGraph<float>& problem, void* workspace, 
 
 cudaError_t tiles_backward(const CompleteGraph<float>& problem, void* workspace, cudaStream_t stream) {
   const TileLaunch l = plan(problem, true, workspace);
+  if (l.pair_offsets) L0SIGN_TRY(first_pairs(problem.graphs, l.pair_offsets, stream));
   cudaError_t error = cudaSuccess;
   with_shape(problem, [&](auto shape) {
     using Shape = decltype(shape);
     if (l.first_step) error = first_steps(problem.graphs, kPairwise<Shape>, l.first_step, stream);
     if (error != cudaSuccess) return;
-    error = tile_starters<Shape>().backward(l, precision_of(problem), stream);
+    const auto backward =
+        problem.nodes ? tile_starters<Shape>().backward : tile_gate_starters<Shape>().backward;
+    error = backward(l, precision_of(problem), stream);
     if (error != cudaSuccess) return;
-    error = launch(finish_sums<Shape>, (l.at.logit + kWarp) / kWarp, kSumThreads, kSumThreads * sizeof(float),
-                   stream, l);
+    error = finish_sums<Shape>(l, stream);
+  });
+  return error;
+}
+
+bool tiles_take(const EdgeList<float>& p, bool backward) {
+  return p.graphs.num_nodes <= INT32_MAX && tiles_take(rows_of(p), backward);
+}
+
+int64_t tiles_workspace(const EdgeList<float>& problem, bool backward) {
+  return plan(problem, backward, nullptr).bytes;
+}
+
+cudaError_t tiles_forward(const EdgeList<float>& problem, const EdgeOrder& by_target, void* workspace,
+                          cudaStream_t stream) {
+  const EdgeLaunch l = plan(problem, false, workspace);
+  const TileEdges edges = {problem, by_target, {}, nullptr};
+  cudaError_t error = cudaSuccess;
+  if (problem.graphs.num_nodes)
+    with_shape(l.rows.problem, [&](auto shape) {
+      error =
+          tile_edge_starters<decltype(shape)>().forward(l.rows, edges, precision_of(l.rows.problem), stream);
+    });
+  return error;
+}
+
+cudaError_t tiles_backward(const EdgeList<float>& problem, const EdgeOrder& by_target,
+                           const EdgeOrder& by_source, void* workspace, cudaStream_t stream) {
+  const EdgeLaunch l = plan(problem, true, workspace);
+  L0SIGN_TRY(edge_scales(problem, by_target, l.scale, stream));
+  const TileEdges edges = {problem, by_target, by_source, l.scale};
+  cudaError_t error = cudaSuccess;
+  with_shape(l.rows.problem, [&](auto shape) {
+    using Shape = decltype(shape);
+    error = tile_edge_starters<Shape>().backward(l.rows, edges, precision_of(l.rows.problem), stream);
+    if (error == cudaSuccess) error = finish_sums<Shape>(l.rows, stream);
   });
   return error;
 }

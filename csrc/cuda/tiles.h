@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "cuda/balance.h"
+#include "cuda/edge_list.h"
 #include "cuda/fragments.h"
 #include "cuda/node_rows.h"
 
@@ -35,12 +36,21 @@ struct TileLaunch {
   // sums (forward); see sums_slot.
   float *pooled, *l0, *l2;  // [slots, d], [slots], [slots]
   int32_t* edges;           // [slots]
+  int64_t* pair_offsets;    // [G + 1] the first pair of each graph, where single pairs are read or written
   // Backward.
   int64_t* first_step;  // [G + 1] where warps share a batch by its steps, see balance.h; or null
   TileSums at;
   float* partials;   // [warps, size]
   bool sums_shared;  // whether they fit into shared memory while the warp works
   int64_t blocks, bytes;
+};
+
+// What the kernels over a list of edges read besides: their TileLaunch has what
+// both kinds of problems have.
+struct TileEdges {
+  EdgeList<float> list;
+  EdgeOrder by_target, by_source;
+  const float* scale;  // [N] of the sum of each node's messages (backward)
 };
 
 // How the kernels of one shape are started; defined by tiles_instance.h, shape
@@ -53,6 +63,24 @@ struct TileStarters {
 };
 template <class Shape>
 TileStarters tile_starters();
+
+// The same over a list of edges; in tiles_edges.cu. The shared memory is as large.
+struct TileEdgeStarters {
+  cudaError_t (*forward)(const TileLaunch& l, const TileEdges& edges, Precision precision,
+                         cudaStream_t stream);
+  cudaError_t (*backward)(const TileLaunch& l, const TileEdges& edges, Precision precision,
+                          cudaStream_t stream);
+};
+template <class Shape>
+TileEdgeStarters tile_edge_starters();
+
+// The same for gates alone; in tiles_gates.cu.
+struct TileGateStarters {
+  cudaError_t (*forward)(const TileLaunch& l, Precision precision, cudaStream_t stream);
+  cudaError_t (*backward)(const TileLaunch& l, Precision precision, cudaStream_t stream);
+};
+template <class Shape>
+TileGateStarters tile_gate_starters();
 
 // A slot for the rows of each graph among kForwardRows of the batch: they ascend
 // with either.
@@ -88,7 +116,10 @@ constexpr int kSmallPairs = (kSmallGraph * (kSmallGraph + 1) / 2 + kStepPairs - 
 // A warp's shared memory. Pairs of a piece are numbered; those of a small graph
 // in their canonical order.
 struct alignas(16) TileMemory {
-  float gate[kTileGates];
+  union {
+    float gate[kTileGates];
+    int32_t partner[kTileGates];  // of listed edges: the node at the other end, or -1 past the last
+  };
   // Pairs that go through a network, a multiple of kStepPairs: their slots (or
   // column), and the gate or the logit's gradient, 0 past the last. While gates
   // are drawn, the values are their noise.
@@ -357,6 +388,13 @@ class Tiles {
     }
   }
 
+  // Which pair of its graph pair `at` of a piece is.
+  static __device__ __forceinline__ int64_t pair_of(const Piece& piece, int at) {
+    if (piece.small) return at;
+    return unordered_pair(piece.row + (at >> kColumnShift), piece.column + (at & ((1 << kColumnShift) - 1)),
+                          piece.graph.end - piece.graph.begin);
+  }
+
   // How many pairs a piece has, some of which may not exist.
   static __device__ __forceinline__ int pairs(const Piece& piece) {
     if (piece.small) return piece.small * (piece.small + 1) / 2;
@@ -481,7 +519,9 @@ class Tiles {
 
   // The gates of a piece into `memory.gate`; backward also slopes and what the
   // logits receive from l0. Adds what this lane's pairs count for l0 and for
-  // the number of open pairs, each unordered pair once.
+  // the number of open pairs, each unordered pair once. kWrites: the gates and
+  // logits are results, too.
+  template <bool kWrites = false>
   static __device__ __forceinline__ void gates(const TileLaunch& l, const Edge& edge, const Piece& piece,
                                                TileMemory& memory, TileGradients* gradients,
                                                const RowCache<kEI>& cache, int lane, float& l0, int& edges) {
@@ -532,6 +572,9 @@ class Tiles {
       if (counts) {
         l0 += gate.open;
         edges += gate.value > 0;
+        if constexpr (kWrites)
+          if (const int64_t to = l.pair_offsets[piece.graph.graph] + pair_of(piece, at); to < p.num_pairs)
+            p.gates[to] = gate.value, p.logits[to] = logit;
       }
       if constexpr (Backward) {
         gradients->slope[at] = gate.slope;

@@ -263,6 +263,12 @@ class Backward {
     if (p_.edge_nodes) gates(piece, first, last);
   }
 
+  // Everything that the given edges into and out of the `rows` rows from `first` on add; in tiles_edges.h.
+  __device__ __forceinline__ void edges_of(const TileEdges& edges, int64_t first, int rows);
+
+  // What single gates and logits of a piece receive, to the edge network; in tiles_gates.h.
+  __device__ __forceinline__ void gates_of(const Piece& piece, bool first, bool last);
+
   // Writes this warp's partial sums.
   __device__ __forceinline__ void finish() {
     const TileSums& at = l_.at;
@@ -332,12 +338,26 @@ class Backward {
                                                  const typename T::Rows& rows, float* to, int size) const;
 
   // In tiles_backward_rows.h.
+  // The partners of a row that are listed: of row r of a piece those of its open pairs, ...
+  struct RowPartners {
+    const Piece& piece;
+    int r, open;
+  };
+  // ... or the other ends of given edges, the first `into` of which lead to the row; all staged.
+  struct EdgePartners {
+    int64_t row;
+    int into;
+    const TileEdges& edges;
+  };
   __device__ __forceinline__ void messages(const Piece& piece, bool first, bool last);
-  __device__ __forceinline__ void message_pass(const Piece& piece, const RowCache<kMI>& nodes,
-                                               const RowCache<kMI>& grads, int r, int own, int open,
-                                               int begin, int end, int unit);
-  __device__ __forceinline__ void stage_partners(const Piece& piece, const RowCache<kMI>& nodes,
-                                                 const RowCache<kMI>& grads, int at, int open) const;
+  template <class Partners>
+  __device__ __forceinline__ void message_pass(const Partners& partners, const RowCache<kMI>& nodes,
+                                               const RowCache<kMI>& grads, int own, int begin, int end,
+                                               int unit);
+  __device__ __forceinline__ void stage_partners(const RowPartners& partners, const RowCache<kMI>& nodes,
+                                                 const RowCache<kMI>& grads, int at) const;
+  __device__ __forceinline__ void stage_partners(const EdgePartners& partners, const RowCache<kMI>& nodes,
+                                                 const RowCache<kMI>& grads, int at) const;
   __device__ __forceinline__ void receive(const Piece& piece, const RowCache<kMI>& nodes,
                                           const RowCache<kMI>& grads, int r, int own, int at, int open);
   __device__ __forceinline__ void gates(const Piece& piece, bool first, bool last);
@@ -346,9 +366,10 @@ class Backward {
   __device__ __forceinline__ Right<P> sum_of(const float* x, const float* y, int k) const;
   __device__ __forceinline__ Right<P> received_of(int pair, int k) const;
   __device__ __forceinline__ void dot_out_bias(const RowCache<kMI>& grads, int first, int count) const;
-  __device__ __forceinline__ void add_grad_gates(const Piece& piece, const float (&grad_gate)[2][2],
-                                                 const int (&slot)[2][2], int r, int own, int at, int open,
-                                                 int unit);
+  __device__ __forceinline__ void add_grad_gates(const RowPartners& partners, const float (&grad_gate)[2][2],
+                                                 const int (&slot)[2][2], int own, int at, int unit);
+  __device__ __forceinline__ void add_grad_gates(const EdgePartners& partners, const float (&grad_gate)[2][2],
+                                                 const int (&slot)[2][2], int own, int at, int unit);
   __device__ __forceinline__ void add_hidden_sum(const float (&hidden_sum)[2], int unit, const float* own);
   template <int Fragments>
   __device__ __forceinline__ void add_received(const Left<P> (&relu)[Fragments][2 / kParts], int unit);
@@ -376,6 +397,20 @@ class Backward {
   // The slot of a listed pair's partner.
   __device__ __forceinline__ int partner_slot(const Piece& piece, int at) const {
     return piece.small ? memory_.list_pair[at] : at % kStepPairs;
+  }
+  __device__ __forceinline__ int partner_slot(const RowPartners& partners, int at) const {
+    return partner_slot(partners.piece, at);
+  }
+  __device__ __forceinline__ int partner_slot(const EdgePartners&, int at) const { return at % kStepPairs; }
+
+  // What a message's own end receives: with given edges that of the one end where it arrives is staged.
+  static __device__ __forceinline__ int grad_slot(const RowPartners&, int own) { return own; }
+  static __device__ __forceinline__ int grad_slot(const EdgePartners&, int) { return T::kZeroSlot; }
+
+  // Whether the message of a listed pair comes to the row.
+  static __device__ __forceinline__ bool arrives(const RowPartners&, int) { return true; }
+  static __device__ __forceinline__ bool arrives(const EdgePartners& partners, int at) {
+    return at < partners.into;
   }
 
   const TileLaunch& l_;

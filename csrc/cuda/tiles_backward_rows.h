@@ -41,19 +41,18 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::messages(const Pie
           return gate;
         },
         [](int c) { return static_cast<SlotPair>(c); });
+    const RowPartners partners = {piece, r, open};
     if constexpr (L2) {
 #pragma unroll 1
       for (int at = 0; at < open; at += kStepPairs) {
-        stage_partners(piece, nodes, grads, at, open);
+        stage_partners(partners, nodes, grads, at);
         receive(piece, nodes, grads, r, own, at, open);
-        T::for_passes(units_, [&](int unit) {
-          message_pass(piece, nodes, grads, r, own, open, at, at + kStepPairs, unit);
-        });
+        T::for_passes(
+            units_, [&](int unit) { message_pass(partners, nodes, grads, own, at, at + kStepPairs, unit); });
         __syncwarp();  // the next step receives in the same place
       }
     } else {
-      T::for_passes(units_,
-                    [&](int unit) { message_pass(piece, nodes, grads, r, own, open, 0, open, unit); });
+      T::for_passes(units_, [&](int unit) { message_pass(partners, nodes, grads, own, 0, open, unit); });
     }
     __syncwarp();  // the next row makes a new list
     if (!last) continue;
@@ -68,33 +67,35 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::messages(const Pie
   }
 }
 
+// What the listed pairs [begin, end) of a row add through the units of a pass.
 template <class Shape, Precision P, bool Bags, bool L2>
-__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const Piece& piece,
+template <class Partners>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const Partners& partners,
                                                                            const RowCache<kMI>& nodes,
-                                                                           const RowCache<kMI>& grads, int r,
-                                                                           int own, int open, int begin,
-                                                                           int end, int unit) {
+                                                                           const RowCache<kMI>& grads,
+                                                                           int own, int begin, int end,
+                                                                           int unit) {
   FragmentC outer[kPassUnits][kMI] = {};  // M_i
   float hidden_sum[kPassUnits][2] = {}, bias_sum[kPassUnits][2] = {};
 #pragma unroll 1
   for (int at = begin; at < end; at += kStepPairs) {
-    if constexpr (!L2) stage_partners(piece, nodes, grads, at, open);
-    const int partner[2] = {partner_slot(piece, at + place_.group),
-                            partner_slot(piece, at + 8 + place_.group)};
+    if constexpr (!L2) stage_partners(partners, nodes, grads, at);
+    const int partner[2] = {partner_slot(partners, at + place_.group),
+                            partner_slot(partners, at + 8 + place_.group)};
     int slot[2][2];
     Two gate[2];
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
       const int pair = at + t * 8 + place_.in_group * 2;
-      slot[t][0] = partner_slot(piece, pair), slot[t][1] = partner_slot(piece, pair + 1);
+      slot[t][0] = partner_slot(partners, pair), slot[t][1] = partner_slot(partners, pair + 1);
       gate[t] = two_at(memory_.list_value + pair);
     }
     const auto operands = [&](int k, Right<P>(&b)[2], Right<P>(&grad)[2]) {
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         b[t] = T::template product<kMI>(nodes.row(own), nodes.row(partner[t]), k, place_.in_group);
-        grad[t] =
-            L2 ? received_of(t * 8 + place_.group, k) : sum_of(grads.row(own), grads.row(partner[t]), k);
+        grad[t] = L2 ? received_of(t * 8 + place_.group, k)
+                     : sum_of(grads.row(grad_slot(partners, own)), grads.row(partner[t]), k);
       }
     };
     constexpr int kSteps = steps_of(P, kMI);
@@ -146,7 +147,8 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const
               on[j] = positive(x);
               if constexpr (!L2) {
                 grad_gate[t][j] = fmaf(y, on[j], grad_gate[t][j]);
-                hidden_sum[first + m][half] = fmaf(gate[t].x[j], on[j], hidden_sum[first + m][half]);
+                if (arrives(partners, at + t * 8 + place_.in_group * 2 + j))
+                  hidden_sum[first + m][half] = fmaf(gate[t].x[j], on[j], hidden_sum[first + m][half]);
               }
               grad[j] = x > 0 ? (L2 ? y : gate[t].x[j] * y) : 0.0f;
               bias_sum[first + m][half] += grad[j];
@@ -157,7 +159,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const
       add_partners(nodes, slot, d_, left, first, outer);
       if constexpr (L2) add_received(relu, unit + first);
     }
-    if constexpr (!L2) add_grad_gates(piece, grad_gate, slot, r, own, at, open, unit);
+    if constexpr (!L2) add_grad_gates(partners, grad_gate, slot, own, at, unit);
   }
   finish_outer(outer, unit, weights_, nullptr, nodes.row(own), d_, hidden_weight_, grad_row_);
 #pragma unroll
@@ -169,11 +171,10 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const
 
 // What the gates of a step's pairs receive through the units of a pass.
 template <class Shape, Precision P, bool Bags, bool L2>
-__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_grad_gates(const Piece& piece,
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_grad_gates(const RowPartners& partners,
                                                                              const float (&grad_gate)[2][2],
-                                                                             const int (&slot)[2][2], int r,
-                                                                             int own, int at, int open,
-                                                                             int unit) {
+                                                                             const int (&slot)[2][2], int own,
+                                                                             int at, int unit) {
   if (!p_.edge_nodes) return;
 #pragma unroll
   for (int t = 0; t < 2; ++t)
@@ -181,11 +182,11 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_grad_gates(con
     for (int j = 0; j < 2; ++j) {
       const float sum = sum_over_groups(grad_gate[t][j]);
       const int pair = at + t * 8 + place_.in_group * 2 + j;
-      if (place_.group != 0 || pair >= open) continue;
+      if (place_.group != 0 || pair >= partners.open) continue;
       const int column = memory_.list_pair[pair];
-      if (piece.small && column < r) continue;  // that row has it, too
+      if (partners.piece.small && column < partners.r) continue;  // that row has it, too
       const float biases = unit == 0 ? row_numbers_[own] + row_numbers_[slot[t][j]] : 0.0f;
-      gradients_.grad_gate[pair_number(piece, r, column)] += sum + biases;
+      gradients_.grad_gate[pair_number(partners.piece, partners.r, column)] += sum + biases;
     }
   __syncwarp();  // the next product takes the whole warp
 }
@@ -209,14 +210,14 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_hidden_sum(con
 // The columns of a large graph's row that a step works with, into the first
 // slots.
 template <class Shape, Precision P, bool Bags, bool L2>
-__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::stage_partners(const Piece& piece,
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::stage_partners(const RowPartners& partners,
                                                                              const RowCache<kMI>& nodes,
                                                                              const RowCache<kMI>& grads,
-                                                                             int at, int open) const {
-  if (piece.small) return;
+                                                                             int at) const {
+  if (partners.piece.small) return;
   __syncwarp();
-  stage(piece, nodes, T::Rows::nodes(p_), at, open);
-  stage(piece, grads, GradRows(p_, piece.graph), at, open);
+  stage(partners.piece, nodes, T::Rows::nodes(p_), at, partners.open);
+  stage(partners.piece, grads, GradRows(p_, partners.piece.graph), at, partners.open);
   __syncwarp();
   if constexpr (L2) return;
   dot_out_bias(grads, 0, kStepPairs);

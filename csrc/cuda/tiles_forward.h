@@ -73,13 +73,7 @@ class Forward {
   }
 
   __device__ __forceinline__ void operator()(const Piece& piece, bool first, bool last) {
-    if (first) {
-      l0_ = l2_ = 0, edges_ = 0;
-#pragma unroll
-      for (int n = 0; n < kMI; ++n) out_[n] = {};
-      gate_sum_[0] = gate_sum_[1] = 0;
-      degree_[0] = degree_[1] = 0;
-    }
+    if (first) begin_rows();
     if (piece.small && piece.small != numbered_) {
       T::number_pairs(piece, memory_, lane_);
       numbered_ = piece.small;
@@ -101,7 +95,18 @@ class Forward {
     if (last) store(piece);
   }
 
+  // The messages of given edges to the `rows` rows from `first` on; in tiles_edges.h.
+  __device__ __forceinline__ void edges_into(const TileEdges& edges, int64_t first, int rows);
+
  private:
+  __device__ __forceinline__ void begin_rows() {
+    l0_ = l2_ = 0, edges_ = 0;
+#pragma unroll
+    for (int n = 0; n < kMI; ++n) out_[n] = {};
+    gate_sum_[0] = gate_sum_[1] = 0;
+    degree_[0] = degree_[1] = 0;
+  }
+
   // The messages of each open pair, which the nodes gather.
   __device__ __forceinline__ void small_graph(const Piece& piece, const RowCache<kMI>& nodes) {
     const PairRows messages = {cache_ - sizeof(TileMemory) / 4 + Shared::kPairRows};
@@ -186,41 +191,49 @@ class Forward {
   __device__ __forceinline__ void messages(const RowCache<kMI>& nodes, int open, int unit) {
     FragmentC sum[kPassUnits * 2] = {};  // S [nodes, 8 units]
 #pragma unroll 1
-    for (int at = 0; at < open; at += kStepPairs) {
-      FragmentC c[kPassUnits][2];  // [units, 8 pairs]
+    for (int at = 0; at < open; at += kStepPairs) add_step(nodes, at, unit, sum);
+    through_out(unit, sum);
+  }
+
+  // The same of the 16 pairs from `at` on, to S.
+  __device__ __forceinline__ void add_step(const RowCache<kMI>& nodes, int at, int unit,
+                                           FragmentC (&sum)[kPassUnits * 2]) {
+    FragmentC c[kPassUnits][2];  // [units, 8 pairs]
 #pragma unroll
-      for (int m = 0; m < kPassUnits; ++m) c[m][0] = c[m][1] = rows_at(bias_, unit + m, place_);
-      const SlotPair pair[2] = {memory_.list_pair[at + place_.group],
-                                memory_.list_pair[at + 8 + place_.group]};
+    for (int m = 0; m < kPassUnits; ++m) c[m][0] = c[m][1] = rows_at(bias_, unit + m, place_);
+    const SlotPair pair[2] = {memory_.list_pair[at + place_.group], memory_.list_pair[at + 8 + place_.group]};
 #pragma unroll(kMI <= 2 ? 2 : 1)
-      for (int k = 0; k < steps_; ++k) {
-        Right<P> b[2];
+    for (int k = 0; k < steps_; ++k) {
+      Right<P> b[2];
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+        b[t] =
+            T::template product<kMI>(nodes.row(pair[t] & 0xFF), nodes.row(pair[t] >> 8), k, place_.in_group);
+#pragma unroll
+      for (int m = 0; m < kPassUnits; ++m) {
+        const Left<P> w = weights_.get(unit + m, k);
+        multiply_add(c[m][0], w, b[0]);
+        multiply_add(c[m][1], w, b[1]);
+      }
+    }
+    Left<P> gates[2 / kParts];
+#pragma unroll
+    for (int t = 0; t < 2; ++t) incidence(at + t * 8, gates[t / kParts], t % kParts, unit == 0);
+#pragma unroll
+    for (int m = 0; m < kPassUnits; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Right<P> on[2 / kParts];
 #pragma unroll
         for (int t = 0; t < 2; ++t)
-          b[t] = T::template product<kMI>(nodes.row(pair[t] & 0xFF), nodes.row(pair[t] >> 8), k,
-                                          place_.in_group);
+          on[t / kParts].set(t % kParts, positive(c[m][t].x[half * 2]), positive(c[m][t].x[half * 2 + 1]));
 #pragma unroll
-        for (int m = 0; m < kPassUnits; ++m) {
-          const Left<P> w = weights_.get(unit + m, k);
-          multiply_add(c[m][0], w, b[0]);
-          multiply_add(c[m][1], w, b[1]);
-        }
+        for (int o = 0; o < 2 / kParts; ++o) multiply_add(sum[m * 2 + half], gates[o], on[o]);
       }
-      Left<P> gates[2 / kParts];
-#pragma unroll
-      for (int t = 0; t < 2; ++t) incidence(at + t * 8, gates[t / kParts], t % kParts, unit == 0);
-#pragma unroll
-      for (int m = 0; m < kPassUnits; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          Right<P> on[2 / kParts];
-#pragma unroll
-          for (int t = 0; t < 2; ++t)
-            on[t / kParts].set(t % kParts, positive(c[m][t].x[half * 2]), positive(c[m][t].x[half * 2 + 1]));
-#pragma unroll
-          for (int o = 0; o < 2 / kParts; ++o) multiply_add(sum[m * 2 + half], gates[o], on[o]);
-        }
-    }
+  }
+
+  // S W2^T of the units of a pass.
+  __device__ __forceinline__ void through_out(int unit, const FragmentC (&sum)[kPassUnits * 2]) {
 #pragma unroll
     for (int f = 0; f < kPassUnits * 2; f += kParts) {
       Left<P> x;
@@ -298,7 +311,18 @@ class Forward {
   }
 
   __device__ __forceinline__ void store(const Piece& piece) {
-    const int64_t n = piece.graph.end - piece.graph.begin, row = piece.graph.begin + piece.row;
+    const int64_t row = piece.graph.begin + piece.row;
+    const bool pools = T::kBags && p_.pools;
+    finish_rows(row, piece.rows, [&](int) { return piece.graph; });
+    if (pools)
+      pool(piece.small ? p_.pooled + piece.graph.graph * d_
+                       : l_.pooled + sums_slot(piece.graph.graph, row) * d_);
+    store_sums(piece);
+  }
+
+  // v' of `rows` rows from `row` on, row k of the graph `graph_of(k)`: written, or kept for the pooled sum.
+  template <class GraphOf>
+  __device__ __forceinline__ void finish_rows(int64_t row, int rows, GraphOf graph_of) {
     const bool pools = T::kBags && p_.pools;
     const float gates[2] = {sum_in_group(gate_sum_[0]), sum_in_group(gate_sum_[1])};
     int degree[2] = {0, 0};
@@ -311,9 +335,10 @@ class Forward {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = place_.group + half * 8;
-      const bool exists = r < piece.rows;
-      float scale = aggregation_scale<float>(p_.aggregation, n, degree[half]);
-      if (pools && exists) scale *= pooled_share(piece.graph, T::Rows::nodes(p_).scale(row + r));
+      const bool exists = r < rows;
+      const GraphOfRow graph = graph_of(r);
+      float scale = aggregation_scale<float>(p_.aggregation, graph.end - graph.begin, degree[half]);
+      if (pools && exists) scale *= pooled_share(graph, T::Rows::nodes(p_).scale(row + r));
       if (exists && counts_degrees_ && p_.degree && place_.in_group == 0) p_.degree[row + r] = degree[half];
 #pragma unroll
       for (int k = 0; k < kMI; ++k)
@@ -325,10 +350,6 @@ class Forward {
           if (!pools && exists && component < d_) p_.out[(row + r) * d_ + component] = x;
         }
     }
-    if (pools)
-      pool(piece.small ? p_.pooled + piece.graph.graph * d_
-                       : l_.pooled + sums_slot(piece.graph.graph, row) * d_);
-    store_sums(piece);
   }
 
   // To the graph, or to what is added up of a large one.

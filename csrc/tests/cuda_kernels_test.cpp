@@ -253,41 +253,48 @@ void check_bag(const plain::Bag& bag, bool dense, const Rounded& rounded = {}) {
 
 // edge_gates: forward and backward.
 template <class A>
-Run<A> run_gates(const Case& c, bool dense) {
+Run<A> run_gates(const Case& c, bool dense, const Rounded& rounded = {}) {
   Run<A> run;
   CompleteGraph<A> p = {};
+  p.tf32 = rounded.tf32;
+  p.half = rounded.half;
   p.graphs = graphs_of(run, c, dense);
   p.gate = {plain::kTemperature, plain::kGamma, plain::kZeta, c.noisy ? run.index({c.seed}) : nullptr};
   p.edge = run.perceptron(c.leaves.edge, c.b, c.He, 1);
   p.edge_nodes = run.input(c.leaves.edge_nodes);
-  p.num_pairs = static_cast<int64_t>(c.grad_gates.size());
+  p.num_pairs = c.grad_gates.empty() ? c.num_pairs() : static_cast<int64_t>(c.grad_gates.size());
   p.gates = run.result("gates", p.num_pairs);
   p.logits = run.result("logits", p.num_pairs);
   in_workspace(cuda::forward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::forward(p, w, s); });
   p.gates = p.logits = nullptr;
-  p.grad_gates = run.input(c.grad_gates);
-  p.grad_logits = run.input(c.grad_logits);
+  p.grad_gates = c.grad_gates.empty() ? nullptr : run.input(c.grad_gates);
+  p.grad_logits = c.grad_logits.empty() ? nullptr : run.input(c.grad_logits);
   p.grad_edge_nodes = run.result("edge_nodes", c.leaves.edge_nodes.size());
   p.grad_edge = run.gradients("edge", c.leaves.edge);
   in_workspace(cuda::backward_workspace(p), [&](void* w, cudaStream_t s) { return cuda::backward(p, w, s); });
   return run;
 }
 
-template <class A>
-void check_gates(Case c, bool dense) {
-  const std::string what =
-      c.name + " gates" + (sizeof(A) == 8 ? " float64" : " float32") + (dense ? " dense" : "");
+Case with_gate_gradients(Case c, bool of_gates = true, bool of_logits = true) {
   c.grad_out.clear(), c.grad_l0.clear(), c.grad_l2.clear();
   for (int64_t p = 0; p < c.num_pairs(); ++p) {
-    c.grad_gates.push_back(static_cast<double>(p % 7 - 3) / 4);
-    c.grad_logits.push_back(static_cast<double>(p % 5 - 2) / 8);
+    if (of_gates) c.grad_gates.push_back(static_cast<double>(p % 7 - 3) / 4);
+    if (of_logits) c.grad_logits.push_back(static_cast<double>(p % 5 - 2) / 8);
   }
+  return c;
+}
+
+template <class A>
+void check_gates(const Case& c, bool dense, const Rounded& rounded = {}) {
+  const double allowed = rounded.any() ? rounded.tolerance() : tolerance<A>();
+  const std::string what = c.name + " gates" + (sizeof(A) == 8 ? " float64" : " float32") +
+                           (dense ? " dense" : "") + rounded.name();
   const plain::Results expected = plain::complete_graph(c, false);
-  const Run<A> run = in_all_orders<A>(what, [&] { return run_gates<A>(c, dense); });
-  expect_close(run, "gates", expected.gates, tolerance<A>(), what);
-  expect_close(run, "logits", expected.logits, tolerance<A>(), what);
-  expect_close(run, "edge_nodes", expected.grad.edge_nodes, tolerance<A>(), what);
-  expect_gradients(run, "edge", expected.grad.edge, what);
+  const Run<A> run = in_all_orders<A>(what, [&] { return run_gates<A>(c, dense, rounded); });
+  expect_close(run, "gates", expected.gates, allowed, what);
+  expect_close(run, "logits", expected.logits, allowed, what);
+  expect_close(run, "edge_nodes", expected.grad.edge_nodes, allowed, what);
+  expect_gradients(run, "edge", expected.grad.edge, what, allowed);
 }
 
 // The edges by one end, as the operators sort them.
@@ -301,9 +308,11 @@ struct Sorted {
 };
 
 template <class A>
-Run<A> run_edges(const Case& c) {
+Run<A> run_edges(const Case& c, const Rounded& rounded = {}) {
   Run<A> run;
   EdgeList<A> p = {};
+  p.tf32 = rounded.tf32;
+  p.half = rounded.half;
   p.graphs = graphs_of(run, c, false);
   p.aggregation = c.aggregation;
   p.message = run.perceptron(c.leaves.message, c.d, c.H, c.d);
@@ -327,13 +336,14 @@ Run<A> run_edges(const Case& c) {
 }
 
 template <class A>
-void check_edges(const Case& c, const plain::Results& expected) {
-  const std::string what = c.name + " edges" + (sizeof(A) == 8 ? " float64" : " float32");
-  const Run<A> run = in_all_orders<A>(what, [&] { return run_edges<A>(c); });
-  expect_close(run, "out", expected.out, tolerance<A>(), what);
-  expect_close(run, "nodes", expected.grad.nodes, tolerance<A>(), what);
-  if (!c.leaves.weight.empty()) expect_close(run, "weight", expected.grad.weight, tolerance<A>(), what);
-  expect_gradients(run, "message", expected.grad.message, what);
+void check_edges(const Case& c, const plain::Results& expected, const Rounded& rounded = {}) {
+  const double allowed = rounded.any() ? rounded.tolerance() : tolerance<A>();
+  const std::string what = c.name + " edges" + (sizeof(A) == 8 ? " float64" : " float32") + rounded.name();
+  const Run<A> run = in_all_orders<A>(what, [&] { return run_edges<A>(c, rounded); });
+  expect_close(run, "out", expected.out, allowed, what);
+  expect_close(run, "nodes", expected.grad.nodes, allowed, what);
+  if (!c.leaves.weight.empty()) expect_close(run, "weight", expected.grad.weight, allowed, what);
+  expect_gradients(run, "message", expected.grad.message, what, allowed);
 }
 
 // ---- The cases ----
@@ -385,8 +395,8 @@ void check_float(const Case& given, bool dense) {
   check_complete_graph<float>(c, plain::complete_graph(c), dense);
 }
 
-// Half of all ordered pairs of each graph, in no order, some of them twice, with and without weights.
-void check_edge_case(Case c) {
+// Half of all ordered pairs of each graph, in no order, some of them twice.
+Case with_edges(Case c) {
   std::mt19937 random(3);
   for (int64_t g = 0; g < c.graphs(); ++g)
     for (int64_t i = c.offsets[g]; i < c.offsets[g + 1]; ++i)
@@ -396,14 +406,43 @@ void check_edge_case(Case c) {
     const size_t other = random() % k;
     std::swap(c.source[k - 1], c.source[other]), std::swap(c.target[k - 1], c.target[other]);
   }
-  for (const bool weighted : {false, true}) {
-    if (weighted)
-      for (size_t e = 0; e < c.source.size(); ++e)
-        c.leaves.weight.push_back(static_cast<double>(static_cast<int>(random() % 9) - 2) / 4);
-    const plain::Results expected = plain::edge_list(c);
-    check_edges<float>(c, expected);
-    check_edges<double>(c, expected);
-  }
+  return c;
+}
+
+// Weights of both signs, and zeros.
+Case with_weights(Case c) {
+  for (size_t e = 0; e < c.source.size(); ++e)
+    c.leaves.weight.push_back(static_cast<double>(static_cast<int>(e * 5 % 9) - 2) / 4);
+  return c;
+}
+
+template <class A>
+void check_edge_case(const Case& c, const Rounded& rounded = {}) {
+  for (const Case& some : {c, with_weights(c)}) check_edges<A>(some, plain::edge_list(some), rounded);
+}
+
+// Edges on the matrix units: every size, rows with more edges than are listed at a time, in both directions,
+// and rows of several graphs in one turn of a warp.
+void check_tile_edges() {
+  const int64_t inner[] = {4, 8, 16, 32, 64}, hidden[] = {16, 32, 64, 128};
+  for (int k = 0; k < 20; ++k)
+    check_edge_case<float>(with_edges(make({4, 1, 18}, inner[k % 5], hidden[k / 5], 1, 1, k % 3 * 8)));
+  for (const auto& s : {std::array<int64_t, 2>{8, 32}, {5, 20}, {13, 50}, {27, 100}})
+    for (const int options : {0, 8, 16})
+      check_edge_case<float>(with_edges(make({2, 0, 3, 1, 1, 7, 20, 2}, s[0], s[1], 1, 1, options)));
+  for (const auto& s : {std::array<int64_t, 2>{8, 32}, {16, 64}})
+    for (const int options : {0, 8, 16}) {
+      Case c = with_edges(make({3, 30}, s[0], s[1], 1, 1, options));
+      for (int64_t e = 0; e < 700; ++e) {
+        c.source.push_back(e % 3 ? 3 + e % 30 : 8), c.target.push_back(e % 3 ? 8 : 3 + e % 29);
+      }
+      check_edge_case<float>(c);
+    }
+  check_edge_case<float>(make({3, 0, 20}, 8, 32, 1, 1, 8));  // no edge at all
+  const Rounded all[] = {{true, HalfType::none}, {false, HalfType::bfloat16}, {false, HalfType::float16}};
+  for (const auto& s : {std::array<int64_t, 2>{8, 32}, {16, 64}, {32, 16}, {64, 64}})
+    for (const Rounded& rounded : all)
+      check_edge_case<float>(with_edges(make({10, 18, 1}, s[0], s[1], 1, 1, 8)), rounded);
 }
 
 // The sizes of the kernels on the matrix units, at and beside their limits: up to 16 nodes a graph is small,
@@ -455,6 +494,15 @@ void check_less_shared_memory() {
           expect(same_bits(expected, found),
                  c.name + Rounded{tf32, half}.name() + ", with less shared memory");
         }
+  for (const auto& s : {std::array<int64_t, 2>{16, 32}, {8, 96}, {64, 16}}) {
+    const Case c = with_weights(with_edges(make({4, 18}, s[0], s[1], 1, 1, 8)));
+    const size_t much = simt::most_shared_bytes();
+    const Run<float> expected = run_edges<float>(c);
+    simt::set_most_shared_bytes(99 << 10);
+    const Run<float> found = run_edges<float>(c);
+    simt::set_most_shared_bytes(much);
+    expect(same_bits(expected, found), c.name + " edges, with less shared memory");
+  }
 }
 
 // The same of bags: every aggregation, with and without values and noise, and with a penalty (options & 4)
@@ -538,6 +586,32 @@ void check_precision() {
     for (const Factors& factors : all)
       factors.expect_error(
           relative_error(run_complete_graph<float>(c, false, factors.rounded), "out", expected), c.name);
+  }
+}
+
+// The same of given edges, the gradients of nodes and weights among them.
+void check_edge_precision() {
+  const Factors all[] = {{"3xTF32", {}, 0, 3e-6},
+                         {"TF32", {true, HalfType::none}, 1e-5, 5e-3},
+                         {"bfloat16", {true, HalfType::bfloat16}, 3e-4, 5e-2},
+                         {"float16", {true, HalfType::float16}, 1e-5, 5e-3}};
+  for (const auto& s : {std::array<int64_t, 2>{8, 32}, {16, 64}, {32, 32}, {64, 128}}) {
+    Case c = with_weights(with_edges(make({10, 20}, s[0], s[1], 1, 1, 0)));
+    Normal normal;
+    normal.refill(c.leaves.nodes, 0.5), normal.refill(c.grad_out, 1e-5), normal.refill(c.leaves.weight, 1);
+    normal.refill_weights(c.leaves);
+    const plain::Results expected = plain::edge_list(c);
+    for (const Factors& factors : all) {
+      const Run<float> run = run_edges<float>(c, factors.rounded);
+      const std::string what = c.name + " edges, ";
+      factors.expect_error(relative_error(run, "out", expected.out), what + "out");
+      factors.expect_error(relative_error(run, "weight", expected.grad.weight), what + "weight");
+      factors.expect_error(relative_error(run, "message W2", expected.grad.message[2]), what + "W2");
+      // These jump where a unit is near its kink, which other roundings cross: see check_rounded.
+      if (factors.rounded.any()) continue;
+      factors.expect_error(relative_error(run, "nodes", expected.grad.nodes), what + "nodes");
+      factors.expect_error(relative_error(run, "message W1", expected.grad.message[0]), what + "W1");
+    }
   }
 }
 
@@ -670,18 +744,23 @@ void check_wrong_offsets() {
     run_bag<float>(bag, false);
     c.grad_gates.assign(30, 1.0), c.grad_logits.assign(30, 1.0);
     run_gates<float>(c, false);
+    run_gates<double>(c, false);
   }
 }
 
-// An edge that leaves its graph, or the batch, reads nothing out of bounds, and shows.
-void check_wrong_edges() {
-  Case c = make({2, 2}, 3, 4, 2, 3, 0);
+// An edge that leaves its graph, or the batch, reads nothing out of bounds, and shows: forward where it
+// arrives, backward at the end that it has in range.
+template <class A>
+void check_wrong_edges(int64_t hidden) {
+  Case c = make({2, 2}, 3, hidden, 2, 3, 0);
   c.source = {0, 1, 3, 4, -1, 2};
   c.target = {1, 0, 1, 0, 3, 2};
-  const Run<float> run = run_edges<float>(c);
-  const float* out = run.results[0].get();
+  const Run<A> run = run_edges<A>(c);
+  const A *out = run.found("out").get(), *grad = run.found("nodes").get();
   expect(std::isnan(out[0]) && std::isnan(out[3]) && !std::isnan(out[6]) && std::isnan(out[9]),
          "edges out of range give NaNs where they arrive");
+  expect(std::isnan(grad[0]) && std::isnan(grad[3]) && !std::isnan(grad[6]) && std::isnan(grad[9]),
+         "and in the gradients of the ends that they have");
 }
 
 void check_noise() {
@@ -780,6 +859,48 @@ void check_shared_batch() {
   }
 }
 
+// The gates alone on the matrix units: every size, small graphs and others, with either gradient missing.
+void check_tile_gates() {
+  const int64_t inner[] = {4, 8, 16, 32, 64}, hidden[] = {16, 32, 64, 128};
+  for (int k = 0; k < 20; ++k)
+    check_gates<float>(
+        with_gate_gradients(make({4, 1, 18}, 1, 1, inner[k % 5], hidden[k / 5], 1 + k % 2 * 2)), false);
+  for (const auto& s : {std::array<int64_t, 2>{8, 32}, {5, 20}, {13, 50}, {27, 100}})
+    for (const int gradients : {0, 1, 2, 3})
+      check_gates<float>(with_gate_gradients(make({10, 1, 16, 0, 17, 40, 3}, 1, 1, s[0], s[1], 3),
+                                             gradients & 1, gradients & 2),
+                         false);
+  check_gates<float>(with_gate_gradients(make({9, 9, 9}, 1, 1, 8, 32, 3)), true);
+  check_gates<float>(with_gate_gradients(make({18, 18}, 1, 1, 8, 32, 3)), true);
+  check_gates<float>(with_gate_gradients(make({2, 260}, 1, 1, 8, 32, 3)), false);
+  check_gates<float>(with_gate_gradients(make(ragged_sizes(40, 70), 1, 1, 8, 32, 3)), false);
+  const Rounded all[] = {{true, HalfType::none}, {false, HalfType::bfloat16}, {false, HalfType::float16}};
+  for (const auto& s : {std::array<int64_t, 2>{8, 32}, {16, 64}, {32, 16}, {64, 64}})
+    for (const Rounded& rounded : all)
+      check_gates<float>(with_gate_gradients(make({10, 18, 1}, 1, 1, s[0], s[1], 3)), false, rounded);
+}
+
+// They are the gates that messages are multiplied by: as many are open.
+void check_same_gates() {
+  const Rounded all[] = {{}, {true, HalfType::none}, {false, HalfType::bfloat16}, {false, HalfType::float16}};
+  for (const auto& s : {std::array<int64_t, 2>{8, 32}, {16, 64}, {64, 128}})
+    for (const Rounded& rounded : all) {
+      Case c = make({10, 40, 7, 16, 100}, 16, 64, s[0], s[1], 3);
+      Normal normal;
+      normal.refill(c.leaves.edge_nodes, 1), normal.refill_weights(c.leaves);
+      const Run<float> layer = run_complete_graph<float>(c, false, rounded);
+      const Run<float> alone = run_gates<float>(with_gate_gradients(c), false, rounded);
+      const float* gate = alone.found("gates").get();
+      bool same = true;
+      for (int64_t g = 0; g < c.graphs(); ++g) {
+        int64_t open = 0;
+        for (int64_t p = pair_count(c.offsets[g + 1] - c.offsets[g]); p > 0; --p) open += *gate++ > 0;
+        same = same && open == layer.num_edges.get()[g];
+      }
+      expect(same, c.name + rounded.name() + ": the gates alone are those of the layer");
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -814,15 +935,27 @@ int main() {
   check_gradient_precision();
   check_less_shared_memory();
   for (const int options : {1, 3}) {
-    check_gates<float>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
-    check_gates<double>(make({2, 0, 35}, 1, 1, 3, 9, options), false);
-    check_gates<double>(make({4, 4}, 1, 1, 8, 32, options), true);
+    check_gates<float>(with_gate_gradients(make({2, 0, 35}, 1, 1, 3, 130, options)), false);
+    check_gates<double>(with_gate_gradients(make({2, 0, 35}, 1, 1, 3, 9, options)), false);
+    check_gates<double>(with_gate_gradients(make({4, 4}, 1, 1, 8, 32, options)), true);
+    check_gates<float>(with_gate_gradients(make({}, 1, 1, 8, 32, options)), false);
   }
+  check_tile_gates();
+  check_same_gates();
+  // The last is too large for the matrix units.
   for (const int options : {0, 8, 16})
     for (const auto& sizes : {std::vector<int64_t>{}, {2, 0, 3}, {9, 1, 20}})
-      check_edge_case(make(sizes, 5, 37, 1, 1, options));
+      for (const int64_t H : {37, 130}) {
+        const Case c = with_edges(make(sizes, 5, H, 1, 1, options));
+        check_edge_case<float>(c);
+        check_edge_case<double>(c);
+      }
+  check_tile_edges();
+  check_edge_precision();
   check_missing_gradients();
-  check_wrong_edges();
+  check_wrong_edges<float>(4);
+  check_wrong_edges<float>(130);
+  check_wrong_edges<double>(4);
   check_noise();
   return summary();
 }
