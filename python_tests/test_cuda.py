@@ -68,6 +68,21 @@ def test_dense_sizes(size, gpu):
     cases.assert_fused_as_good(case, cases.l0_sign, device=gpu, l2_penalty=False)
 
 
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("aggr", cases.AGGREGATIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_given_edges(widths, aggr, weighted, gpu):
+    case = cases.with_edges(cases.make(RAGGED, aggr=aggr, **WIDTHS[widths]), weighted=weighted)
+    cases.assert_fused_as_good(case, cases.sign_edges, device=gpu)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("seed", [None, 7])
+def test_gates_alone(widths, seed, gpu):
+    case = cases.make(RAGGED, seed=seed, **WIDTHS[widths])
+    cases.assert_fused_as_good(case, cases.pair_gates, device=gpu)
+
+
 @pytest.mark.parametrize("call", [cases.l0_sign_bag, cases.sign_bag])
 @pytest.mark.parametrize("aggr", cases.AGGREGATIONS)
 @pytest.mark.parametrize("widths", WIDTHS)
@@ -115,6 +130,18 @@ def test_results_are_reproducible_to_the_bit(widths, gpu):
         first = cases.results(case, cases.l0_sign, backend="fused", l2_penalty=l2_penalty)
         for _ in range(3):
             again = cases.results(case, cases.l0_sign, backend="fused", l2_penalty=l2_penalty)
+            assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_edges_and_gates_are_reproducible_to_the_bit(widths, gpu):
+    case = cases.make([10] * 100 + [33, 70], **WIDTHS[widths])
+    for call in (cases.sign_edges, cases.pair_gates):
+        moved = cases.with_edges(case, weighted=True) if call is cases.sign_edges else case
+        moved = moved.to(torch.float32, gpu)
+        first = cases.results(moved, call, backend="fused")
+        for _ in range(3):
+            again = cases.results(moved, call, backend="fused")
             assert all(torch.equal(first[name], again[name]) for name in first)
 
 

@@ -181,6 +181,16 @@ def test_nan_is_not_hidden(backend, device):
         assert not output["nodes"][3:].isnan().any() and not output[penalty][1].isnan(), name
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_of_an_edge_is_in_no_other_graph(value, backend, device):
+    case = cases.with_edges(cases.make([3, 4, 5]), weighted=True).to(torch.float32, device)
+    spoiled = case.with_leaves(lambda leaf: leaf.clone())
+    spoiled.leaves["nodes"][4] = value
+    clean, output = (cases.sign_edges(c, backend=backend)["nodes"] for c in (case, spoiled))
+    assert torch.equal(clean[:3], output[:3]) and torch.equal(clean[7:], output[7:])
+    assert not output[3:7].isfinite().all()
+
+
 CAPABILITY = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])

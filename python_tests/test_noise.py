@@ -65,10 +65,11 @@ def test_a_graphs_noise_depends_on_its_index_alone(backend):
     assert not torch.equal(first[0][:3], first[2])
 
 
-@pytest.mark.parametrize("sizes", [[5], [3, 0, 1, 6]])
-def test_gates_are_those_of_the_layer(sizes, backend, device):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [[5], [3, 0, 1, 6], [20, 2]])
+def test_gates_are_those_of_the_layer(sizes, dtype, backend, device):
     """The gates that l0_sign uses, seen through messages that are all 1, are those of pair_gates."""
-    case = cases.make(sizes, d=1, hidden=1).to(torch.float64, device)
+    case = cases.make(sizes, d=1, hidden=1).to(dtype, device)
     ones = [torch.zeros_like(weight) for weight in case.message[:3]] + [torch.ones_like(case.message[3])]
     out = functional.l0_sign(
         case.nodes,
@@ -83,7 +84,7 @@ def test_gates_are_those_of_the_layer(sizes, backend, device):
     (i, j), gates, _ = functional.pair_gates(
         case.edge_nodes, case.edge, case.offsets, seed=case.seed, backend=backend
     )
-    sums = torch.zeros(len(case.nodes), dtype=torch.float64, device=device).index_add(0, i, gates)
+    sums = torch.zeros(len(case.nodes), dtype=dtype, device=device).index_add(0, i, gates)
     sums = sums.index_add(0, j, gates * (i != j))
     torch.testing.assert_close(out.nodes.squeeze(1), sums)
     assert out.num_edges.sum() == (gates > 0).sum()

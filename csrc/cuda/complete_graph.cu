@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kRowThreads) forward_rows(PairLaunch<A> l) {
         const Gate<A> g = l.gate(logit, graph.graph, pair);
         gate = g.value;
         if (counts) l0 += g.open;
-        if (counts && p.gates && l.pair_offsets[graph.graph] + pair < p.num_pairs) {
+        if (counts && p.gates && is_pair(l.pair_offsets[graph.graph] + pair, p.num_pairs)) {
           p.gates[l.pair_offsets[graph.graph] + pair] = gate;
           p.logits[l.pair_offsets[graph.graph] + pair] = logit;
         }
@@ -255,8 +255,8 @@ __global__ void __launch_bounds__(kRowThreads) backward_rows(PairLaunch<A> l) {
         const int64_t pair = unordered_pair(row - graph.begin, partner - graph.begin, n);
         gate = l.gate(logit, graph.graph, pair);
         const int64_t at = l.pair_offsets ? l.pair_offsets[graph.graph] + pair : 0;
-        if (p.grad_gates && at < p.num_pairs) grad_gate = times * p.grad_gates[at];
-        if (p.grad_logits && at < p.num_pairs) grad_logit = times * p.grad_logits[at];
+        if (p.grad_gates && is_pair(at, p.num_pairs)) grad_gate = times * p.grad_gates[at];
+        if (p.grad_logits && is_pair(at, p.num_pairs)) grad_logit = times * p.grad_logits[at];
         grad_logit += times * grad_l0 * gate.open_slope;
       }
       gate_sum += gate.value;

@@ -124,6 +124,10 @@ __global__ void __launch_bounds__(kRowThreads) scale_edges(EdgeList<A> p, EdgeOr
     degree = warp_sum(degree);
     if (lane == 0) scale[row] = aggregation_scale<A>(p.aggregation, graph.end - graph.begin, degree);
   }
+  if (!p.grad_weight) return;
+  for (int64_t edge = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x; edge < p.num_edges;
+       edge += static_cast<int64_t>(gridDim.x) * kRowThreads)
+    if (p.target[edge] < 0 || p.target[edge] >= p.graphs.num_nodes) p.grad_weight[edge] = static_cast<A>(NAN);
 }
 
 template <class A>
@@ -183,7 +187,9 @@ __global__ void __launch_bounds__(kRowThreads) backward_edges(Launch<A> l) {
 template <class A>
 cudaError_t edge_scales(const EdgeList<A>& problem, const EdgeOrder& by_target, A* scale,
                         cudaStream_t stream) {
-  const int64_t units = (problem.graphs.num_nodes + kRowWarps - 1) / kRowWarps;
+  const int64_t rows = (problem.graphs.num_nodes + kRowWarps - 1) / kRowWarps;
+  const int64_t edges = problem.grad_weight ? (problem.num_edges + kRowThreads - 1) / kRowThreads : 0;
+  const int64_t units = rows > edges ? rows : edges;
   if (units == 0) return cudaSuccess;
   return launch(scale_edges<A>, blocks_for(units, 0), kRowThreads, 0, stream, problem, by_target, scale);
 }
@@ -223,8 +229,8 @@ cudaError_t backward(const EdgeList<A>& problem, const EdgeOrder& by_target, con
   l.by_target = by_target, l.by_source = by_source;
   const int64_t N = problem.graphs.num_nodes;
   L0SIGN_TRY(write_transposed(l.message, stream));
+  L0SIGN_TRY(edge_scales(problem, by_target, l.scale, stream));
   if (N) {
-    L0SIGN_TRY(edge_scales(problem, by_target, l.scale, stream));
     L0SIGN_TRY(hidden_gradients(l.message, problem.grad_out, l.scale, N, l.grad_hidden, l.grad_gate, stream));
   }
   L0SIGN_TRY(launch(backward_edges<A>, l.blocks, kRowThreads, 0, stream, l));

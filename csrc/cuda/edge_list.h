@@ -25,7 +25,8 @@ template <class A>
 cudaError_t backward(const EdgeList<A>& problem, const EdgeOrder& by_target, const EdgeOrder& by_source,
                      void* workspace, cudaStream_t stream);
 
-// [N] what the aggregation multiplies the sum of each node's messages by.
+// Before a backward. scale: [N] what the aggregation multiplies the sum of each node's messages by. An edge
+// whose target is no node comes to no row: the gradient of its weight is NaN.
 template <class A>
 cudaError_t edge_scales(const EdgeList<A>& problem, const EdgeOrder& by_target, A* scale,
                         cudaStream_t stream);

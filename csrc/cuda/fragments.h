@@ -23,6 +23,9 @@ constexpr Factor factor_of(Precision p) {
 // Parts of 8 columns in an operand: the inner index of one instruction.
 constexpr int parts_of(Precision p) { return is_half(p) ? 2 : 1; }
 
+// The largest number that a factor holds.
+constexpr float largest(Precision p) { return p == Precision::fp16 ? 65504.0f : 3.38e38f; }
+
 // Operands that `inner` parts of columns take.
 constexpr int steps_of(Precision p, int inner) { return (inner + parts_of(p) - 1) / parts_of(p); }
 

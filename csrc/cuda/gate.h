@@ -106,6 +106,11 @@ __device__ __forceinline__ GraphOfRow graph_of_row(const Graphs& graphs, int64_t
   return {low, begin < 0 || begin > row ? row : begin, end <= row || end > graphs.num_nodes ? row + 1 : end};
 }
 
+// Whether there is such a pair of the batch; offsets that are none may give any number.
+__device__ __forceinline__ bool is_pair(int64_t pair, int64_t num_pairs) {
+  return static_cast<uint64_t>(pair) < static_cast<uint64_t>(num_pairs);
+}
+
 // Canonical index of an unordered pair of nodes of a graph of n.
 __device__ __forceinline__ int64_t unordered_pair(int64_t i, int64_t j, int64_t n) {
   return i < j ? pair_index(i, j, n) : pair_index(j, i, n);

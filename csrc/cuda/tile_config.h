@@ -72,7 +72,8 @@ struct TileShape {
 };
 
 // From the smallest: the first that fits is taken. Each is compiled by the
-// tiles_*.cu of its name.
+// tiles_*.cu of its name, with given edges and gates alone by tiles_edges.cu and
+// tiles_gates.cu.
 using TileShape8 = TileShape<1, 1, kPassUnits, 3, 2>;
 using TileShape16 = TileShape<2, 1, 0, 3, 2>;
 using TileShape32 = TileShape<4, 4, 0, 2, 2>;

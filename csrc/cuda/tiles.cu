@@ -211,7 +211,7 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, void* memory) {
 }
 
 template <class Shape>
-cudaError_t finish_sums(const TileLaunch& l, cudaStream_t stream) {
+cudaError_t launch_finish_sums(const TileLaunch& l, cudaStream_t stream) {
   return launch(finish_sums<Shape>, (l.at.logit + kWarp) / kWarp, kSumThreads, kSumThreads * sizeof(float),
                 stream, l);
 }
@@ -297,7 +297,7 @@ cudaError_t tiles_backward(const CompleteGraph<float>& problem, void* workspace,
         problem.nodes ? tile_starters<Shape>().backward : tile_gate_starters<Shape>().backward;
     error = backward(l, precision_of(problem), stream);
     if (error != cudaSuccess) return;
-    error = finish_sums<Shape>(l, stream);
+    error = launch_finish_sums<Shape>(l, stream);
   });
   return error;
 }
@@ -332,7 +332,7 @@ cudaError_t tiles_backward(const EdgeList<float>& problem, const EdgeOrder& by_t
   with_shape(l.rows.problem, [&](auto shape) {
     using Shape = decltype(shape);
     error = tile_edge_starters<Shape>().backward(l.rows, edges, precision_of(l.rows.problem), stream);
-    if (error == cudaSuccess) error = finish_sums<Shape>(l.rows, stream);
+    if (error == cudaSuccess) error = launch_finish_sums<Shape>(l.rows, stream);
   });
   return error;
 }

@@ -1,8 +1,8 @@
-// The kernels on the matrix units over all pairs of each graph, for the common
-// sizes. A warp takes some consecutive rows of the pair matrix at a time: a
-// graph of up to kSmallGraph nodes as a whole, when its first row is among
-// them, and the rows of a larger graph. It works through *pieces* of up to
-// kTileGates pairs, and in a piece through steps of 16 pairs at once:
+// The kernels on the matrix units, for the common sizes: over all pairs of each
+// graph, and what the others (tiles_edges.h, tiles_gates.h) share with them. A warp takes some consecutive
+// rows of the pair matrix at a time: a graph of up to kSmallGraph nodes as a whole, when its first row is
+// among them, and the rows of a larger graph. It works through *pieces* of up to kTileGates pairs, and in a
+// piece through steps of 16 pairs at once:
 //   hidden [16 units, 16 pairs] = W1 (x_i o x_j)^T + b1
 // The rows of nodes that a piece needs are first copied to the warp's shared
 // memory, padded with zeros; a pair is two *slots* there. Only open pairs go
@@ -526,7 +526,6 @@ class Tiles {
                                                TileMemory& memory, TileGradients* gradients,
                                                const RowCache<kEI>& cache, int lane, float& l0, int& edges) {
     const CompleteGraph<float>& p = l.problem;
-    const int64_t n = piece.graph.end - piece.graph.begin;
     const int count = pairs(piece);
     if (!p.edge_nodes) {
 #pragma unroll 1
@@ -566,14 +565,15 @@ class Tiles {
         const int64_t i = piece.row + (at >> kColumnShift);
         const int64_t j = piece.column + (at & ((1 << kColumnShift) - 1));
         self = i == j, counts = i <= j;
-        gate = l.gate(logit, piece.graph.graph, unordered_pair(i, j, n));
+        gate = l.gate(logit, piece.graph.graph, pair_of(piece, at));
       }
       memory.gate[at] = gate.value;
       if (counts) {
         l0 += gate.open;
         edges += gate.value > 0;
         if constexpr (kWrites)
-          if (const int64_t to = l.pair_offsets[piece.graph.graph] + pair_of(piece, at); to < p.num_pairs)
+          if (const int64_t to = l.pair_offsets[piece.graph.graph] + pair_of(piece, at);
+              is_pair(to, p.num_pairs))
             p.gates[to] = gate.value, p.logits[to] = logit;
       }
       if constexpr (Backward) {

@@ -147,8 +147,9 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const
               on[j] = positive(x);
               if constexpr (!L2) {
                 grad_gate[t][j] = fmaf(y, on[j], grad_gate[t][j]);
-                if (arrives(partners, at + t * 8 + place_.in_group * 2 + j))
-                  hidden_sum[first + m][half] = fmaf(gate[t].x[j], on[j], hidden_sum[first + m][half]);
+                const float sum = fmaf(gate[t].x[j], on[j], hidden_sum[first + m][half]);
+                const bool counts = arrives(partners, at + t * 8 + place_.in_group * 2 + j);
+                hidden_sum[first + m][half] = counts ? sum : hidden_sum[first + m][half];
               }
               grad[j] = x > 0 ? (L2 ? y : gate[t].x[j] * y) : 0.0f;
               bias_sum[first + m][half] += grad[j];

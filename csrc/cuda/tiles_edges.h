@@ -58,13 +58,27 @@ __device__ __forceinline__ void Forward<Shape, P, L2>::edges_into(const TileEdge
     __syncwarp();
     T::for_passes(units_, [&](int unit) {
       FragmentC sum[kPassUnits * 2] = {};
+      const auto add_steps = [&](auto apart, bool counts) {
 #pragma unroll 1
-      for (int at = 0; at < count; at += kStepPairs) {
-        nodes.load(kForwardRows, kStepPairs, node_rows, lane_,
-                   [&](int k) { return int64_t{memory_.partner[at + k]}; });
-        __syncwarp();
-        add_step(nodes, at, unit, sum);
-        __syncwarp();  // the next rows come to the same place
+        for (int at = 0; at < count; at += kStepPairs) {
+          nodes.load(kForwardRows, kStepPairs, node_rows, lane_,
+                     [&](int k) { return int64_t{memory_.partner[at + k]}; });
+          __syncwarp();
+          add_step<decltype(apart)::value>(nodes, at, unit, counts, sum);
+          __syncwarp();  // the next rows come to the same place
+        }
+      };
+      add_steps(std::false_type{}, unit == 0);
+      bool finite = true;
+#pragma unroll
+      for (FragmentC& of_units : sum)
+#pragma unroll
+        for (const float x : of_units.x) finite = finite && fabsf(x) <= largest(Precision::tf32);
+      // The rows may be of several graphs, of which one has nothing to do with another.
+      if (__ballot_sync(kAllLanes, !finite)) {
+#pragma unroll
+        for (FragmentC& of_units : sum) of_units = {};
+        add_steps(std::true_type{}, false);
       }
       through_out(unit, sum);
     });
@@ -91,9 +105,10 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::edges_of(const Til
   for (int r = 0; r < rows; ++r) {
     const int64_t row = first + r;
     const GraphOfRow graph = graph_of_row(p_.graphs, row);
-    const int64_t into = __shfl_sync(kAllLanes, bound, r), out = __shfl_sync(kAllLanes, bound, kHalf + r);
-    const int64_t arriving = __shfl_sync(kAllLanes, bound, r + 1) - into;
-    const int64_t all = arriving + __shfl_sync(kAllLanes, bound, kHalf + r + 1) - out;
+    const int64_t into_begin = __shfl_sync(kAllLanes, bound, r);
+    const int64_t out_begin = __shfl_sync(kAllLanes, bound, kHalf + r);
+    const int64_t all_into = __shfl_sync(kAllLanes, bound, r + 1) - into_begin;
+    const int64_t all = all_into + __shfl_sync(kAllLanes, bound, kHalf + r + 1) - out_begin;
     gate_sum_ = 0;
 #pragma unroll
     for (int k = 0; k < kMI; ++k) grad_row_[k][0] = grad_row_[k][1] = 0;
@@ -101,31 +116,32 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::edges_of(const Til
     grads.load(T::kOwnSlot, 1, grad_rows, lane_, [&](int) { return row; });
 #pragma unroll 1
     for (int64_t begin = 0; begin < all; begin += kTileGates) {
-      const int64_t rest = arriving - begin;
+      const int64_t rest = all_into - begin;
       const int count = all - begin < kTileGates ? static_cast<int>(all - begin) : kTileGates;
-      const int arrive = rest < 0 ? 0 : rest < count ? static_cast<int>(rest) : count;
+      const int into = rest < 0 ? 0 : rest < count ? static_cast<int>(rest) : count;
 #pragma unroll 1
       for (int at = lane_; at < whole_steps(count); at += kWarp) {
         EdgeEnd<float> edge = {-1, 0};
-        if (at < arrive) {
-          edge = edge_end(list, list.source, edges.by_target.order[into + begin + at], row, graph);
+        if (at < into) {
+          edge = edge_end(list, list.source, edges.by_target.order[into_begin + begin + at], row, graph);
           gate_sum_ += edge.weight;
         } else if (at < count) {
-          edge = edge_end(list, list.target, edges.by_source.order[out + begin + at - arriving], row, graph);
+          edge = edge_end(list, list.target, edges.by_source.order[out_begin + begin + at - all_into], row,
+                          graph);
         }
         memory_.partner[at] = static_cast<int32_t>(edge.partner);
         memory_.list_value[at] = edge.weight;
         gradients_.grad_gate[at] = 0;
       }
       __syncwarp();
-      const EdgePartners partners = {row, arrive, edges};
+      const EdgePartners partners = {row, into, edges};
       T::for_passes(units_,
                     [&](int unit) { message_pass(partners, nodes, grads, T::kOwnSlot, 0, count, unit); });
       __syncwarp();
       if (list.grad_weight)
 #pragma unroll 1
-        for (int at = lane_; at < arrive; at += kWarp)
-          list.grad_weight[edges.by_target.order[into + begin + at]] = gradients_.grad_gate[at];
+        for (int at = lane_; at < into; at += kWarp)
+          list.grad_weight[edges.by_target.order[into_begin + begin + at]] = gradients_.grad_gate[at];
     }
     __syncwarp();
     const float weights = warp_sum(gate_sum_);

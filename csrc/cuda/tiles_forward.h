@@ -191,12 +191,15 @@ class Forward {
   __device__ __forceinline__ void messages(const RowCache<kMI>& nodes, int open, int unit) {
     FragmentC sum[kPassUnits * 2] = {};  // S [nodes, 8 units]
 #pragma unroll 1
-    for (int at = 0; at < open; at += kStepPairs) add_step(nodes, at, unit, sum);
+    for (int at = 0; at < open; at += kStepPairs) add_step<false>(nodes, at, unit, unit == 0, sum);
     through_out(unit, sum);
   }
 
-  // The same of the 16 pairs from `at` on, to S.
-  __device__ __forceinline__ void add_step(const RowCache<kMI>& nodes, int at, int unit,
+  // The same of the 16 pairs from `at` on, to S; `count`: also to the sums of gates. The sum over pairs is a
+  // product, in which 0 times a pair's NaN or infinity would reach every row. kApart: such a pair makes the
+  // rows that it belongs to NaN, and no other.
+  template <bool kApart>
+  __device__ __forceinline__ void add_step(const RowCache<kMI>& nodes, int at, int unit, bool count,
                                            FragmentC (&sum)[kPassUnits * 2]) {
     FragmentC c[kPassUnits][2];  // [units, 8 pairs]
 #pragma unroll
@@ -216,9 +219,31 @@ class Forward {
         multiply_add(c[m][1], w, b[1]);
       }
     }
+    bool apart[2][2] = {};
+    if constexpr (kApart)
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          bool finite = true;
+#pragma unroll
+          for (int m = 0; m < kPassUnits; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+              finite = finite && positive(c[m][t].x[half * 2 + j]) <= largest(P);
+          // The units of a pair lie in the lanes of one place in their groups.
+          apart[t][j] = __ballot_sync(kAllLanes, !finite) & (0x11111111u << place_.in_group);
+#pragma unroll
+          for (int m = 0; m < kPassUnits; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              float& x = c[m][t].x[half * 2 + j];
+              x = apart[t][j] ? 0.0f : x;
+            }
+        }
     Left<P> gates[2 / kParts];
 #pragma unroll
-    for (int t = 0; t < 2; ++t) incidence(at + t * 8, gates[t / kParts], t % kParts, unit == 0);
+    for (int t = 0; t < 2; ++t) incidence(at + t * 8, apart[t], gates[t / kParts], t % kParts, count);
 #pragma unroll
     for (int m = 0; m < kPassUnits; ++m)
 #pragma unroll
@@ -247,10 +272,13 @@ class Forward {
   }
 
   // G of eight listed pairs: this lane's are two of them, at nodes group and
-  // group + 8.
-  __device__ __forceinline__ void incidence(int at, Left<P>& gates, int part, bool count) {
+  // group + 8. What is `apart` has a NaN for its gate.
+  __device__ __forceinline__ void incidence(int at, const bool (&apart)[2], Left<P>& gates, int part,
+                                            bool count) {
     at += place_.in_group * 2;
-    const Two value = two_at(memory_.list_value + at);
+    Two value = two_at(memory_.list_value + at);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) value.x[j] = apart[j] ? NAN : value.x[j];
     Right<P> whole;
     whole.set(part, value.x[0], value.x[1]);
     bool meets[2][2];

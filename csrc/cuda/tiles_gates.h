@@ -63,7 +63,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::gates_of(const Pie
     const SlotPair pair = piece.small ? memory_.small_pairs[at] : SlotPair{0};
     const bool self = piece.small ? (pair & 0xFF) == pair >> 8 : piece.row == piece.column + at;
     float grad = 0;
-    if (from < p_.num_pairs) {
+    if (is_pair(from, p_.num_pairs)) {
       if (p_.grad_gates) grad = p_.grad_gates[from] * gradients_.slope[at];
       if (p_.grad_logits) grad += p_.grad_logits[from];
     }

@@ -1,4 +1,4 @@
-// Starts the kernels of one shape; each tiles_*.cu instantiates it for its own.
+// Starts the kernels of one shape; tiles_8.cu to tiles_64.cu instantiate it for their own.
 #pragma once
 #include "cuda/tiles_backward.h"
 #include "cuda/tiles_forward.h"

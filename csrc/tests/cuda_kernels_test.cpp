@@ -737,10 +737,13 @@ void check_wrong_offsets() {
   for (const std::vector<int64_t>& offsets :
        {std::vector<int64_t>{0, 90, -5, 0}, {5, 2, 1, 0}, {0, int64_t{1} << 50, 40, 0}, {-9, -7, 60, 0}}) {
     plain::Bag bag = plain::as_bag(make({18, 2, 20}, 3, 5, 2, 4, 15), 6, true, 9);
-    bag.nodes.grad_out.clear();
     Case& c = bag.nodes;
     const std::vector<int64_t> right = c.offsets;
+    c = with_weights(with_edges(c));
     c.offsets = {offsets[0], offsets[1], offsets[2], right[3]};  // the last one says how many nodes there are
+    run_edges<float>(c);
+    run_edges<double>(c);
+    c.grad_out.clear();
     run_bag<float>(bag, false);
     c.grad_gates.assign(30, 1.0), c.grad_logits.assign(30, 1.0);
     run_gates<float>(c, false);
@@ -753,14 +756,45 @@ void check_wrong_offsets() {
 template <class A>
 void check_wrong_edges(int64_t hidden) {
   Case c = make({2, 2}, 3, hidden, 2, 3, 0);
-  c.source = {0, 1, 3, 4, -1, 2};
-  c.target = {1, 0, 1, 0, 3, 2};
+  c.source = {0, 1, 3, 4, -1, 2, 0, 1};
+  c.target = {1, 0, 1, 0, 3, 2, 4, -2};
+  c = with_weights(c);
   const Run<A> run = run_edges<A>(c);
-  const A *out = run.found("out").get(), *grad = run.found("nodes").get();
-  expect(std::isnan(out[0]) && std::isnan(out[3]) && !std::isnan(out[6]) && std::isnan(out[9]),
-         "edges out of range give NaNs where they arrive");
-  expect(std::isnan(grad[0]) && std::isnan(grad[3]) && !std::isnan(grad[6]) && std::isnan(grad[9]),
-         "and in the gradients of the ends that they have");
+  const auto nan = [&](const char* name, const std::vector<int64_t>& at) {
+    const auto& found = run.found(name);
+    bool ok = true;
+    for (int64_t k = 0; k < found.size; ++k)
+      ok = ok && std::isnan(found.get()[k]) == std::count(at.begin(), at.end(), found.size == 8 ? k : k / 3);
+    return ok;
+  };
+  expect(nan("out", {0, 1, 3}), "edges out of range give NaNs where they arrive");
+  expect(nan("nodes", {0, 1, 3}), "and in the gradients of the ends that they have");
+  expect(nan("weight", {2, 3, 4, 6, 7}), "and in those of their weights");
+}
+
+// What is NaN or infinite in one graph is in no other, though a warp takes rows of several.
+void check_apart() {
+  for (const auto& s : {std::array<int64_t, 2>{8, 32}, {32, 64}})
+    for (const auto& [rounded, value] : {std::pair<Rounded, double>{{}, NAN},
+                                         {{}, INFINITY},
+                                         {{true, HalfType::none}, NAN},
+                                         {{false, HalfType::bfloat16}, NAN},
+                                         {{false, HalfType::float16}, NAN},
+                                         {{false, HalfType::float16}, 6e4}}) {
+      Case c = with_weights(with_edges(make({4, 5, 3}, s[0], s[1], 1, 1, 8)));
+      const Run<float> clean = run_edges<float>(c, rounded);
+      for (int64_t k = 0; k < s[0]; ++k) c.leaves.nodes[6 * s[0] + k] = value;  // of the second graph
+      const Run<float> run = run_edges<float>(c, rounded);
+      bool same = true, shown = false;
+      for (const char* name : {"out", "nodes"})
+        for (int64_t k = 0; k < run.found(name).size; ++k) {
+          const bool inside = k / s[0] >= 4 && k / s[0] < 9;
+          const float x = run.found(name).get()[k];
+          same = same && (inside || x == clean.found(name).get()[k]);
+          shown = shown || (inside && !std::isfinite(x));
+        }
+      expect(same && shown, c.name + rounded.name() + ": " + std::to_string(value) + " in one graph's node");
+    }
 }
 
 void check_noise() {
@@ -880,23 +914,24 @@ void check_tile_gates() {
       check_gates<float>(with_gate_gradients(make({10, 18, 1}, 1, 1, s[0], s[1], 3)), false, rounded);
 }
 
-// They are the gates that messages are multiplied by: as many are open.
+// They are the gates that messages are multiplied by: the same are open.
 void check_same_gates() {
   const Rounded all[] = {{}, {true, HalfType::none}, {false, HalfType::bfloat16}, {false, HalfType::float16}};
   for (const auto& s : {std::array<int64_t, 2>{8, 32}, {16, 64}, {64, 128}})
     for (const Rounded& rounded : all) {
-      Case c = make({10, 40, 7, 16, 100}, 16, 64, s[0], s[1], 3);
+      Case c =
+          make({10, 40, 7, 16, 100}, 16, 64, s[0], s[1], 11);  // neighbor_mean: counts the gates of each node
       Normal normal;
       normal.refill(c.leaves.edge_nodes, 1), normal.refill_weights(c.leaves);
       const Run<float> layer = run_complete_graph<float>(c, false, rounded);
       const Run<float> alone = run_gates<float>(with_gate_gradients(c), false, rounded);
       const float* gate = alone.found("gates").get();
-      bool same = true;
-      for (int64_t g = 0; g < c.graphs(); ++g) {
-        int64_t open = 0;
-        for (int64_t p = pair_count(c.offsets[g + 1] - c.offsets[g]); p > 0; --p) open += *gate++ > 0;
-        same = same && open == layer.num_edges.get()[g];
-      }
+      std::vector<int32_t> degree(c.num_nodes(), 0);
+      for (int64_t g = 0; g < c.graphs(); ++g)
+        for (int64_t i = c.offsets[g]; i < c.offsets[g + 1]; ++i)
+          for (int64_t j = i; j < c.offsets[g + 1]; ++j)
+            if (*gate++ > 0) ++degree[i], degree[j] += i != j;
+      const bool same = std::equal(degree.begin(), degree.end(), layer.degree.get());
       expect(same, c.name + rounded.name() + ": the gates alone are those of the layer");
     }
 }
@@ -953,6 +988,7 @@ int main() {
   check_tile_edges();
   check_edge_precision();
   check_missing_gradients();
+  check_apart();
   check_wrong_edges<float>(4);
   check_wrong_edges<float>(130);
   check_wrong_edges<double>(4);
