@@ -64,8 +64,10 @@ test-simt: build
 	build=$$(ls -d build/cmake-$$tag-* | head -n 1); \
 	$(BIN)/cmake --build $$build --target simt_test cuda_kernels_test cuda_rows_test; \
 	$$build/simt_test; \
+	$$build/cuda_kernels_test tiles & tiles=$$!; \
 	$$build/cuda_rows_test; \
-	$$build/cuda_kernels_test
+	$$build/cuda_kernels_test pairs lists; \
+	wait $$tiles
 
 # On a machine with a GPU, in the environment that is there: PYTHON needs torch, numpy, setuptools,
 # cmake, ninja, pybind11 and pytest.

@@ -162,7 +162,8 @@ __global__ void __launch_bounds__(kRowThreads) backward_edges(Launch<A> l) {
         for (int c = 0; c < kChunk; ++c)
           if (c < chunk.count && lane == chunk.lane[c]) grad_weight += grad_factor[c];
       }
-      if (p.grad_weight && edge.active) p.grad_weight[edge.id] = grad_weight;
+      if (p.grad_weight && edge.active)
+        p.grad_weight[edge.id] = weight_gradient(p, edge.id, edge.partner, grad_weight);
     });
     for_edges(p, l.by_source, p.target, row, graph, lane, [&](const Edge<A>& edge) {
       unsigned lanes = __ballot_sync(kAllLanes, edge.active);

@@ -26,7 +26,7 @@ cudaError_t backward(const EdgeList<A>& problem, const EdgeOrder& by_target, con
                      void* workspace, cudaStream_t stream);
 
 // Before a backward. scale: [N] what the aggregation multiplies the sum of each node's messages by. An edge
-// whose target is no node comes to no row: the gradient of its weight is NaN.
+// whose target is no node comes to no row, and so the gradient of its weight is written here: NaN.
 template <class A>
 cudaError_t edge_scales(const EdgeList<A>& problem, const EdgeOrder& by_target, A* scale,
                         cudaStream_t stream);
@@ -60,6 +60,14 @@ __device__ __forceinline__ EdgeEnd<A> edge_end(const EdgeList<A>& p, const int64
   const int64_t partner = partners[edge];
   if (partner < graph.begin || partner >= graph.end) return {row, static_cast<A>(NAN)};
   return {partner, p.weight ? p.weight[edge] : A(1)};
+}
+
+// What the weight of an edge into a row receives, whose edge_end was at `partner`: NaN where that is not its
+// source.
+template <class A>
+__device__ __forceinline__ A weight_gradient(const EdgeList<A>& p, int64_t edge, int64_t partner,
+                                             A gradient) {
+  return p.source[edge] == partner ? gradient : static_cast<A>(NAN);
 }
 
 #endif

@@ -140,8 +140,10 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::edges_of(const Til
       __syncwarp();
       if (list.grad_weight)
 #pragma unroll 1
-        for (int at = lane_; at < into; at += kWarp)
-          list.grad_weight[edges.by_target.order[into_begin + begin + at]] = gradients_.grad_gate[at];
+        for (int at = lane_; at < into; at += kWarp) {
+          const int64_t edge = edges.by_target.order[into_begin + begin + at];
+          list.grad_weight[edge] = weight_gradient(list, edge, memory_.partner[at], gradients_.grad_gate[at]);
+        }
     }
     __syncwarp();
     const float weights = warp_sum(gate_sum_);

@@ -936,9 +936,9 @@ void check_same_gates() {
     }
 }
 
-}  // namespace
+// ---- All of it, in three parts that may run side by side ----
 
-int main() {
+void check_pairs() {
   check_totals();
   check_shares();
   check_shared_batch();
@@ -959,25 +959,25 @@ int main() {
     check_bags(make({6, 6, 6}, 4, 16, 4, 16, options), true);
     check_bags(make({17, 17}, 4, 16, 4, 16, options), true);
   }
+  check_missing_gradients();
   check_missing_bag_gradients();
   check_wrong_ids<float>();
   check_wrong_ids<double>();
   check_wrong_offsets();
+  check_noise();
+}
+
+void check_matrix_units() {
   check_tiles();
   check_tile_bags();
   check_rounded();
   check_precision();
   check_gradient_precision();
   check_less_shared_memory();
-  for (const int options : {1, 3}) {
-    check_gates<float>(with_gate_gradients(make({2, 0, 35}, 1, 1, 3, 130, options)), false);
-    check_gates<double>(with_gate_gradients(make({2, 0, 35}, 1, 1, 3, 9, options)), false);
-    check_gates<double>(with_gate_gradients(make({4, 4}, 1, 1, 8, 32, options)), true);
-    check_gates<float>(with_gate_gradients(make({}, 1, 1, 8, 32, options)), false);
-  }
-  check_tile_gates();
-  check_same_gates();
-  // The last is too large for the matrix units.
+}
+
+// Given edges, and gates alone. The largest sizes are too large for the matrix units.
+void check_edges_and_gates() {
   for (const int options : {0, 8, 16})
     for (const auto& sizes : {std::vector<int64_t>{}, {2, 0, 3}, {9, 1, 20}})
       for (const int64_t H : {37, 130}) {
@@ -987,11 +987,28 @@ int main() {
       }
   check_tile_edges();
   check_edge_precision();
-  check_missing_gradients();
   check_apart();
   check_wrong_edges<float>(4);
   check_wrong_edges<float>(130);
   check_wrong_edges<double>(4);
-  check_noise();
-  return summary();
+  for (const int options : {1, 3}) {
+    check_gates<float>(with_gate_gradients(make({2, 0, 35}, 1, 1, 3, 130, options)), false);
+    check_gates<double>(with_gate_gradients(make({2, 0, 35}, 1, 1, 3, 9, options)), false);
+    check_gates<double>(with_gate_gradients(make({4, 4}, 1, 1, 8, 32, options)), true);
+    check_gates<float>(with_gate_gradients(make({}, 1, 1, 8, 32, options)), false);
+  }
+  check_tile_gates();
+  check_same_gates();
+}
+
+}  // namespace
+
+// Arguments: the parts to run; none: all.
+int main(int count, char** names) {
+  const std::pair<std::string, void (*)()> parts[] = {
+      {"pairs", check_pairs}, {"tiles", check_matrix_units}, {"lists", check_edges_and_gates}};
+  const std::vector<std::string> wanted(names + 1, names + count);
+  for (const auto& [name, run] : parts)
+    if (wanted.empty() || std::count(wanted.begin(), wanted.end(), name)) run();
+  return summary();  // fails where no part has the name
 }
