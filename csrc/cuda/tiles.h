@@ -111,7 +111,12 @@ __device__ __forceinline__ int small_pair(int i, int j, int n) {
   return first * n - first * (first - 1) / 2 + second - first;
 }
 
-constexpr int kSmallPairs = (kSmallGraph * (kSmallGraph + 1) / 2 + kStepPairs - 1) / kStepPairs * kStepPairs;
+// So many pairs, and what is missing to whole steps.
+__host__ __device__ constexpr int whole_steps(int count) {
+  return (count + kStepPairs - 1) / kStepPairs * kStepPairs;
+}
+
+constexpr int kSmallPairs = whole_steps(kSmallGraph * (kSmallGraph + 1) / 2);
 
 // A warp's shared memory. Pairs of a piece are numbered; those of a small graph
 // in their canonical order.
@@ -216,7 +221,7 @@ __device__ __forceinline__ int list_pairs(int count, SlotPair none, TileMemory& 
     listed += __popc(bits);
   }
   const int at = listed + lane;
-  if (at < (listed + kStepPairs - 1) / kStepPairs * kStepPairs) {
+  if (at < whole_steps(listed)) {
     memory.list_value[at] = 0;
     memory.list_pair[at] = none;
   }
@@ -438,7 +443,7 @@ class Tiles {
       if (i <= j) memory.small_pairs[small_pair(i, j, n)] = slot_pair(i, j);
     }
 #pragma unroll 1
-    for (int at = count + lane; at < (count + kStepPairs - 1) / kStepPairs * kStepPairs; at += kWarp)
+    for (int at = count + lane; at < whole_steps(count); at += kWarp)
       memory.small_pairs[at] = slot_pair(kZeroSlot, kZeroSlot);
     __syncwarp();
   }

@@ -238,13 +238,7 @@ class Backward {
   }
 
   __device__ __forceinline__ void operator()(const Piece& piece, bool first, bool last) {
-    if (piece.small && piece.small != numbered_) {
-      T::number_pairs(piece, memory_, lane_);
-      numbered_ = piece.small;
-    }
-    float l0 = 0;
-    int edges = 0;
-    T::gates(l_, edge_, piece, memory_, &gradients_, {cache_}, lane_, l0, edges);
+    find_gates(piece);
     if constexpr (kPairwise<Shape>)
       if (piece.small) {
         if constexpr (L2) {
@@ -320,6 +314,17 @@ class Backward {
   }
 
  private:
+  // The gates of a piece and their slopes, into the warp's memory.
+  __device__ __forceinline__ void find_gates(const Piece& piece) {
+    if (piece.small && piece.small != numbered_) {
+      T::number_pairs(piece, memory_, lane_);
+      numbered_ = piece.small;
+    }
+    float l0 = 0;
+    int edges = 0;
+    T::gates(l_, edge_, piece, memory_, &gradients_, {cache_}, lane_, l0, edges);
+  }
+
   // In tiles_backward_small.h.
   struct MaskedPairs;
   template <bool kKeepsWeights>
@@ -448,19 +453,29 @@ class Backward {
   float gate_sum_;
 };
 
-// Bags: for bags; in shapes without kPairwise, and with L2, for nodes as well.
-// L2: with a gradient for the messages' norms.
-template <class Shape, Precision P, bool Bags, bool L2>
-__global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_backward(TileLaunch l) {
+// The warps of the grid.
+__device__ __forceinline__ int64_t grid_warps() { return static_cast<int64_t>(gridDim.x) * kTileWarps; }
+
+// A kernel's backward: work(run, warp) by each of them, and its partial sums.
+template <class Shape, Precision P, bool Bags, bool L2, class Work>
+__device__ __forceinline__ void run_backward(const TileLaunch& l, Work work) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t this_warp = static_cast<int64_t>(blockIdx.x) * kTileWarps + warp;
   Backward<Shape, P, Bags, L2> run(l, dynamic_shared<float>(),
                                    BackwardShared<Shape, P, L2>(l.problem, l.sums_shared ? l.at.size : 0),
                                    l.partials + this_warp * l.at.size, lane, warp);
   __syncthreads();
-  for_pieces<kBackwardRows, 1, kTileGates>(l.problem.graphs, l.first_step, this_warp,
-                                           static_cast<int64_t>(gridDim.x) * kTileWarps, run);
+  work(run, this_warp);
   run.finish();
+}
+
+// Bags: for bags; in shapes without kPairwise, and with L2, for nodes as well.
+// L2: with a gradient for the messages' norms.
+template <class Shape, Precision P, bool Bags, bool L2>
+__global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_backward(TileLaunch l) {
+  run_backward<Shape, P, Bags, L2>(l, [&](auto& run, int64_t warp) {
+    for_pieces<kBackwardRows, 1, kTileGates>(l.problem.graphs, l.first_step, warp, grid_warps(), run);
+  });
 }
 
 #endif

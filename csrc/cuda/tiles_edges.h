@@ -19,10 +19,6 @@ struct EdgeGradRows {
   __device__ __forceinline__ float scale(int64_t k) const { return scales[k]; }
 };
 
-__device__ __forceinline__ int whole_steps(int count) {
-  return (count + kStepPairs - 1) / kStepPairs * kStepPairs;
-}
-
 template <class Shape, Precision P, bool L2>
 __device__ __forceinline__ void Forward<Shape, P, L2>::edges_into(const TileEdges& edges, int64_t first,
                                                                   int rows) {
@@ -216,16 +212,10 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks)
 template <class Shape, Precision P>
 __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks)
     tile_edges_backward(TileLaunch l, TileEdges edges) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t this_warp = static_cast<int64_t>(blockIdx.x) * kTileWarps + warp;
-  Backward<Shape, P, false, false> run(
-      l, dynamic_shared<float>(), BackwardShared<Shape, P, false>(l.problem, l.sums_shared ? l.at.size : 0),
-      l.partials + this_warp * l.at.size, lane, warp);
-  __syncthreads();
-  for_turns<kBackwardRows>(l.problem.graphs.num_nodes, this_warp,
-                           static_cast<int64_t>(gridDim.x) * kTileWarps,
-                           [&](int64_t first, int rows) { run.edges_of(edges, first, rows); });
-  run.finish();
+  run_backward<Shape, P, false, false>(l, [&](auto& run, int64_t warp) {
+    for_turns<kBackwardRows>(l.problem.graphs.num_nodes, warp, grid_warps(),
+                             [&](int64_t first, int rows) { run.edges_of(edges, first, rows); });
+  });
 }
 
 #endif

@@ -50,13 +50,7 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks) tile_gate
 template <class Shape, Precision P, bool Bags, bool L2>
 __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::gates_of(const Piece& piece, bool first,
                                                                        bool last) {
-  if (piece.small && piece.small != numbered_) {
-    T::number_pairs(piece, memory_, lane_);
-    numbered_ = piece.small;
-  }
-  float l0 = 0;
-  int edges = 0;
-  T::gates(l_, edge_, piece, memory_, &gradients_, {cache_}, lane_, l0, edges);
+  find_gates(piece);
 #pragma unroll 1
   for (int at = lane_; at < T::pairs(piece); at += kWarp) {
     const int64_t from = l_.pair_offsets[piece.graph.graph] + T::pair_of(piece, at);
@@ -81,16 +75,11 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::gates_of(const Pie
 
 template <class Shape, Precision P>
 __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_gates_backward(TileLaunch l) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t this_warp = static_cast<int64_t>(blockIdx.x) * kTileWarps + warp;
-  Backward<Shape, P, false, false> run(
-      l, dynamic_shared<float>(), BackwardShared<Shape, P, false>(l.problem, l.sums_shared ? l.at.size : 0),
-      l.partials + this_warp * l.at.size, lane, warp);
-  __syncthreads();
-  for_pieces<kBackwardRows, 1, kTileGates>(
-      l.problem.graphs, l.first_step, this_warp, static_cast<int64_t>(gridDim.x) * kTileWarps,
-      [&](const Piece& piece, bool first, bool last) { run.gates_of(piece, first, last); });
-  run.finish();
+  run_backward<Shape, P, false, false>(l, [&](auto& run, int64_t warp) {
+    for_pieces<kBackwardRows, 1, kTileGates>(
+        l.problem.graphs, l.first_step, warp, grid_warps(),
+        [&](const Piece& piece, bool first, bool last) { run.gates_of(piece, first, last); });
+  });
 }
 
 #endif
