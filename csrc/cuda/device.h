@@ -25,6 +25,34 @@ constexpr int64_t kMaxBlocks = 1024, kMaxFreeBlocks = 1 << 16;
 #define L0SIGN_TRY(call) \
   if (const cudaError_t error = call; error != cudaSuccess) return error
 
+// Allows a kernel so many bytes of dynamic shared memory.
+template <class... Parameters>
+cudaError_t allow_shared([[maybe_unused]] void (*kernel)(Parameters...), [[maybe_unused]] size_t bytes) {
+#ifndef L0SIGN_SIMT
+  constexpr size_t kUsual = 48 << 10;  // more has to be asked for
+  if (bytes > kUsual)
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+#endif
+  return cudaSuccess;
+}
+
+// The blocks of a kernel that the device works on at a time.
+template <class... Parameters>
+cudaError_t resident_blocks([[maybe_unused]] void (*kernel)(Parameters...), [[maybe_unused]] int threads,
+                            [[maybe_unused]] size_t shared_bytes, int64_t& blocks) {
+#ifdef L0SIGN_SIMT
+  blocks = kMaxBlocks;
+#else
+  L0SIGN_TRY(allow_shared(kernel, shared_bytes));
+  int device = 0, multiprocessors = 0, each = 0;
+  L0SIGN_TRY(cudaGetDevice(&device));
+  L0SIGN_TRY(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  L0SIGN_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes));
+  blocks = static_cast<int64_t>(multiprocessors) * each;
+#endif
+  return cudaSuccess;
+}
+
 // Starts `blocks` blocks of `threads` threads with `shared_bytes` of dynamic shared memory.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
@@ -35,12 +63,7 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   simt::run(static_cast<unsigned>(blocks), threads, shared_bytes, [&] { kernel(arguments...); });
   return cudaSuccess;
 #else
-  constexpr size_t kUsual = 48 << 10;  // more shared memory has to be asked for
-  if (shared_bytes > kUsual) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  L0SIGN_TRY(allow_shared(kernel, shared_bytes));
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(threads);

@@ -8,6 +8,8 @@
 //   - the result of a product, as it lies in the registers, is the left or
 //   right operand of the next.
 #pragma once
+#include <type_traits>
+
 #include "cuda/mma.h"
 #include "cuda/tile_config.h"
 #include "cuda/weights.h"
@@ -42,18 +44,28 @@ struct LanePlace {
   __device__ __forceinline__ explicit LanePlace(int lane) : group(lane / 4), in_group(lane % 4) {}
 };
 
-// A value as tf32, and what is left of it: high high + high low + low high has
-// the error of float32. The first is cut off, the second rounded, in four
-// instructions; of a NaN the first is one.
+// A value as the nearest tf32, and what is left of it: high high + high low + low high has the error of
+// float32. What is left has a bit or two more than tf32. They are cut off by the matrix units, so that ptxas
+// drops the mask. Of a NaN one of the two is one; of an infinite value `low` is, too.
 struct Split {
   uint32_t high, low;
   __device__ __forceinline__ explicit Split(float x)
-      : high(bits_of(x) & kTf32Bits), low((bits_of(x - float_of(high)) + kTf32Half) & kTf32Bits) {}
+      : high(nearest(x)), low(bits_of(x - float_of(high)) & kTf32Bits) {}
+
+ private:
+  static __device__ __forceinline__ uint32_t nearest(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    return (bits_of(x) + kTf32Half) & kTf32Bits;  // to_tf32 takes an instruction more, for NaN
+#else
+    return to_tf32(x);
+#endif
+  }
 };
 
 // 8 rows.
 template <Precision P>
 struct Right {
+  static constexpr Precision kPrecision = P;
   FragmentB high, low;  // low of tf32x3 only
 
   __device__ __forceinline__ void set(int part, float x0, float x1) {
@@ -119,21 +131,37 @@ struct Left {
   __device__ __forceinline__ Two values(int half, int part) const { return rows(half).values(part); }
 };
 
+// c(k) += x(k) y(k)^T for k < kCount. Products that add to one c wait for each other, and so they take turns.
+// kExact: x(k) was set_exact.
+template <int kCount, bool kExact = false, class Sums, class Lefts, class Rights>
+__device__ __forceinline__ void multiply_add_each(Sums c, Lefts x, Rights y) {
+  const auto products = [&](auto factor, auto left, auto right) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) mma<decltype(factor)::value>(c(k), left(x(k)), right(y(k)));
+  };
+  const auto high = [](const auto& operand) { return operand.high; };
+  const auto low = [](const auto& operand) { return operand.low; };
+  constexpr Precision P = std::decay_t<decltype(y(0))>::kPrecision;
+  constexpr std::integral_constant<Factor, factor_of(P)> kFactor{};
+  if constexpr (P == Precision::tf32x3) {
+    if constexpr (!kExact) products(kFactor, low, high);
+    products(kFactor, high, low);
+  }
+  products(kFactor, high, high);
+}
+
 // c += x y^T
 template <Precision P>
 __device__ __forceinline__ void multiply_add(FragmentC& c, const Left<P>& x, const Right<P>& y) {
-  if constexpr (P == Precision::tf32x3) {
-    mma<Factor::tf32>(c, x.low, y.high);
-    mma<Factor::tf32>(c, x.high, y.low);
-  }
-  mma<factor_of(P)>(c, x.high, y.high);
+  multiply_add_each<1>([&](int) -> FragmentC& { return c; }, [&](int) -> const Left<P>& { return x; },
+                       [&](int) -> const Right<P>& { return y; });
 }
 
 // The same where x was set_exact.
 template <Precision P>
 __device__ __forceinline__ void multiply_add_exact(FragmentC& c, const Left<P>& x, const Right<P>& y) {
-  if constexpr (P == Precision::tf32x3) mma<Factor::tf32>(c, x.high, y.low);
-  mma<factor_of(P)>(c, x.high, y.high);
+  multiply_add_each<1, true>([&](int) -> FragmentC& { return c; }, [&](int) -> const Left<P>& { return x; },
+                             [&](int) -> const Right<P>& { return y; });
 }
 
 // A matrix [rows, columns] (or given transposed) as left operands, padded with

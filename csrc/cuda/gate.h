@@ -5,7 +5,7 @@
 
 #include "core/pair.h"
 #include "core/philox.h"
-#include "cuda/device.h"
+#include "cuda/mma.h"
 #include "problem.h"
 
 namespace l0sign::cuda {
@@ -16,36 +16,26 @@ struct Gate {
   A value, slope, open, open_slope;
 };
 
-// Constants of HardConcrete in the type of computation; made on the host.
+// Constants of HardConcrete in the type of computation; made on the host. Exponents are of 2.
 template <class A>
 struct GateFunction {
-  A span, low, steepness, shift;
+  A span, low, steepness;
+  A scale, open_scale, open_shift;  // of a logit to the exponents of a gate and of its probability to be open
   const int64_t* seed;
 
   GateFunction() = default;
-  explicit GateFunction(const HardConcrete& gate)
-      : span(static_cast<A>(gate.zeta - gate.gamma)),
-        low(static_cast<A>(gate.gamma)),
-        steepness(static_cast<A>(gate.seed ? 1 / gate.temperature : 1)),
-        shift(static_cast<A>(gate.temperature * std::log(-gate.gamma / gate.zeta))),
-        seed(gate.seed) {}
+  explicit GateFunction(const HardConcrete& gate) : seed(gate.seed) {
+    constexpr double kLog2e = 1.4426950408889634;
+    const double steep = gate.seed ? 1 / gate.temperature : 1;
+    span = static_cast<A>(gate.zeta - gate.gamma);
+    low = static_cast<A>(gate.gamma);
+    steepness = static_cast<A>(steep);
+    scale = static_cast<A>(steep * kLog2e);
+    open_scale = static_cast<A>(kLog2e);
+    open_shift = static_cast<A>(gate.temperature * std::log2(-gate.gamma / gate.zeta));
+  }
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
-  // In float32 by the GPU's own functions. Their logarithm errs by at most 2^-21.4 near 1, absolutely, which
-  // moves a gate by less than 2e-7; their exponential by 2 + |x| units in the last place.
-  static __device__ __forceinline__ A sigmoid(A x) {
-#ifdef __CUDA_ARCH__
-    if constexpr (sizeof(A) == 4) return __fdividef(1, 1 + __expf(-x));
-#endif
-    return 1 / (1 + std::exp(-x));
-  }
-  static __device__ __forceinline__ A log_odds(A u) {
-#ifdef __CUDA_ARCH__
-    if constexpr (sizeof(A) == 4) return __logf(u) - __logf(1 - u);
-#endif
-    return std::log(u) - std::log(1 - u);
-  }
-
   // pair: the canonical index in the graph.
   __device__ __forceinline__ Gate<A> operator()(A logit, int64_t graph, int64_t pair) const {
     return at(logit, seed ? A(gate_uniform(*seed, graph, pair)) : A(0.5));
@@ -53,15 +43,40 @@ struct GateFunction {
 
   // u: the pair's noise, where there is any.
   __device__ __forceinline__ Gate<A> at(A logit, A u) const {
-    const A x = seed ? (log_odds(u) + logit) * steepness : logit;
-    const A s = sigmoid(x), open = sigmoid(logit - shift);
-    const A stretched = s * span + low;
+    A exponent = logit * scale;
+    if (seed) exponent = std::fma(log2_of(u) - log2_of(1 - u), steepness, exponent);
+    const A s = sigmoid(exponent), open = sigmoid(std::fma(logit, open_scale, -open_shift));
+    const A stretched = std::fma(s, span, low);
     Gate<A> gate;
-    gate.value = stretched > 1 ? A(1) : stretched < 0 ? A(0) : stretched;  // a NaN stays one
+    gate.value = clamped(stretched);
     gate.slope = stretched > 0 && stretched < 1 ? span * steepness * s * (1 - s) : A(0);
     gate.open = open;
     gate.open_slope = open * (1 - open);
     return gate;
+  }
+
+ private:
+  // 1 / (1 + 2^-x)
+  static __device__ __forceinline__ A sigmoid(A x) {
+    if constexpr (sizeof(A) == 4) {
+      return fast_reciprocal(1 + fast_exp2(-x));
+    } else {
+      return 1 / (1 + std::exp2(-x));
+    }
+  }
+  static __device__ __forceinline__ A log2_of(A u) {
+    if constexpr (sizeof(A) == 4) {
+      return fast_log2(u);
+    } else {
+      return std::log2(u);
+    }
+  }
+  static __device__ __forceinline__ A clamped(A x) {
+    if constexpr (sizeof(A) == 4) {
+      return between_0_and_1(x);
+    } else {
+      return x > 1 ? A(1) : x < 0 ? A(0) : x;  // a NaN stays one
+    }
   }
 #endif
 };
@@ -96,14 +111,28 @@ __device__ __forceinline__ GraphOfRow graph_at(const Graphs& graphs, int64_t gra
   return {graph, begin, end < begin ? begin : end > graphs.num_nodes ? graphs.num_nodes : end};
 }
 
-__device__ __forceinline__ GraphOfRow graph_of_row(const Graphs& graphs, int64_t row) {
+// guess: a graph that is likely to have the row, or else the next one; -1 for none.
+__device__ __forceinline__ GraphOfRow graph_of_row(const Graphs& graphs, int64_t row, int64_t guess = -1) {
+  int64_t graph = guess;
   if (!graphs.offsets) {
-    const int64_t graph = row / graphs.graph_size;
-    return {graph, graph * graphs.graph_size, (graph + 1) * graphs.graph_size};
+    const int64_t size = graphs.graph_size, behind = row - guess * size;
+    if (guess >= 0 && behind >= 0 && behind < 2 * size) {
+      graph += behind >= size;
+    } else {  // a division of 64 bits takes five times as long
+      graph = static_cast<uint64_t>(row | size) >> 32
+                  ? row / size
+                  : static_cast<uint32_t>(row) / static_cast<uint32_t>(size);
+    }
+    return {graph, graph * size, (graph + 1) * size};
   }
-  const int64_t low = last_up_to(graphs.offsets, graphs.count, row);
-  const int64_t begin = graphs.offsets[low], end = graphs.offsets[low + 1];
-  return {low, begin < 0 || begin > row ? row : begin, end <= row || end > graphs.num_nodes ? row + 1 : end};
+  const auto has_row = [&](int64_t g) {
+    return g < graphs.count && graphs.offsets[g] <= row && graphs.offsets[g + 1] > row;
+  };
+  if (guess < 0 || !has_row(graph))
+    if (guess < 0 || !has_row(++graph)) graph = last_up_to(graphs.offsets, graphs.count, row);
+  const int64_t begin = graphs.offsets[graph], end = graphs.offsets[graph + 1];
+  return {graph, begin < 0 || begin > row ? row : begin,
+          end <= row || end > graphs.num_nodes ? row + 1 : end};
 }
 
 // Whether there is such a pair of the batch; offsets that are none may give any number.

@@ -57,6 +57,15 @@ __device__ __forceinline__ float float_of(uint32_t bits) {
 #endif
 }
 
+// x, of which the compiler does not know how it came about: it stays in a register, instead of being put
+// together anew for each address that it is a part of.
+__device__ __forceinline__ int opaque(int x) {
+#ifndef L0SIGN_SIMT
+  asm("" : "+r"(x));
+#endif
+  return x;
+}
+
 constexpr uint32_t kTf32Bits = ~0x1FFFu, kTf32Half = 0x1000u;
 
 // As torch.relu: a NaN stays one. One instruction.
@@ -70,14 +79,48 @@ __device__ __forceinline__ float positive(float x) {
 #endif
 }
 
-// The nearest tf32 value (10 bits behind the point; ties away from zero).
+// Functions of the GPU in one instruction each. They err by 2^-22 of the result, and the logarithm of a
+// number near 1 by 2^-22; what is less than the normal numbers is 0.
+#ifdef L0SIGN_SIMT
+inline float fast_log2(float x) { return log2f(x); }
+inline float fast_exp2(float x) { return exp2f(x); }
+inline float fast_reciprocal(float x) { return 1 / x; }
+#else
+#define L0SIGN_FUNCTION(name, instruction)                         \
+  __device__ __forceinline__ float name(float x) {                 \
+    float y;                                                       \
+    asm(instruction ".approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); \
+    return y;                                                      \
+  }
+L0SIGN_FUNCTION(fast_log2, "lg2")
+L0SIGN_FUNCTION(fast_exp2, "ex2")
+L0SIGN_FUNCTION(fast_reciprocal, "rcp")
+#undef L0SIGN_FUNCTION
+#endif
+
+// x in [0, 1]; a NaN stays one.
+__device__ __forceinline__ float between_0_and_1(float x) {
+#ifdef L0SIGN_SIMT
+  return x < 0 ? 0 : x > 1 ? 1 : x;
+#else
+  float y;
+  asm("min.NaN.f32 %0, %1, 0f3F800000;" : "=f"(y) : "f"(positive(x)));
+  return y;
+#endif
+}
+
+// The nearest tf32 value (10 bits behind the point; of two that are as near either).
 __device__ __forceinline__ uint32_t to_tf32(float value) {
 #ifdef L0SIGN_SIMT
   const uint32_t bits = bits_of(value);
   return (bits >> 23 & 0xFF) == 0xFF ? bits : (bits + kTf32Half) & kTf32Bits;
 #else
   uint32_t bits;
+#if __CUDA_ARCH__ >= 900
+  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#else
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#endif
   return bits;
 #endif
 }

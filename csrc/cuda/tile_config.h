@@ -17,12 +17,13 @@ constexpr int kTileWarps = 4;
 constexpr int kTileThreads = 32 * kTileWarps;
 constexpr int kSmallGraph = 16;   // nodes: up to here a warp takes the graph, and
                                   // evaluates each gate once
-constexpr int kForwardRows = 16;  // consecutive rows that a warp takes at a time
-constexpr int kBackwardRows = 8;
-constexpr int kTileGates = 256;  // pairs whose gates a warp has at a time
-constexpr int kPassUnits = 2;    // fragments of hidden units whose sums a pass
-                                 // over pairs keeps in registers
-constexpr int kMaxUnits = 8;     // fragments of hidden units of a network
+constexpr int kForwardRows = 16;  // consecutive rows that a warp takes at a time,
+constexpr int kBackwardRows = 8;  // or about so many, if they are small graphs of one size
+constexpr int kForwardTurns = 4;  // times that a warp of a large grid does so, having read the weights
+constexpr int kTileGates = 256;   // pairs whose gates a warp has at a time
+constexpr int kPassUnits = 2;     // fragments of hidden units whose sums a pass
+                                  // over pairs keeps in registers
+constexpr int kMaxUnits = 8;      // fragments of hidden units of a network
 
 // Whether a warp of the backward of small graphs keeps its weights in
 // registers: ptxas spills for later architectures, which read them from shared

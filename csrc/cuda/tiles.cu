@@ -177,11 +177,13 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, bool shares, Arena
   l.problem = p;
   l.gate = GateFunction<float>(p.gate);
   const int64_t N = p.graphs.num_nodes;
-  const int64_t rows = kTileWarps * (backward ? kBackwardRows : kForwardRows);
-  const int64_t units = (N + rows - 1) / rows;
+  l.turn = backward ? kBackwardRows : kForwardRows;
+  if (all_small(p.graphs)) l.turn = std::max(l.turn / p.graphs.graph_size, int64_t{1}) * p.graphs.graph_size;
+  const int64_t rows = kTileWarps * l.turn, units = (N + rows - 1) / rows;
   if (!p.nodes) l.pair_offsets = arena.take<int64_t>(graph_totals_size(p.graphs.count));
   if (!backward) {
-    l.blocks = units < kMaxFreeBlocks ? units : kMaxFreeBlocks;
+    const int64_t full = std::max(std::min(units, kMaxBlocks), (units + kForwardTurns - 1) / kForwardTurns);
+    l.blocks = std::min(full, kMaxFreeBlocks);
     const int64_t kept = all_small(p.graphs) ? 0 : sums_slots(p.graphs);
     l.pooled = arena.take<float>(p.pools ? kept * p.message.in : 0);
     l.l0 = arena.take<float>(p.l0 ? kept : 0);

@@ -37,6 +37,7 @@ struct TileLaunch {
   float *pooled, *l0, *l2;  // [slots, d], [slots], [slots]
   int32_t* edges;           // [slots]
   int64_t* pair_offsets;    // [G + 1] the first pair of each graph, where single pairs are read or written
+  int64_t turn;             // rows of the batch that a warp takes at a time, see for_pieces
   // Backward.
   int64_t* first_step;  // [G + 1] where warps share a batch by its steps, see balance.h; or null
   TileSums at;
@@ -131,6 +132,11 @@ struct alignas(16) TileMemory {
   float list_value[kTileGates];
   SlotPair list_pair[kTileGates];
   SlotPair small_pairs[kSmallPairs];  // of a small graph
+  int small_nodes;                    // of the small graph whose pairs these are
+
+  __device__ __forceinline__ void clear(int lane) {
+    if (lane == 0) small_nodes = 0;
+  }
 };
 struct TileGradients {
   float slope[kTileGates];       // dg / da
@@ -163,6 +169,42 @@ class TileRows {
   const TableRows<float> rows_;
 };
 
+// Four numbers, or as many as there are and zeros: at once, where they lie for that.
+__device__ __forceinline__ FragmentC load_four(const float* from, int count) {
+  if (count >= 4 && reinterpret_cast<uintptr_t>(from) % sizeof(FragmentC) == 0)
+    return *reinterpret_cast<const FragmentC*>(from);
+  FragmentC four = {};
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    if (c < count) four.x[c] = from[c];
+  return four;
+}
+__device__ __forceinline__ void store_four(float* to, int count, const FragmentC& four) {
+  if (count >= 4 && reinterpret_cast<uintptr_t>(to) % sizeof(FragmentC) == 0) {
+    *reinterpret_cast<FragmentC*>(to) = four;
+    return;
+  }
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    if (c < count) to[c] = four.x[c];
+}
+
+// Rows in the block's shared memory, from the components on that a lane has of an operand.
+template <int kStride>
+class LaneRows {
+ public:
+  __device__ __forceinline__ LaneRows(float* rows, const LanePlace& place)
+      : offset_(opaque(
+            static_cast<int>(reinterpret_cast<char*>(rows + place.in_group * 2) - dynamic_shared<char>()))) {}
+  __device__ __forceinline__ float* row(int slot) const {
+    return reinterpret_cast<float*>(dynamic_shared<char>() +
+                                    (offset_ + slot * kStride * static_cast<int>(sizeof(float))));
+  }
+
+ private:
+  int offset_;  // in bytes
+};
+
 // Rows of nodes in the warp's shared memory, padded with zeros.
 template <int Inner>
 struct RowCache {
@@ -171,6 +213,9 @@ struct RowCache {
   float* rows;
 
   __device__ __forceinline__ const float* row(int slot) const { return rows + slot * kStride; }
+
+  // The same rows for a lane of a product.
+  __device__ __forceinline__ LaneRows<kStride> of_lane(const LanePlace& place) const { return {rows, place}; }
 
   // Slot first + k gets row from(k) of the source, times its scale, for k <
   // count; a row < 0 is zero. A barrier has to follow.
@@ -185,11 +230,11 @@ struct RowCache {
       FragmentC four = {};
       if (row >= 0) {
         const float* const values = source.row(row) + begin;
-        const float scale = source.scale(row);
         const int width = source.width() - begin;
+        four = load_four(values, width);
+        const float scale = source.scale(row);
 #pragma unroll
-        for (int c = 0; c < 4; ++c)
-          if (c < width) four.x[c] = scale * values[c];
+        for (int c = 0; c < 4; ++c) four.x[c] *= scale;
       }
       *reinterpret_cast<FragmentC*>(rows + (first + k) * kStride + begin) = four;
     }
@@ -316,9 +361,9 @@ class Tiles {
   };
 
   // The right operand of components [8 k, ..) of eight pairs: x_i o x_j of this
-  // lane's pair.
+  // lane's pair, whose rows are LaneRows.
   template <int Inner>
-  static __device__ __forceinline__ Right<P> product(const float* x, const float* y, int k, int in_group) {
+  static __device__ __forceinline__ Right<P> product(const float* x, const float* y, int k) {
     Right<P> b;
 #pragma unroll
     for (int part = 0; part < parts_of(P); ++part) {
@@ -327,8 +372,8 @@ class Tiles {
         b.set(part, 0, 0);
         continue;
       }
-      const Two own = two_at(x + inner * kComponents + in_group * 2);
-      const Two other = two_at(y + inner * kComponents + in_group * 2);
+      const Two own = two_at(x + inner * kComponents);
+      const Two other = two_at(y + inner * kComponents);
       b.set(part, own.x[0] * other.x[0], own.x[1] * other.x[1]);
     }
     return b;
@@ -336,7 +381,11 @@ class Tiles {
 
   // The slots of pair `at` of a piece.
   static __device__ __forceinline__ SlotPair slots(const Piece& piece, const TileMemory& memory, int at) {
-    if (piece.small) return memory.small_pairs[at];
+    return piece.small ? slots<true>(piece, memory, at) : slots<false>(piece, memory, at);
+  }
+  template <bool kSmall>
+  static __device__ __forceinline__ SlotPair slots(const Piece& piece, const TileMemory& memory, int at) {
+    if constexpr (kSmall) return memory.small_pairs[at];
     const int r = at >> kColumnShift, c = at & ((1 << kColumnShift) - 1);
     if (r >= piece.rows || c >= piece.columns) return slot_pair(kZeroSlot, kZeroSlot);
     return Backward ? slot_pair(kOwnSlot, c % kStepPairs) : slot_pair(r, 16 + c);
@@ -357,7 +406,7 @@ class Tiles {
   }
 
   // The messages z [16 pairs, 8 components] of the pairs of rows x and y: two of
-  // this lane's group. Here hidden is [16 pairs, units], the left operand of
+  // this lane's group (LaneRows). Here hidden is [16 pairs, units], the left operand of
   // z = relu(hidden) W2^T + b2. bias_columns, out_bias: in shared memory.
   static __device__ __forceinline__ void messages_of(const float* const (&x)[2], const float* const (&y)[2],
                                                      const Weights& weights, const float* bias_columns,
@@ -374,11 +423,11 @@ class Tiles {
       FragmentC c[2] = {columns_at(bias_columns, m * 2, place), columns_at(bias_columns, m * 2 + 1, place)};
 #pragma unroll(kMI <= 2 ? 2 : 1)
       for (int k = 0; k < steps; ++k) {
-        const Left<P> pairs(product<kMI>(x[0], y[0], k, place.in_group),
-                            product<kMI>(x[1], y[1], k, place.in_group));
+        const Left<P> pairs(product<kMI>(x[0], y[0], k), product<kMI>(x[1], y[1], k));
         const Left<P> w = weights.get(m, k);
-        multiply_add(c[0], pairs, w.rows(0));
-        multiply_add(c[1], pairs, w.rows(1));
+        multiply_add_each<2>([&](int half) -> FragmentC& { return c[half]; },
+                             [&](int) -> const Left<P>& { return pairs; },
+                             [&](int half) { return w.rows(half); });
       }
       Left<P> on[2 / parts_of(P)];
 #pragma unroll
@@ -402,7 +451,11 @@ class Tiles {
 
   // How many pairs a piece has, some of which may not exist.
   static __device__ __forceinline__ int pairs(const Piece& piece) {
-    if (piece.small) return piece.small * (piece.small + 1) / 2;
+    return piece.small ? pairs<true>(piece) : pairs<false>(piece);
+  }
+  template <bool kSmall>
+  static __device__ __forceinline__ int pairs(const Piece& piece) {
+    if constexpr (kSmall) return piece.small * (piece.small + 1) / 2;
     return Backward ? piece.columns : piece.rows << kColumnShift;
   }
 
@@ -434,9 +487,12 @@ class Tiles {
         [](int at) { return static_cast<SlotPair>(at); });
   }
 
-  // Numbers the pairs of a small graph.
+  // Numbers the pairs of a small graph, where that isn't done.
   static __device__ __forceinline__ void number_pairs(const Piece& piece, TileMemory& memory, int lane) {
     const int n = piece.small, count = n * (n + 1) / 2;
+    if (!n || n == memory.small_nodes) return;
+    __syncwarp();
+    if (lane == 0) memory.small_nodes = n;
 #pragma unroll 1
     for (int e = lane; e < n * n; e += kWarp) {
       const int i = e / n, j = e % n;
@@ -448,76 +504,96 @@ class Tiles {
     __syncwarp();
   }
 
-  // logits, but for the last bias, into memory.gate. The result of a product is
-  // [16 pairs, 8 units] here: its sum over units is over few lanes.
+  // The logits of a piece, but for the last bias, into memory.gate. The result of
+  // a product is [16 pairs, 8 units] here: its sum over units is over few lanes.
+  template <bool kSmall>
   static __device__ __forceinline__ void logits(const CompleteGraph<float>& p, const Edge& edge,
                                                 const Piece& piece, TileMemory& memory,
                                                 const RowCache<kEI>& cache, int lane) {
     const LanePlace place(lane);
-    const int count = pairs(piece);
+    const int count = pairs<kSmall>(piece);
     const Rows rows = Rows::edges(p);
-    const bool staged = Backward && !piece.small;
+    constexpr bool kStaged = Backward && !kSmall;
     const int64_t first_column = piece.graph.begin + piece.column;
-    if (!staged) {
-      cache_piece(piece, cache, rows, lane);
-    } else {
+    if constexpr (kStaged) {
       const int64_t own = piece.graph.begin + piece.row;
       cache.load(kOwnSlot, 1, rows, lane, [&](int) { return own; });
       cache.clear(kZeroSlot, lane);
+    } else {
+      cache_piece(piece, cache, rows, lane);
     }
+    const auto nodes = cache.of_lane(place);
     const UnitOperands<kPairwise<Shape>, EdgeWeights> kept_weights(edge.hidden);
+    const auto out_at = [&](int eight) { return two_at(edge.out + eight * 8 + place.in_group * 2); };
+    constexpr bool kKeepsOut = kPairwise<Shape> && kSmall;  // else there are too few registers
+    Two kept_out[kKeepsOut ? kUnitEights : 1];
+    if constexpr (kKeepsOut)
+#pragma unroll
+      for (int e = 0; e < kUnitEights; ++e) kept_out[e] = out_at(e);
 #pragma unroll 1
     for (int at = 0; at < count; at += kStepPairs) {
-      if (staged) {
+      if constexpr (kStaged) {
         cache.load(0, kStepPairs, rows, lane,
                    [&](int k) { return at + k < piece.columns ? first_column + at + k : int64_t{-1}; });
         __syncwarp();
       }
-      const SlotPair top = slots(piece, memory, at + place.group);
-      const SlotPair bottom = slots(piece, memory, at + 8 + place.group);
+      const int own = at + place.group;
+      const SlotPair top = slots<kSmall>(piece, memory, own), bottom = slots<kSmall>(piece, memory, own + 8);
       const auto pairs_at = [&](int k) {
-        return Left<P>(product<kEI>(cache.row(top & 0xFF), cache.row(top >> 8), k, place.in_group),
-                       product<kEI>(cache.row(bottom & 0xFF), cache.row(bottom >> 8), k, place.in_group));
+        return Left<P>(product<kEI>(nodes.row(top & 0xFF), nodes.row(top >> 8), k),
+                       product<kEI>(nodes.row(bottom & 0xFF), nodes.row(bottom >> 8), k));
       };
-      constexpr bool kKept = kEI <= 2;
-      Left<P> kept[kKept ? steps_of(P, kEI) : 1];
-      if constexpr (kKept)
-#pragma unroll
-        for (int k = 0; k < steps_of(P, kEI); ++k) kept[k] = pairs_at(k);
       float logit[2] = {0, 0};
-      const int units = kFixed ? kFixed : edge.units;
-#pragma unroll(kFixed ? kFixed : 1)
-      for (int m = 0; m < units; ++m) {
-        FragmentC c[2] = {columns_at(edge.columns, m * 2, place), columns_at(edge.columns, m * 2 + 1, place)};
-        const auto multiply = [&](const Left<P>& x, int k) {
-          if constexpr (kPairwise<Shape>) {
-            multiply_add(c[0], x, kept_weights.at(m * 2));
-            multiply_add(c[1], x, kept_weights.at(m * 2 + 1));
-          } else {
+      const auto add_units = [&](const FragmentC& c, const Two& out) {
+#pragma unroll
+        for (int part = 0; part < 4; ++part)
+          logit[part / 2] = fmaf(out.x[part % 2], positive(c.x[part]), logit[part / 2]);
+      };
+      if constexpr (kPairwise<Shape>) {
+        FragmentC c[kUnitEights];
+#pragma unroll
+        for (int e = 0; e < kUnitEights; ++e) c[e] = columns_at(edge.columns, e, place);
+        const Left<P> x = pairs_at(0);
+        multiply_add_each<kUnitEights>([&](int e) -> FragmentC& { return c[e]; },
+                                       [&](int) -> const Left<P>& { return x; },
+                                       [&](int e) { return kept_weights.at(e); });
+#pragma unroll
+        for (int e = 0; e < kUnitEights; ++e)
+          add_units(c[e], kKeepsOut ? kept_out[kKeepsOut ? e : 0] : out_at(e));
+      } else {
+        constexpr bool kKept = kEI <= 2;
+        Left<P> kept[kKept ? steps_of(P, kEI) : 1];
+        if constexpr (kKept)
+#pragma unroll
+          for (int k = 0; k < steps_of(P, kEI); ++k) kept[k] = pairs_at(k);
+#pragma unroll 1
+        for (int m = 0; m < edge.units; ++m) {
+          FragmentC c[2] = {columns_at(edge.columns, m * 2, place),
+                            columns_at(edge.columns, m * 2 + 1, place)};
+          const auto multiply = [&](const Left<P>& x, int k) {
             Right<P> w[2];
             edge.hidden.rows(m, k, w);
-            multiply_add(c[0], x, w[0]);
-            multiply_add(c[1], x, w[1]);
-          }
-        };
-        if constexpr (kKept) {
+            multiply_add_each<2>([&](int half) -> FragmentC& { return c[half]; },
+                                 [&](int) -> const Left<P>& { return x; },
+                                 [&](int half) -> const Right<P>& { return w[half]; });
+          };
+          if constexpr (kKept) {
 #pragma unroll
-          for (int k = 0; k < steps_of(P, kEI); ++k) multiply(kept[k], k);
-        } else {
+            for (int k = 0; k < steps_of(P, kEI); ++k) multiply(kept[k], k);
+          } else {
 #pragma unroll 1
-          for (int k = 0; k < edge.steps; ++k) multiply(pairs_at(k), k);
-        }
+            for (int k = 0; k < edge.steps; ++k) multiply(pairs_at(k), k);
+          }
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const Two out = two_at(edge.out + m * kUnits + half * 8 + place.in_group * 2);
-#pragma unroll
-          for (int part = 0; part < 4; ++part)
-            logit[part / 2] = fmaf(out.x[part % 2], positive(c[half].x[part]), logit[part / 2]);
+          for (int half = 0; half < 2; ++half) add_units(c[half], out_at(m * 2 + half));
         }
       }
-      logit[0] = sum_in_group(logit[0]), logit[1] = sum_in_group(logit[1]);
-      if (place.in_group < 2)
-        memory.gate[at + place.in_group * 8 + place.group] = place.in_group ? logit[1] : logit[0];
+      // Lanes of even places take the first pair, those of odd places the second.
+      const bool second = place.in_group & 1;
+      float sum = second ? logit[1] : logit[0];
+      sum += __shfl_xor_sync(kAllLanes, second ? logit[0] : logit[1], 1);
+      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      if (place.in_group < 2) memory.gate[own + place.in_group * 8] = sum;
       __syncwarp();
     }
   }
@@ -530,24 +606,37 @@ class Tiles {
   static __device__ __forceinline__ void gates(const TileLaunch& l, const Edge& edge, const Piece& piece,
                                                TileMemory& memory, TileGradients* gradients,
                                                const RowCache<kEI>& cache, int lane, float& l0, int& edges) {
-    const CompleteGraph<float>& p = l.problem;
-    const int count = pairs(piece);
-    if (!p.edge_nodes) {
+    if (!l.problem.edge_nodes) {
 #pragma unroll 1
-      for (int at = lane; at < count; at += kWarp)
+      for (int at = lane; at < pairs(piece); at += kWarp)
         memory.gate[at] = (slots(piece, memory, at) & 0xFF) == kZeroSlot ? 0.0f : 1.0f;
       __syncwarp();
-      return;
+    } else if (piece.small) {
+      draw_gates<true, kWrites>(l, edge, piece, memory, gradients, cache, lane, l0, edges);
+    } else {
+      draw_gates<false, kWrites>(l, edge, piece, memory, gradients, cache, lane, l0, edges);
     }
-    logits(p, edge, piece, memory, cache, lane);
-    const bool drawn = l.gate.seed && piece.small;
-    if (drawn) {
+  }
+
+ private:
+  template <bool kSmall, bool kWrites>
+  static __device__ __forceinline__ void draw_gates(const TileLaunch& l, const Edge& edge, const Piece& piece,
+                                                    TileMemory& memory, TileGradients* gradients,
+                                                    const RowCache<kEI>& cache, int lane, float& l0,
+                                                    int& edges) {
+    const CompleteGraph<float>& p = l.problem;
+    const int count = pairs<kSmall>(piece);
+    logits<kSmall>(p, edge, piece, memory, cache, lane);
+    if (kSmall && l.gate.seed) {
       // Four consecutive pairs share a call.
+      const int64_t seed = *l.gate.seed;
 #pragma unroll 1
       for (int first = lane * 4; first < count; first += kWarp * 4) {
-        const Philox4<uint32_t> words = gate_words(*l.gate.seed, piece.graph.graph, first);
+        const Philox4<uint32_t> words = gate_words(seed, piece.graph.graph, first);
+        FragmentC noise;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) memory.list_value[first + k] = uniform_from_word(words.x[k]);
+        for (int k = 0; k < 4; ++k) noise.x[k] = uniform_from_word(words.x[k]);
+        *reinterpret_cast<FragmentC*>(memory.list_value + first) = noise;
       }
       __syncwarp();
     }
@@ -555,18 +644,20 @@ class Tiles {
     const float grad_l0 = Backward && p.grad_l0 ? p.grad_l0[piece.graph.graph] : 0.0f;
 #pragma unroll 1
     for (int at = lane; at < count; at += kWarp) {
-      const SlotPair pair = slots(piece, memory, at);
-      if (!piece.small && (pair & 0xFF) == kZeroSlot) {
-        memory.gate[at] = 0;
-        continue;
-      }
       const float logit = memory.gate[at] + out_bias;
-      bool self, counts = true;
+      bool self = false, counts = true;
       Gate<float> gate;
-      if (piece.small) {
-        self = (pair & 0xFF) == pair >> 8;
-        gate = l.gate.at(logit, drawn ? memory.list_value[at] : 0.5f);
+      if constexpr (kSmall) {
+        gate = l.gate.at(logit, l.gate.seed ? memory.list_value[at] : 0.5f);
+        if constexpr (Backward) {
+          const SlotPair pair = memory.small_pairs[at];
+          self = (pair & 0xFF) == pair >> 8;
+        }
       } else {
+        if ((slots<false>(piece, memory, at) & 0xFF) == kZeroSlot) {
+          memory.gate[at] = 0;
+          continue;
+        }
         const int64_t i = piece.row + (at >> kColumnShift);
         const int64_t j = piece.column + (at & ((1 << kColumnShift) - 1));
         self = i == j, counts = i <= j;
@@ -590,30 +681,41 @@ class Tiles {
   }
 };
 
+// The warps of the grid.
+__device__ __forceinline__ int64_t grid_warps() { return static_cast<int64_t>(gridDim.x) * kTileWarps; }
+
 // Calls run(piece, first, last) for every piece of the pair matrix that this
 // warp owns; first and last say whether the piece begins or ends its rows. A
 // piece of a large graph has up to `Rows` rows, all of the same Rows rows of
-// the batch, and `Columns` columns. With first_step the warps share the batch by
-// its steps, else a warp takes `Turn` rows at a time.
-template <int Turn, int Rows, int Columns, class Run>
-__device__ __forceinline__ void for_pieces(const Graphs& graphs, const int64_t* first_step, int64_t warp,
-                                           int64_t warps, Run&& run) {
-  // Few variables: the largest kernels have no register for more.
-  int64_t row = warp * Turn, end = row + Turn;
-  if (first_step) rows_of_warp(graphs, first_step, warp, warps, row, end);
+// the batch, and `Columns` columns. A warp takes l.turn rows at a time; kShares:
+// or, with l.first_step, the warps share the batch by its steps.
+template <int Rows, int Columns, bool kShares, class Run>
+__device__ __forceinline__ void for_pieces(const TileLaunch& l, int64_t warp, int64_t warps, Run&& run) {
+  const Graphs& graphs = l.problem.graphs;
+  // Few registers: the kernels have none to spare.
+  using Count = std::conditional_t<kShares, int64_t, int>;
+  int64_t row = warp * l.turn, last = -1;
+  auto left = static_cast<Count>(l.turn);  // rows of the turn
+  if constexpr (kShares)
+    if (l.first_step) {
+      int64_t end;
+      rows_of_warp(graphs, l.first_step, warp, warps, row, end);
+      left = end - row;
+    }
 #pragma unroll 1
   while (row < graphs.num_nodes) {
 #pragma unroll 1
-    while (row < end && row < graphs.num_nodes) {
-      const GraphOfRow graph = graph_of_row(graphs, row);
+    while (left > 0 && row < graphs.num_nodes) {
+      const GraphOfRow graph = graph_of_row(graphs, row, last);
+      last = graph.graph;
       const int64_t n = graph.end - graph.begin;
       const int small = is_small(n) ? static_cast<int>(n) : 0;
+      const int64_t stop = (row / Rows + 1) * Rows;
+      const int64_t some = (small || graph.end < stop ? graph.end : stop) - row;
       if (small && row != graph.begin) {  // another warp's, or this one's already
-        row = graph.end;
+        row += some, left -= static_cast<Count>(some);
         continue;
       }
-      const int64_t stop = (row / Rows + 1) * Rows;
-      const int64_t some = small ? small : (graph.end < stop ? graph.end : stop) - row;
       const int width = small ? small : Columns;
 #pragma unroll 1
       for (int64_t column = 0; column < n; column += width) {
@@ -622,10 +724,10 @@ __device__ __forceinline__ void for_pieces(const Graphs& graphs, const int64_t* 
                   static_cast<int>(rest < width ? rest : width)},
             column == 0, rest <= width);
       }
-      row = small ? graph.end : row + some;
+      row += some, left -= static_cast<Count>(some);
     }
-    if (first_step) break;
-    row = end + (warps - 1) * Turn, end = row + Turn;
+    if (kShares && l.first_step) break;
+    row += left + (warps - 1) * l.turn, left = static_cast<Count>(l.turn);
   }
 }
 

@@ -211,7 +211,7 @@ class Backward {
                                                      sizeof(TileMemory) / 4)),
         cache_(shared + at.warps + warp * at.warp_words + (sizeof(TileMemory) + sizeof(TileGradients)) / 4),
         row_numbers_(cache_ + Shared::kCacheWords - (T::kSlots + 3) / 4 * 4),
-        pair_rows_{shared + at.warps + warp * at.warp_words + Shared::kPairRows},
+        pair_rows_(shared + at.warps + warp * at.warp_words + Shared::kPairRows, place_),
         pair_sums_{shared + at.warps + warp * at.warp_words + Shared::kPairSums},
         received_{shared + at.warps + warp * at.warp_words + Shared::kReceived},
         partial_(partial),
@@ -221,6 +221,7 @@ class Backward {
         edge_weight_(sums_ + l.at.edge_hidden, edge_.units, lane),
         hidden_bias_(sums_ + l.at.message_bias, at.units, place_),
         edge_bias_(sums_ + l.at.edge_bias, edge_.units, place_) {
+    memory_.clear(lane);
     share_rows(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits, shared + at.bias);
     if constexpr (L2) share_vector(p_.message.out_bias, d_, kMI * kComponents, shared + at.out_bias);
     if constexpr (Shared::kBiasColumns)
@@ -316,10 +317,7 @@ class Backward {
  private:
   // The gates of a piece and their slopes, into the warp's memory.
   __device__ __forceinline__ void find_gates(const Piece& piece) {
-    if (piece.small && piece.small != numbered_) {
-      T::number_pairs(piece, memory_, lane_);
-      numbered_ = piece.small;
-    }
+    T::number_pairs(piece, memory_, lane_);
     float l0 = 0;
     int edges = 0;
     T::gates(l_, edge_, piece, memory_, &gradients_, {cache_}, lane_, l0, edges);
@@ -333,9 +331,9 @@ class Backward {
   __device__ __forceinline__ void small_bag_messages(const Piece& piece);
   __device__ __forceinline__ void small_gates(const Piece& piece);
   template <class Hidden>
-  __device__ __forceinline__ MaskedPairs masked_pairs(const RowCache<1>& nodes, const SlotPair (&pair)[2],
-                                                      const float (&weight)[2], const Hidden& hidden,
-                                                      const float* bias_columns,
+  __device__ __forceinline__ MaskedPairs masked_pairs(const LaneRows<kComponents>& nodes,
+                                                      const SlotPair (&pair)[2], const float (&weight)[2],
+                                                      const Hidden& hidden, const float* bias_columns,
                                                       const Right<P> (&back)[Shared::kBackSteps],
                                                       FragmentC (&sum)[kPassUnits][1],
                                                       float (&bias_sum)[kPassUnits][2]) const;
@@ -439,7 +437,6 @@ class Backward {
   const PairSums<P> pair_sums_;
   const RowCache<kMI> received_;  // L2: what the messages of a step's pairs receive
   float *const partial_, *const sums_;
-  int numbered_ = 0;
   // Sums over all rows of the warp.
   MatrixSums<T::kFixed, kMI> hidden_weight_, out_weight_;
   MatrixSums<T::kFixed, kEI> edge_weight_;
@@ -452,9 +449,6 @@ class Backward {
   float grad_row_[kMI][2], grad_edge_row_[kEI][2];
   float gate_sum_;
 };
-
-// The warps of the grid.
-__device__ __forceinline__ int64_t grid_warps() { return static_cast<int64_t>(gridDim.x) * kTileWarps; }
 
 // A kernel's backward: work(run, warp) by each of them, and its partial sums.
 template <class Shape, Precision P, bool Bags, bool L2, class Work>
@@ -473,9 +467,8 @@ __device__ __forceinline__ void run_backward(const TileLaunch& l, Work work) {
 // L2: with a gradient for the messages' norms.
 template <class Shape, Precision P, bool Bags, bool L2>
 __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_backward(TileLaunch l) {
-  run_backward<Shape, P, Bags, L2>(l, [&](auto& run, int64_t warp) {
-    for_pieces<kBackwardRows, 1, kTileGates>(l.problem.graphs, l.first_step, warp, grid_warps(), run);
-  });
+  run_backward<Shape, P, Bags, L2>(
+      l, [&](auto& run, int64_t warp) { for_pieces<1, kTileGates, true>(l, warp, grid_warps(), run); });
 }
 
 #endif

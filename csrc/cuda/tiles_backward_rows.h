@@ -77,6 +77,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const
                                                                            int unit) {
   FragmentC outer[kPassUnits][kMI] = {};  // M_i
   float hidden_sum[kPassUnits][2] = {}, bias_sum[kPassUnits][2] = {};
+  const auto lane_nodes = nodes.of_lane(place_), lane_grads = grads.of_lane(place_);
 #pragma unroll 1
   for (int at = begin; at < end; at += kStepPairs) {
     if constexpr (!L2) stage_partners(partners, nodes, grads, at);
@@ -93,9 +94,9 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const
     const auto operands = [&](int k, Right<P>(&b)[2], Right<P>(&grad)[2]) {
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
-        b[t] = T::template product<kMI>(nodes.row(own), nodes.row(partner[t]), k, place_.in_group);
+        b[t] = T::template product<kMI>(lane_nodes.row(own), lane_nodes.row(partner[t]), k);
         grad[t] = L2 ? received_of(t * 8 + place_.group, k)
-                     : sum_of(grads.row(grad_slot(partners, own)), grads.row(partner[t]), k);
+                     : sum_of(lane_grads.row(grad_slot(partners, own)), lane_grads.row(partner[t]), k);
       }
     };
     constexpr int kSteps = steps_of(P, kMI);
@@ -115,11 +116,9 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const
 #pragma unroll
         for (int m = 0; m < kTogether; ++m) {
           const Left<P> w = weights_.get(unit + first + m, k), v = out_weights_.get(unit + first + m, k);
-#pragma unroll
-          for (int t = 0; t < 2; ++t) {
-            multiply_add(c[m][t], w, b[t]);
-            multiply_add(both[m][t], v, grad[t]);
-          }
+          multiply_add_each<4>([&](int k) -> FragmentC& { return k < 2 ? c[m][k] : both[m][k - 2]; },
+                               [&](int k) -> const Left<P>& { return k < 2 ? w : v; },
+                               [&](int k) -> const Right<P>& { return k < 2 ? b[k] : grad[k - 2]; });
         }
       };
       if constexpr (kKept) {
@@ -234,9 +233,11 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::receive(const Piec
                                                                       const RowCache<kMI>& grads, int r,
                                                                       int own, int at, int open) {
   const int partner[2] = {partner_slot(piece, at + place_.group), partner_slot(piece, at + 8 + place_.group)};
+  const auto lane_nodes = nodes.of_lane(place_);
   FragmentC z[kMI];
-  T::messages_of({nodes.row(own), nodes.row(own)}, {nodes.row(partner[0]), nodes.row(partner[1])}, weights_,
-                 bias_columns_, out_rows_, out_bias_at_, units_, steps_, d_, place_, z);
+  T::messages_of({lane_nodes.row(own), lane_nodes.row(own)},
+                 {lane_nodes.row(partner[0]), lane_nodes.row(partner[1])}, weights_, bias_columns_, out_rows_,
+                 out_bias_at_, units_, steps_, d_, place_, z);
   const float grad_l2 = p_.grad_l2[piece.graph.graph];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -338,6 +339,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::edge_pass(const Pi
                                                                         int listed, int unit) {
   FragmentC outer[kPassUnits][kEI] = {};
   float bias_sum[kPassUnits][2] = {};
+  const auto lane_nodes = nodes.of_lane(place_);
 #pragma unroll 1
   for (int at = 0; at < listed; at += kStepPairs) {
     if (!piece.small) {
@@ -359,12 +361,13 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::edge_pass(const Pi
       Right<P> b[2];
 #pragma unroll
       for (int t = 0; t < 2; ++t)
-        b[t] = T::template product<kEI>(nodes.row(own), nodes.row(partner[t]), k, place_.in_group);
+        b[t] = T::template product<kEI>(lane_nodes.row(own), lane_nodes.row(partner[t]), k);
 #pragma unroll
       for (int m = 0; m < kPassUnits; ++m) {
         const Left<P> w = edge_.hidden.get(unit + m, k);
-        multiply_add(c[m][0], w, b[0]);
-        multiply_add(c[m][1], w, b[1]);
+        multiply_add_each<2>([&](int t) -> FragmentC& { return c[m][t]; },
+                             [&](int) -> const Left<P>& { return w; },
+                             [&](int t) -> const Right<P>& { return b[t]; });
       }
     }
     Left<P> left[kPassUnits][2 / kParts];
@@ -405,8 +408,7 @@ __device__ __forceinline__ Right<P> Backward<Shape, P, Bags, L2>::sum_of(const f
       b.set(part, 0, 0);
       continue;
     }
-    const Two own = two_at(x + inner * kComponents + place_.in_group * 2);
-    const Two other = two_at(y + inner * kComponents + place_.in_group * 2);
+    const Two own = two_at(x + inner * kComponents), other = two_at(y + inner * kComponents);
     b.set(part, own.x[0] + other.x[0], own.x[1] + other.x[1]);
   }
   return b;
@@ -468,9 +470,10 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::add_partners(
       rows[t / kParts].set(t % kParts, cache.row(slot[t][0])[n * kComponents + place_.group],
                            cache.row(slot[t][1])[n * kComponents + place_.group]);
 #pragma unroll
-    for (int m = 0; m < Fragments; ++m)
-#pragma unroll
-      for (int o = 0; o < 2 / kParts; ++o) multiply_add(outer[first + m][n], left[m][o], rows[o]);
+    for (int o = 0; o < 2 / kParts; ++o)
+      multiply_add_each<Fragments>([&](int m) -> FragmentC& { return outer[first + m][n]; },
+                                   [&](int m) -> const Left<P>& { return left[m][o]; },
+                                   [&](int) -> const Right<P>& { return rows[o]; });
   }
 }
 

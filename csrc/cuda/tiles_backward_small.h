@@ -26,23 +26,24 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_messages(con
   grads.clear(T::kZeroSlot, lane_);
   const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_);
   const typename T::template UnitOperands<kKeepsWeights> hidden(weights_), from_out(out_weights_);
+  const auto lane_nodes = nodes.of_lane(place_), lane_grads = grads.of_lane(place_);
 #pragma unroll 1
   for (int at = 0; at < open; at += kStepPairs) {
+    const int own = at + place_.group;
     int number[2];
     float gate[2], grad_gate[2], times[2];
     Left<P> x, grad;
     Two sum[2];  // D_i + D_j
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int listed = at + half * 8 + place_.group;
-      number[half] = memory_.list_pair[listed];
+      number[half] = memory_.list_pair[own + half * 8];
       const SlotPair pair = memory_.small_pairs[number[half]];
-      const int i = pair & 0xFF, j = pair >> 8, component = place_.in_group * 2;
-      gate[half] = memory_.list_value[listed];
+      const int i = pair & 0xFF, j = pair >> 8;
+      gate[half] = memory_.list_value[own + half * 8];
       times[half] = i == j ? 1 : 2;
       const float weight = L2 ? times[half] : times[half] * gate[half];
-      const Two u[2] = {two_at(nodes.row(i) + component), two_at(nodes.row(j) + component)};
-      const Two D[2] = {two_at(grads.row(i) + component), two_at(grads.row(j) + component)};
+      const Two u[2] = {two_at(lane_nodes.row(i)), two_at(lane_nodes.row(j))};
+      const Two D[2] = {two_at(lane_grads.row(i)), two_at(lane_grads.row(j))};
       const Two product = {{u[0].x[0] * u[1].x[0], u[0].x[1] * u[1].x[1]}};
       x.set(half, 0, product.x[0], product.x[1]);
       if constexpr (kParts > 1) x.set(half, 1, 0, 0);
@@ -53,11 +54,14 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_messages(con
     }
     FragmentC on[2][2], m[2][2], received = {};
 #pragma unroll
-    for (int e = 0; e < kUnitEights; ++e) {
-      FragmentC c = columns_at(bias_columns_, e, place_);
-      multiply_add(c, x, hidden.at(e));
+    for (int e = 0; e < kUnitEights; e += 2) {
+      FragmentC c[2] = {columns_at(bias_columns_, e, place_), columns_at(bias_columns_, e + 1, place_)};
+      multiply_add_each<2>([&](int k) -> FragmentC& { return c[k]; },
+                           [&](int) -> const Left<P>& { return x; }, [&](int k) { return hidden.at(e + k); });
 #pragma unroll
-      for (int part = 0; part < 4; ++part) on[part / 2][part % 2].x[e] = positive(c.x[part]);
+      for (int k = 0; k < 2; ++k)
+#pragma unroll
+        for (int part = 0; part < 4; ++part) on[part / 2][part % 2].x[e + k] = positive(c[k].x[part]);
     }
     pair_sums_.write_values(on, place_);
     if constexpr (L2) {
@@ -96,19 +100,24 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_messages(con
         grad_gate[half] =
             fmaf(out_bias_columns_.x[0], sum[half].x[0], out_bias_columns_.x[1] * sum[half].x[1]);
     }
+    FragmentC both[2];  // eights e and e + 1
 #pragma unroll
     for (int o = 0; o < Shared::kBackSteps; ++o) {
+      if (o * kParts % 2 == 0) {
+        both[0] = both[1] = {};
+        multiply_add_each<2>([&](int k) -> FragmentC& { return both[k]; },
+                             [&](int) -> const Left<P>& { return grad; },
+                             [&](int k) { return from_out.at(o * kParts + k); });
+      }
       Left<P> masked;
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         const int e = o * kParts + part;
-        FragmentC both = {};
-        multiply_add(both, grad, from_out.at(e));
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            const float y = both.x[half * 2 + j], unit = on[half][j].x[e];
+            const float y = both[e % 2].x[half * 2 + j], unit = on[half][j].x[e];
             if constexpr (!L2) grad_gate[half] = fmaf(y, unit, grad_gate[half]);
             m[half][j].x[e] = unit > 0 ? y : 0.0f;
           }
@@ -124,8 +133,8 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_messages(con
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       grad_gate[half] = sum_in_group(grad_gate[half]);
-      if (at + half * 8 + place_.group >= open) continue;
-      pair_rows_.set(number[half], half, gate[half], received, place_);
+      if (own + half * 8 >= open) continue;
+      pair_rows_.set(number[half], half, gate[half], received);
       if (!p_.edge_nodes || place_.in_group != 0) continue;
       float& grad_logit = gradients_.grad_logit[number[half]];
       grad_logit = fmaf(grad_gate[half], gradients_.slope[number[half]], grad_logit);
@@ -160,16 +169,14 @@ struct Backward<Shape, P, Bags, L2>::MaskedPairs {
 template <class Shape, Precision P, bool Bags, bool L2>
 template <class Hidden>
 __device__ __forceinline__ auto Backward<Shape, P, Bags, L2>::masked_pairs(
-    const RowCache<1>& nodes, const SlotPair (&pair)[2], const float (&weight)[2], const Hidden& hidden,
-    const float* bias_columns, const Right<P> (&back)[Shared::kBackSteps], FragmentC (&sum)[kPassUnits][1],
-    float (&bias_sum)[kPassUnits][2]) const -> MaskedPairs {
+    const LaneRows<kComponents>& nodes, const SlotPair (&pair)[2], const float (&weight)[2],
+    const Hidden& hidden, const float* bias_columns, const Right<P> (&back)[Shared::kBackSteps],
+    FragmentC (&sum)[kPassUnits][1], float (&bias_sum)[kPassUnits][2]) const -> MaskedPairs {
   MaskedPairs pairs;
   Left<P> x;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int component = place_.in_group * 2;
-    const Two u[2] = {two_at(nodes.row(pair[half] & 0xFF) + component),
-                      two_at(nodes.row(pair[half] >> 8) + component)};
+    const Two u[2] = {two_at(nodes.row(pair[half] & 0xFF)), two_at(nodes.row(pair[half] >> 8))};
     const Two product = {{u[0].x[0] * u[1].x[0], u[0].x[1] * u[1].x[1]}};
     pairs.x[half] = product;
     x.set(half, 0, product.x[0], product.x[1]);
@@ -177,6 +184,12 @@ __device__ __forceinline__ auto Backward<Shape, P, Bags, L2>::masked_pairs(
     pair_sums_.write_factors(0, half, {{weight[half] * product.x[0], weight[half] * product.x[1]}}, place_);
     pair_sums_.write_weight(half, weight[half], place_);
   }
+  FragmentC c[kUnitEights];
+#pragma unroll
+  for (int e = 0; e < kUnitEights; ++e) c[e] = columns_at(bias_columns, e, place_);
+  multiply_add_each<kUnitEights>([&](int e) -> FragmentC& { return c[e]; },
+                                 [&](int) -> const Left<P>& { return x; },
+                                 [&](int e) { return hidden.at(e); });
   pairs.received = {};
 #pragma unroll
   for (int o = 0; o < Shared::kBackSteps; ++o) {
@@ -184,12 +197,10 @@ __device__ __forceinline__ auto Backward<Shape, P, Bags, L2>::masked_pairs(
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int e = o * kParts + part;
-      FragmentC c = columns_at(bias_columns, e, place_);
-      multiply_add(c, x, hidden.at(e));
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int j = 0; j < 2; ++j) pairs.mask[half][j].x[e] = c.x[half * 2 + j] > 0 ? 1.0f : 0.0f;
+        for (int j = 0; j < 2; ++j) pairs.mask[half][j].x[e] = c[e].x[half * 2 + j] > 0 ? 1.0f : 0.0f;
         masks.set_exact(half, part, pairs.mask[half][0].x[e], pairs.mask[half][1].x[e]);
       }
     }
@@ -250,23 +261,25 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_bag_messages
   }
   FragmentC sum[kPassUnits][1] = {};
   float bias_sum[kPassUnits][2] = {}, weights = 0;
+  const auto lane_nodes = nodes.of_lane(place_);
 #pragma unroll 1
   for (int at = 0; at < open; at += kStepPairs) {
+    const int own = at + place_.group;
     int number[2];
     SlotPair pair[2];
     float both[2], gate[2], weight[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int listed = at + half * 8 + place_.group;
-      number[half] = memory_.list_pair[listed];
+      number[half] = memory_.list_pair[own + half * 8];
       pair[half] = memory_.small_pairs[number[half]];
       const int i = pair[half] & 0xFF, j = pair[half] >> 8;
       both[half] = shares[i] + shares[j];
-      gate[half] = memory_.list_value[listed] * both[half];
+      gate[half] = memory_.list_value[own + half * 8] * both[half];
       weight[half] = i == j ? gate[half] : 2 * gate[half];
       weights += weight[half];
     }
-    const MaskedPairs pairs = masked_pairs(nodes, pair, weight, hidden, bias_columns_, back, sum, bias_sum);
+    const MaskedPairs pairs =
+        masked_pairs(lane_nodes, pair, weight, hidden, bias_columns_, back, sum, bias_sum);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       // relu(hidden) = [hidden > 0] o (W1 x + b1)
@@ -278,8 +291,8 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_bag_messages
         for (int e = 0; e < kUnitEights; ++e) dot = fmaf(pairs.mask[half][j].x[e], from_bias[e].x[j], dot);
       }
       dot = sum_in_group(dot);
-      if (at + half * 8 + place_.group >= open) continue;
-      pair_rows_.set(number[half], half, gate[half], pairs.received, place_);
+      if (own + half * 8 >= open) continue;
+      pair_rows_.set(number[half], half, gate[half], pairs.received);
       if (!p_.edge_nodes || place_.in_group != 0) continue;
       float& grad_logit = gradients_.grad_logit[number[half]];
       grad_logit = fmaf(both[half] * dot, gradients_.slope[number[half]], grad_logit);
@@ -332,24 +345,25 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_gates(const 
     edge_back_.rows(0, o, w);
     back[o] = w[0];
   }
+  const auto lane_nodes = nodes.of_lane(place_);
   __syncwarp();
 #pragma unroll 1
   for (int at = 0; at < count; at += kStepPairs) {
+    const int own = at + place_.group;
     SlotPair pair[2];
     float grad[2], weight[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int number = at + half * 8 + place_.group;
+      const int number = own + half * 8;
       pair[half] = memory_.small_pairs[number];
       grad[half] = number < count ? gradients_.grad_logit[number] : 0.0f;
       weight[half] = (pair[half] & 0xFF) == pair[half] >> 8 ? grad[half] : 2 * grad[half];
       if (place_.in_group == 0) logit_sum_ += weight[half];
     }
     const MaskedPairs pairs =
-        masked_pairs(nodes, pair, weight, hidden, edge_.columns, back, edge_weight_.own, edge_bias_.own);
+        masked_pairs(lane_nodes, pair, weight, hidden, edge_.columns, back, edge_weight_.own, edge_bias_.own);
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      pair_rows_.set(at + half * 8 + place_.group, half, grad[half], pairs.received, place_);
+    for (int half = 0; half < 2; ++half) pair_rows_.set(own + half * 8, half, grad[half], pairs.received);
     __syncwarp();  // the next product takes the whole warp
   }
   store_gathered(piece, nodes, edge_rows, p_.grad_edge_nodes, b_);
@@ -369,9 +383,10 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::store_gathered(con
   if (node < piece.small) {
     const int64_t row = piece.graph.begin + node;
     const float scale = rows.scale(row);
+    FragmentC x;
 #pragma unroll
-    for (int c = 0; c < 4; ++c)
-      if (begin + c < size) to[row * size + begin + c] = scale * sum.x[c];
+    for (int c = 0; c < 4; ++c) x.x[c] = scale * sum.x[c];
+    store_four(to + row * size + begin, size - begin, x);
   }
   __syncwarp();
 }

@@ -70,14 +70,12 @@ class Forward {
     share_columns(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits,
                   bias + at.units * kUnits * kRowWords);
     share_vector(p_.message.out_bias, d_, kMI * kComponents, shared + at.out_bias);
+    memory_.clear(lane);
   }
 
   __device__ __forceinline__ void operator()(const Piece& piece, bool first, bool last) {
     if (first) begin_rows();
-    if (piece.small && piece.small != numbered_) {
-      T::number_pairs(piece, memory_, lane_);
-      numbered_ = piece.small;
-    }
+    T::number_pairs(piece, memory_, lane_);
     T::gates(l_, edge_, piece, memory_, nullptr, {cache_}, lane_, l0_, edges_);
     const RowCache<kMI> nodes = {cache_};
     if constexpr (kPairwise<Shape>)
@@ -109,7 +107,7 @@ class Forward {
 
   // The messages of each open pair, which the nodes gather.
   __device__ __forceinline__ void small_graph(const Piece& piece, const RowCache<kMI>& nodes) {
-    const PairRows messages = {cache_ - sizeof(TileMemory) / 4 + Shared::kPairRows};
+    const PairRows messages(cache_ - sizeof(TileMemory) / 4 + Shared::kPairRows, place_);
     const int n = piece.small;
     const int open = T::list_small_pairs(piece, memory_, lane_, messages);
     T::cache_piece(piece, nodes, T::Rows::nodes(p_), lane_);
@@ -122,36 +120,48 @@ class Forward {
       out[o] = w[0];
     }
     const Two out_bias = two_at(out_bias_ + place_.in_group * 2);
+    const auto lane_nodes = nodes.of_lane(place_);
 #pragma unroll 1
     for (int at = 0; at < open; at += kStepPairs) {
+      const int own = at + place_.group;
       int number[2];
       Right<P> pairs[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        number[half] = memory_.list_pair[at + half * 8 + place_.group];
+        number[half] = memory_.list_pair[own + half * 8];
         const SlotPair pair = memory_.small_pairs[number[half]];
-        pairs[half] =
-            T::template product<kMI>(nodes.row(pair & 0xFF), nodes.row(pair >> 8), 0, place_.in_group);
+        pairs[half] = T::template product<kMI>(lane_nodes.row(pair & 0xFF), lane_nodes.row(pair >> 8), 0);
       }
       const Left<P> x(pairs[0], pairs[1]);
-      Left<P> on[kUnitEights / kParts];
+      FragmentC c[kUnitEights];
 #pragma unroll
-      for (int e = 0; e < kUnitEights; ++e) {
-        FragmentC c = columns_at(bias_columns_, e, place_);
-        multiply_add(c, x, hidden.at(e));
+      for (int e = 0; e < kUnitEights; ++e) c[e] = columns_at(bias_columns_, e, place_);
+      multiply_add_each<kUnitEights>([&](int e) -> FragmentC& { return c[e]; },
+                                     [&](int) -> const Left<P>& { return x; },
+                                     [&](int e) { return hidden.at(e); });
+      // Two sums, which do not wait for each other.
+      FragmentC z = {{out_bias.x[0], out_bias.x[1], out_bias.x[0], out_bias.x[1]}}, rest = {};
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          on[e / kParts].set(half, e % kParts, positive(c.x[half * 2]), positive(c.x[half * 2 + 1]));
+      for (int o = 0; o < kUnitEights / kParts; o += 2) {
+        Left<P> on[2];
+#pragma unroll
+        for (int k = 0; k < 2 * kParts; ++k)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const FragmentC& of = c[o * kParts + k];
+            on[k / kParts].set(half, k % kParts, positive(of.x[half * 2]), positive(of.x[half * 2 + 1]));
+          }
+        multiply_add_each<2>([&](int k) -> FragmentC& { return k ? rest : z; },
+                             [&](int k) -> const Left<P>& { return on[k]; },
+                             [&](int k) -> const Right<P>& { return out[o + k]; });
       }
-      FragmentC z = {{out_bias.x[0], out_bias.x[1], out_bias.x[0], out_bias.x[1]}};
 #pragma unroll
-      for (int o = 0; o < kUnitEights / kParts; ++o) multiply_add(z, on[o], out[o]);
+      for (int part = 0; part < 4; ++part) z.x[part] += rest.x[part];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int listed = at + half * 8 + place_.group;
-        if (listed >= open) continue;
-        const float gate = memory_.list_value[listed];
-        messages.set(number[half], half, gate, z, place_);
+        if (own + half * 8 >= open) continue;
+        const float gate = memory_.list_value[own + half * 8];
+        messages.set(number[half], half, gate, z);
         if (L2 && gate > 0)
 #pragma unroll
           for (int part = 0; part < 2; ++part) l2_ = fmaf(z.x[half * 2 + part], z.x[half * 2 + part], l2_);
@@ -171,17 +181,18 @@ class Forward {
       if (pools) scale *= pooled_share(piece.graph, T::Rows::nodes(p_).scale(row));
       if (counts_degrees_ && p_.degree && begin == 0) p_.degree[row] = degree;
     }
+    FragmentC x;
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      float x = exists ? scale * sum.x[c] : 0.0f;
-      const bool stores = begin + c < d_;
-      if (!pools) {
-        if (exists && stores) p_.out[row * d_ + begin + c] = x;
-        continue;
+    for (int c = 0; c < 4; ++c) x.x[c] = exists ? scale * sum.x[c] : 0.0f;
+    if (!pools) {
+      if (exists) store_four(p_.out + row * d_ + begin, d_ - begin, x);
+    } else {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        x.x[c] += __shfl_xor_sync(kAllLanes, x.x[c], 2);
+        x.x[c] = sum_over_groups(x.x[c]);
       }
-      x += __shfl_xor_sync(kAllLanes, x, 2);
-      x = sum_over_groups(x);
-      if (node == 0 && stores) p_.pooled[piece.graph.graph * d_ + begin + c] = x;
+      if (node == 0) store_four(p_.pooled + piece.graph.graph * d_ + begin, d_ - begin, x);
     }
     __syncwarp();
     store_sums(piece);
@@ -205,18 +216,19 @@ class Forward {
 #pragma unroll
     for (int m = 0; m < kPassUnits; ++m) c[m][0] = c[m][1] = rows_at(bias_, unit + m, place_);
     const SlotPair pair[2] = {memory_.list_pair[at + place_.group], memory_.list_pair[at + 8 + place_.group]};
+    const auto lane_nodes = nodes.of_lane(place_);
 #pragma unroll(kMI <= 2 ? 2 : 1)
     for (int k = 0; k < steps_; ++k) {
       Right<P> b[2];
 #pragma unroll
       for (int t = 0; t < 2; ++t)
-        b[t] =
-            T::template product<kMI>(nodes.row(pair[t] & 0xFF), nodes.row(pair[t] >> 8), k, place_.in_group);
+        b[t] = T::template product<kMI>(lane_nodes.row(pair[t] & 0xFF), lane_nodes.row(pair[t] >> 8), k);
 #pragma unroll
       for (int m = 0; m < kPassUnits; ++m) {
         const Left<P> w = weights_.get(unit + m, k);
-        multiply_add(c[m][0], w, b[0]);
-        multiply_add(c[m][1], w, b[1]);
+        multiply_add_each<2>([&](int t) -> FragmentC& { return c[m][t]; },
+                             [&](int) -> const Left<P>& { return w; },
+                             [&](int t) -> const Right<P>& { return b[t]; });
       }
     }
     bool apart[2][2] = {};
@@ -312,14 +324,15 @@ class Forward {
 
   // This lane's part of the sum of |z|^2 over the listed pairs.
   __device__ __forceinline__ float squares(const Piece& piece, const RowCache<kMI>& nodes, int open) const {
+    const auto lane_nodes = nodes.of_lane(place_);
     float squared = 0;
 #pragma unroll 1
     for (int at = 0; at < open; at += kStepPairs) {
       const SlotPair pair[2] = {memory_.list_pair[at + place_.group],
                                 memory_.list_pair[at + 8 + place_.group]};
       FragmentC z[kMI];
-      T::messages_of({nodes.row(pair[0] & 0xFF), nodes.row(pair[1] & 0xFF)},
-                     {nodes.row(pair[0] >> 8), nodes.row(pair[1] >> 8)}, weights_, bias_columns_,
+      T::messages_of({lane_nodes.row(pair[0] & 0xFF), lane_nodes.row(pair[1] & 0xFF)},
+                     {lane_nodes.row(pair[0] >> 8), lane_nodes.row(pair[1] >> 8)}, weights_, bias_columns_,
                      out_weights_, out_bias_, units_, steps_, d_, place_, z);
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
@@ -424,7 +437,6 @@ class Forward {
   TileMemory& memory_;
   float* const cache_;
   const bool counts_degrees_;
-  int numbered_ = 0;  // nodes of the small graphs whose pairs are numbered in the memory
   // Of the rows that are at work.
   FragmentC out_[kMI];  // [nodes, 8 components]
   float gate_sum_[2];
@@ -438,9 +450,8 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks - L2) tile
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   Forward<Shape, P, L2> run(l, dynamic_shared<float>(), ForwardShared<Shape, P>(l.problem), lane, warp);
   __syncthreads();
-  for_pieces<kForwardRows, kForwardRows, 16>(l.problem.graphs, nullptr,
-                                             static_cast<int64_t>(blockIdx.x) * kTileWarps + warp,
-                                             static_cast<int64_t>(gridDim.x) * kTileWarps, run);
+  for_pieces<kForwardRows, 16, false>(l, static_cast<int64_t>(blockIdx.x) * kTileWarps + warp, grid_warps(),
+                                      run);
 }
 
 #endif

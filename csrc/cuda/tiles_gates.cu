@@ -8,8 +8,8 @@ namespace {
 template <class Shape>
 cudaError_t forward_gates(const TileLaunch& l, Precision precision, cudaStream_t stream) {
   return TileKernels<Shape>::with_precision(precision, [&](auto of) {
-    return launch(tile_gates_forward<Shape, of.value>, l.blocks, kTileThreads,
-                  GatesShared<Shape, of.value>(l.problem).bytes(), stream, l);
+    return launch_forward(tile_gates_forward<Shape, of.value>, l,
+                          GatesShared<Shape, of.value>(l.problem).bytes(), stream);
   });
 }
 

@@ -6,6 +6,20 @@
 
 namespace l0sign::cuda {
 
+// Starts a forward. Of graphs of one size all blocks take as long, and so no more are started than work at a
+// time: each reads the weights once.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_forward(void (*kernel)(Parameters...), const TileLaunch& l, size_t bytes,
+                           cudaStream_t stream, Arguments... arguments) {
+  int64_t blocks = l.blocks;
+  if (!l.problem.graphs.offsets) {
+    int64_t resident = 0;
+    L0SIGN_TRY(resident_blocks(kernel, kTileThreads, bytes, resident));
+    if (resident && resident < blocks) blocks = resident;
+  }
+  return launch(kernel, blocks, kTileThreads, bytes, stream, l, arguments...);
+}
+
 template <class Shape>
 struct TileKernels {
   // Calls run(constant) with the precision as a type.
@@ -36,8 +50,7 @@ struct TileKernels {
     return with_precision(precision, [&](auto of) {
       const auto kernel =
           l.problem.l2 ? tile_forward<Shape, of.value, true> : tile_forward<Shape, of.value, false>;
-      return launch(kernel, l.blocks, kTileThreads, ForwardShared<Shape, of.value>(l.problem).bytes(), stream,
-                    l);
+      return launch_forward(kernel, l, ForwardShared<Shape, of.value>(l.problem).bytes(), stream);
     });
   }
 

@@ -20,13 +20,15 @@ __device__ __forceinline__ int gathered_component(int lane) { return lane % 2 * 
 struct PairRows {
   static constexpr int kWords = kSmallPairs * kComponents;
   float* rows;
+  LaneRows<kComponents> lane_rows;
+
+  __device__ __forceinline__ PairRows(float* shared, const LanePlace& place)
+      : rows(shared), lane_rows(shared, place) {}
 
   // weight times a lane's part of a fragment [16 pairs, 8 components]: of pair
   // `number`, the fragment's row group + 8 half.
-  __device__ __forceinline__ void set(int number, int half, float weight, const FragmentC& x,
-                                      const LanePlace& place) const {
-    *reinterpret_cast<Two*>(rows + number * kComponents +
-                            place.in_group * 2) = {{weight * x.x[half * 2], weight * x.x[half * 2 + 1]}};
+  __device__ __forceinline__ void set(int number, int half, float weight, const FragmentC& x) const {
+    *reinterpret_cast<Two*>(lane_rows.row(number)) = {{weight * x.x[half * 2], weight * x.x[half * 2 + 1]}};
   }
   __device__ __forceinline__ void clear(int number) const {
     auto* const row = reinterpret_cast<FragmentC*>(rows + number * kComponents);
@@ -118,14 +120,9 @@ struct PairSums {
                 fmaf(second[kWeight], y.x[e], fmaf(first[kWeight], x.x[e], bias[e / 2][e % 2]));
         }
       }
-#pragma unroll
-      for (int m = 0; m < kPassUnits; ++m) {
-        if constexpr (kExact) {
-          multiply_add_exact(sum[m][0], left[m], right);
-        } else {
-          multiply_add(sum[m][0], left[m], right);
-        }
-      }
+      multiply_add_each<kPassUnits, kExact>([&](int m) -> FragmentC& { return sum[m][0]; },
+                                            [&](int m) -> const Left<P>& { return left[m]; },
+                                            [&](int) -> const Right<P>& { return right; });
     }
     __syncwarp();
   }
