@@ -38,6 +38,8 @@ __host__ __device__ constexpr bool keeps_weights([[maybe_unused]] int warp) {
 #endif
 }
 
+constexpr int kTogetherNodes = 32;  // of small graphs of one size that a warp takes together
+
 static_assert(kTileGates >= kSmallGraph * (kSmallGraph + 1) / 2, "a small graph is one piece");
 static_assert(kTileGates == kForwardRows * 16, "a piece of a large graph in the forward has 16 columns");
 

@@ -171,6 +171,17 @@ size_t most_shared_bytes() {
 #endif
 }
 
+// Small graphs of one size that a warp takes together: as its shared memory has places for, and as leave
+// every warp of a usual grid some.
+int graphs_together(const CompleteGraph<float>& p) {
+  bool pairwise = false;
+  with_shape(p, [&](auto shape) { pairwise = kPairwise<decltype(shape)>; });
+  if (!pairwise || p.l2 || p.grad_l2) return 1;
+  const int64_t n = p.graphs.graph_size,
+                places = std::min(kTogetherNodes / n, (kSmallPairs - 1) / pair_count(n));
+  return static_cast<int>(std::max(std::min(places, p.graphs.count / (kMaxBlocks * kTileWarps)), int64_t{1}));
+}
+
 // shares: the warps of a backward may share the batch by its steps.
 TileLaunch plan(const CompleteGraph<float>& p, bool backward, bool shares, Arena& arena) {
   TileLaunch l = {};
@@ -178,7 +189,12 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, bool shares, Arena
   l.gate = GateFunction<float>(p.gate);
   const int64_t N = p.graphs.num_nodes;
   l.turn = backward ? kBackwardRows : kForwardRows;
-  if (all_small(p.graphs)) l.turn = std::max(l.turn / p.graphs.graph_size, int64_t{1}) * p.graphs.graph_size;
+  l.together = 1;
+  if (all_small(p.graphs)) {
+    l.together = graphs_together(p);
+    const int64_t several = std::max(l.turn / p.graphs.graph_size, int64_t{1});
+    l.turn = (l.together > 1 ? l.together : several) * p.graphs.graph_size;
+  }
   const int64_t rows = kTileWarps * l.turn, units = (N + rows - 1) / rows;
   if (!p.nodes) l.pair_offsets = arena.take<int64_t>(graph_totals_size(p.graphs.count));
   if (!backward) {

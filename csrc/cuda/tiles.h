@@ -38,6 +38,7 @@ struct TileLaunch {
   int32_t* edges;           // [slots]
   int64_t* pair_offsets;    // [G + 1] the first pair of each graph, where single pairs are read or written
   int64_t turn;             // rows of the batch that a warp takes at a time, see for_pieces
+  int together;             // so many small graphs of one size are a piece
   // Backward.
   int64_t* first_step;  // [G + 1] where warps share a batch by its steps, see balance.h; or null
   TileSums at;
@@ -100,6 +101,10 @@ struct Piece {
               // else 0
   int64_t row, column;
   int rows, columns;
+  int graphs;  // of so many nodes, one after the other, from `graph` on: 1 unless they are small
+
+  // Unordered pairs of a small graph.
+  __device__ __forceinline__ int small_pairs() const { return small * (small + 1) / 2; }
 };
 
 // Two slots; the second in the high byte.
@@ -131,11 +136,13 @@ struct alignas(16) TileMemory {
   // are drawn, the values are their noise.
   float list_value[kTileGates];
   SlotPair list_pair[kTileGates];
-  SlotPair small_pairs[kSmallPairs];  // of a small graph
-  int small_nodes;                    // of the small graph whose pairs these are
+  SlotPair small_pairs[kSmallPairs];                                  // of small graphs
+  uint8_t graph_of_pair[kSmallPairs], graph_of_node[kTogetherNodes];  // among those of the piece
+  int small_nodes, small_graphs;  // of the small graphs whose numbers these are
+  int lanes_each;                 // that a graph has where each takes some of the warp's: a power of 2
 
   __device__ __forceinline__ void clear(int lane) {
-    if (lane == 0) small_nodes = 0;
+    if (lane == 0) small_nodes = small_graphs = 0;
   }
 };
 struct TileGradients {
@@ -305,10 +312,10 @@ class Tiles {
   template <bool kKept, class Of = Weights>
   using UnitOperands = RowOperands<Of, P, kUnitEights, kKept>;
 
-  // Slots of RowCache. Forward: of a small graph its nodes; else the rows and
-  // from 16 on the columns. Backward: of a small graph its nodes; else the
+  // Slots of RowCache. Forward: of small graphs their nodes; else the rows and
+  // from 16 on the columns. Backward: of small graphs their nodes; else the
   // columns of a step, and the row.
-  static constexpr int kSlots = Backward ? 18 : 33;
+  static constexpr int kSlots = Backward && !kPairwise<Shape> ? 18 : kTogetherNodes + 1;
   static constexpr int kOwnSlot = 16, kZeroSlot = kSlots - 1;
   static constexpr int kColumnShift = Backward ? 8 : 4;  // log2 of a large piece's columns
 
@@ -455,7 +462,7 @@ class Tiles {
   }
   template <bool kSmall>
   static __device__ __forceinline__ int pairs(const Piece& piece) {
-    if constexpr (kSmall) return piece.small * (piece.small + 1) / 2;
+    if constexpr (kSmall) return piece.graphs * piece.small_pairs();
     return Backward ? piece.columns : piece.rows << kColumnShift;
   }
 
@@ -471,35 +478,44 @@ class Tiles {
     __syncwarp();
   }
 
-  // Lists the numbers of a small graph's open pairs, with their gates, and
-  // clears the rows of the others; returns how many there are.
+  // Lists the numbers of small graphs' open pairs, of the `count` pairs from `first` on, with their gates,
+  // and clears the rows of the others; returns how many there are.
   template <class PairRows>
   static __device__ __forceinline__ int list_small_pairs(const Piece& piece, TileMemory& memory, int lane,
-                                                         const PairRows& rows) {
-    const int count = pairs(piece);
+                                                         const PairRows& rows, int first, int count) {
     return list_pairs(
-        count, static_cast<SlotPair>(count), memory, lane,
+        count, static_cast<SlotPair>(pairs<true>(piece)), memory, lane,
         [&](int at) {
-          const float gate = memory.gate[at];
-          if (gate == 0) rows.clear(at);
+          const float gate = memory.gate[first + at];
+          if (gate == 0) rows.clear(first + at);
           return gate;
         },
-        [](int at) { return static_cast<SlotPair>(at); });
+        [&](int at) { return static_cast<SlotPair>(first + at); });
   }
 
-  // Numbers the pairs of a small graph, where that isn't done.
+  // Numbers the pairs of small graphs, where that isn't done.
   static __device__ __forceinline__ void number_pairs(const Piece& piece, TileMemory& memory, int lane) {
-    const int n = piece.small, count = n * (n + 1) / 2;
-    if (!n || n == memory.small_nodes) return;
+    const int n = piece.small, each = piece.small_pairs(), count = piece.graphs * each;
+    if (!n || (n == memory.small_nodes && piece.graphs == memory.small_graphs)) return;
     __syncwarp();
-    if (lane == 0) memory.small_nodes = n;
-#pragma unroll 1
-    for (int e = lane; e < n * n; e += kWarp) {
-      const int i = e / n, j = e % n;
-      if (i <= j) memory.small_pairs[small_pair(i, j, n)] = slot_pair(i, j);
+    if (lane == 0) {
+      memory.small_nodes = n, memory.small_graphs = piece.graphs;
+      int lanes = kWarp;
+      while (lanes * piece.graphs > kWarp) lanes /= 2;
+      memory.lanes_each = lanes;
     }
 #pragma unroll 1
-    for (int at = count + lane; at < whole_steps(count); at += kWarp)
+    for (int e = lane; e < piece.graphs * n * n; e += kWarp) {
+      const int node = e / n, graph = node / n, i = node % n, j = e % n, first = graph * n;
+      if (j == 0) memory.graph_of_node[node] = static_cast<uint8_t>(graph);
+      if (i > j) continue;
+      const int number = graph * each + small_pair(i, j, n);
+      memory.small_pairs[number] = slot_pair(first + i, first + j);
+      memory.graph_of_pair[number] = static_cast<uint8_t>(graph);
+    }
+#pragma unroll 1
+    for (int at = count + lane; at < whole_steps(count + 1);
+         at += kWarp)  // one at least, see list_small_pairs
       memory.small_pairs[at] = slot_pair(kZeroSlot, kZeroSlot);
     __syncwarp();
   }
@@ -628,20 +644,22 @@ class Tiles {
     const int count = pairs<kSmall>(piece);
     logits<kSmall>(p, edge, piece, memory, cache, lane);
     if (kSmall && l.gate.seed) {
-      // Four consecutive pairs share a call.
+      // Four consecutive pairs of a graph share a call.
       const int64_t seed = *l.gate.seed;
+      const int each = piece.small_pairs(), calls = (each + 3) / 4;
 #pragma unroll 1
-      for (int first = lane * 4; first < count; first += kWarp * 4) {
-        const Philox4<uint32_t> words = gate_words(seed, piece.graph.graph, first);
-        FragmentC noise;
+      for (int call = lane; call < piece.graphs * calls; call += kWarp) {
+        const int graph = call / calls, first = (call - graph * calls) * 4;
+        const Philox4<uint32_t> words = gate_words(seed, piece.graph.graph + graph, first);
+        float* const noise = memory.list_value + graph * each + first;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) noise.x[k] = uniform_from_word(words.x[k]);
-        *reinterpret_cast<FragmentC*>(memory.list_value + first) = noise;
+        for (int k = 0; k < 4; ++k)
+          if (first + k < each) noise[k] = uniform_from_word(words.x[k]);
       }
       __syncwarp();
     }
     const float out_bias = p.edge.out_bias[0];
-    const float grad_l0 = Backward && p.grad_l0 ? p.grad_l0[piece.graph.graph] : 0.0f;
+    float grad_l0 = Backward && p.grad_l0 ? p.grad_l0[piece.graph.graph] : 0.0f;
 #pragma unroll 1
     for (int at = lane; at < count; at += kWarp) {
       const float logit = memory.gate[at] + out_bias;
@@ -652,6 +670,7 @@ class Tiles {
         if constexpr (Backward) {
           const SlotPair pair = memory.small_pairs[at];
           self = (pair & 0xFF) == pair >> 8;
+          if (p.grad_l0) grad_l0 = p.grad_l0[piece.graph.graph + memory.graph_of_pair[at]];
         }
       } else {
         if ((slots<false>(piece, memory, at) & 0xFF) == kZeroSlot) {
@@ -664,9 +683,9 @@ class Tiles {
         gate = l.gate(logit, piece.graph.graph, pair_of(piece, at));
       }
       memory.gate[at] = gate.value;
+      if (kSmall && !Backward && !kWrites) memory.list_value[at] = gate.open;
       if (counts) {
-        l0 += gate.open;
-        edges += gate.value > 0;
+        if constexpr (!kSmall) l0 += gate.open, edges += gate.value > 0;
         if constexpr (kWrites)
           if (const int64_t to = l.pair_offsets[piece.graph.graph] + pair_of(piece, at);
               is_pair(to, p.num_pairs))
@@ -676,6 +695,25 @@ class Tiles {
         gradients->slope[at] = gate.slope;
         gradients->grad_logit[at] = (self ? 2 : 1) * grad_l0 * gate.open_slope;
       }
+    }
+    __syncwarp();
+    if constexpr (kSmall && !Backward && !kWrites) count_gates(piece, memory, lane, l0, edges);
+  }
+
+  // The sums of small graphs: each in its memory.lanes_each lanes.
+  static __device__ __forceinline__ void count_gates(const Piece& piece, const TileMemory& memory, int lane,
+                                                     float& l0, int& edges) {
+    const int lanes = memory.lanes_each, graph = lane / lanes, each = piece.small_pairs();
+    if (graph < piece.graphs)
+#pragma unroll 1
+      for (int pair = lane % lanes; pair < each; pair += lanes) {
+        l0 += memory.list_value[graph * each + pair];
+        edges += memory.gate[graph * each + pair] > 0;
+      }
+#pragma unroll 1
+    for (int apart = lanes / 2; apart; apart /= 2) {
+      l0 += __shfl_xor_sync(kAllLanes, l0, apart);
+      edges += __shfl_xor_sync(kAllLanes, edges, apart);
     }
     __syncwarp();
   }
@@ -711,7 +749,13 @@ __device__ __forceinline__ void for_pieces(const TileLaunch& l, int64_t warp, in
       const int64_t n = graph.end - graph.begin;
       const int small = is_small(n) ? static_cast<int>(n) : 0;
       const int64_t stop = (row / Rows + 1) * Rows;
-      const int64_t some = (small || graph.end < stop ? graph.end : stop) - row;
+      int64_t some = (small || graph.end < stop ? graph.end : stop) - row;
+      int together = 1;
+      if (l.together > 1) {
+        const int64_t rest = graphs.num_nodes - row;
+        some = rest < l.turn ? rest : l.turn;
+        together = some == l.turn ? l.together : static_cast<int>(some) / small;
+      }
       if (small && row != graph.begin) {  // another warp's, or this one's already
         row += some, left -= static_cast<Count>(some);
         continue;
@@ -721,7 +765,7 @@ __device__ __forceinline__ void for_pieces(const TileLaunch& l, int64_t warp, in
       for (int64_t column = 0; column < n; column += width) {
         const int64_t rest = n - column;
         run(Piece{graph, small, row - graph.begin, column, static_cast<int>(some),
-                  static_cast<int>(rest < width ? rest : width)},
+                  static_cast<int>(rest < width ? rest : width), together},
             column == 0, rest <= width);
       }
       row += some, left -= static_cast<Count>(some);

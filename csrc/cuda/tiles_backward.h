@@ -329,6 +329,8 @@ class Backward {
   __device__ __forceinline__ void small_messages(const Piece& piece);
   __device__ __forceinline__ void add_to_out(int half, float weight, const Two& x);
   __device__ __forceinline__ void small_bag_messages(const Piece& piece);
+  __device__ __forceinline__ void bag_messages(const Piece& piece, int graph, const RowCache<kMI>& nodes,
+                                               const float* shares, float* q);
   __device__ __forceinline__ void small_gates(const Piece& piece);
   template <class Hidden>
   __device__ __forceinline__ MaskedPairs masked_pairs(const LaneRows<kComponents>& nodes,
@@ -338,7 +340,7 @@ class Backward {
                                                       FragmentC (&sum)[kPassUnits][1],
                                                       float (&bias_sum)[kPassUnits][2]) const;
   __device__ __forceinline__ void store_gathered(const Piece& piece, const RowCache<1>& partners,
-                                                 const typename T::Rows& rows, float* to, int size) const;
+                                                 const typename T::Rows& rows, float* grad, int size) const;
 
   // In tiles_backward_rows.h.
   // The partners of a row that are listed: of row r of a piece those of its open pairs, ...

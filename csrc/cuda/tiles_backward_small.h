@@ -17,15 +17,14 @@ template <bool kKeepsWeights>
 __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_messages(const Piece& piece) {
   const RowCache<kMI> nodes = {cache_}, grads = {cache_ + Shared::kMessageCache};
   const typename T::Rows node_rows = T::Rows::nodes(p_);
-  const int64_t begin = piece.graph.begin;
-  const int n = piece.small;
-  const auto cached = [&](int k) { return begin + k; };
-  nodes.load(0, n, node_rows, lane_, cached);
-  grads.load(0, n, GradRows(p_, piece.graph), lane_, cached);
+  const auto cached = [&](int k) { return piece.graph.begin + k; };
+  nodes.load(0, piece.rows, node_rows, lane_, cached);
+  grads.load(0, piece.rows, GradRows(p_, piece.graph), lane_, cached);
   nodes.clear(T::kZeroSlot, lane_);
   grads.clear(T::kZeroSlot, lane_);
-  const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_);
-  const typename T::template UnitOperands<kKeepsWeights> hidden(weights_), from_out(out_weights_);
+  const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_, 0, T::pairs(piece));
+  const typename T::template UnitOperands<kKeepsWeights> hidden(weights_);
+  const typename T::template UnitOperands<false> from_out(out_weights_);
   const auto lane_nodes = nodes.of_lane(place_), lane_grads = grads.of_lane(place_);
 #pragma unroll 1
   for (int at = 0; at < open; at += kStepPairs) {
@@ -229,11 +228,23 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_bag_messages
   const typename T::Rows node_rows = T::Rows::nodes(p_);
   const GradRows grads(p_, piece.graph);
   const int64_t begin = piece.graph.begin;
-  const int n = piece.small;
-  nodes.load(0, n, node_rows, lane_, [&](int k) { return begin + k; });
+  nodes.load(0, piece.rows, node_rows, lane_, [&](int k) { return begin + k; });
   nodes.clear(T::kZeroSlot, lane_);
-  if (lane_ < T::kSlots) shares[lane_] = lane_ < n ? grads.scale(begin + lane_) : 0.0f;
-  const float* const pooled = p_.grad_pooled + piece.graph.graph * d_;
+#pragma unroll 1
+  for (int slot = lane_; slot < T::kSlots; slot += kWarp)
+    shares[slot] = slot < piece.rows ? grads.scale(begin + slot) : 0.0f;
+  __syncwarp();
+#pragma unroll 1
+  for (int graph = 0; graph < piece.graphs; ++graph) bag_messages(piece, graph, nodes, shares, q);
+  store_gathered(piece, nodes, node_rows, p_.grad_nodes, d_);
+}
+
+// The same of one of the piece's graphs, to its pairs and to the sums.
+template <class Shape, Precision P, bool Bags, bool L2>
+__device__ __forceinline__ void Backward<Shape, P, Bags, L2>::bag_messages(const Piece& piece, int graph,
+                                                                           const RowCache<kMI>& nodes,
+                                                                           const float* shares, float* q) {
+  const float* const pooled = p_.grad_pooled + (piece.graph.graph + graph) * d_;
   Two D;  // of components 2 in_group + c
 #pragma unroll
   for (int c = 0; c < 2; ++c) D.x[c] = place_.in_group * 2 + c < d_ ? pooled[place_.in_group * 2 + c] : 0.0f;
@@ -245,7 +256,8 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_bag_messages
     if (place_.in_group == 0) q[e * 8 + place_.group] = of_unit;
   }
   const float out = fmaf(out_bias_columns_.x[0], D.x[0], out_bias_columns_.x[1] * D.x[1]);
-  const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_);
+  const int each = piece.small_pairs();
+  const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_, graph * each, each);
   const typename T::template UnitOperands<true> hidden(weights_);
   Right<P> back[Shared::kBackSteps];
   Two from_bias[kUnitEights];  // q o b1
@@ -325,7 +337,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_bag_messages
   }
 #pragma unroll
   for (int c = 0; c < 2; ++c) small_out_bias_[c] = fmaf(0.5f * D.x[c], weights, small_out_bias_[c]);
-  store_gathered(piece, nodes, node_rows, p_.grad_nodes, d_);
+  __syncwarp();
 }
 
 // From the logits' gradients of a small graph to the edge network's. Its second
@@ -334,8 +346,8 @@ template <class Shape, Precision P, bool Bags, bool L2>
 __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_gates(const Piece& piece) {
   const RowCache<kEI> nodes = {cache_};
   const typename T::Rows edge_rows = T::Rows::edges(p_);
-  const int n = piece.small, count = T::pairs(piece);
-  nodes.load(0, n, edge_rows, lane_, [&](int k) { return piece.graph.begin + k; });
+  const int count = T::pairs(piece);
+  nodes.load(0, piece.rows, edge_rows, lane_, [&](int k) { return piece.graph.begin + k; });
   nodes.clear(T::kZeroSlot, lane_);
   const typename T::template UnitOperands<true> hidden(edge_.hidden);
   Right<P> back[Shared::kBackSteps];
@@ -369,24 +381,25 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_gates(const 
   store_gathered(piece, nodes, edge_rows, p_.grad_edge_nodes, b_);
 }
 
-// The gradients of a small graph's rows, from what its pairs have received.
+// The gradients of small graphs' rows, from what their pairs have received.
 template <class Shape, Precision P, bool Bags, bool L2>
 __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::store_gathered(const Piece& piece,
                                                                              const RowCache<1>& partners,
                                                                              const typename T::Rows& rows,
-                                                                             float* to, int size) const {
+                                                                             float* grad, int size) const {
   __syncwarp();
-  const int node = gathered_node(lane_), begin = gathered_component(lane_);
-  const FragmentC sum = pair_rows_.gather(piece.small, lane_, [&](int j) {
-    return *reinterpret_cast<const FragmentC*>(partners.row(j) + begin);
-  });
-  if (node < piece.small) {
-    const int64_t row = piece.graph.begin + node;
+#pragma unroll 1
+  for (int first = 0; first < piece.rows; first += Gathered::kTogether) {
+    const Gathered to(piece, memory_, first, lane_);
+    FragmentC x = pair_rows_.gather(piece, to, [&](int j) {
+      return *reinterpret_cast<const FragmentC*>(partners.row(j) + to.component);
+    });
+    if (!to.exists) continue;
+    const int64_t row = piece.graph.begin + to.node;
     const float scale = rows.scale(row);
-    FragmentC x;
 #pragma unroll
-    for (int c = 0; c < 4; ++c) x.x[c] = scale * sum.x[c];
-    store_four(to + row * size + begin, size - begin, x);
+    for (int c = 0; c < 4; ++c) x.x[c] *= scale;
+    store_four(grad + row * size + to.component, size - to.component, x);
   }
   __syncwarp();
 }

@@ -105,11 +105,11 @@ class Forward {
     degree_[0] = degree_[1] = 0;
   }
 
-  // The messages of each open pair, which the nodes gather.
+  // The messages of each open pair of small graphs, which the nodes gather.
   __device__ __forceinline__ void small_graph(const Piece& piece, const RowCache<kMI>& nodes) {
     const PairRows messages(cache_ - sizeof(TileMemory) / 4 + Shared::kPairRows, place_);
     const int n = piece.small;
-    const int open = T::list_small_pairs(piece, memory_, lane_, messages);
+    const int open = T::list_small_pairs(piece, memory_, lane_, messages, 0, T::pairs(piece));
     T::cache_piece(piece, nodes, T::Rows::nodes(p_), lane_);
     const typename T::template UnitOperands<true> hidden(weights_);
     Right<P> out[kUnitEights / kParts];
@@ -168,34 +168,46 @@ class Forward {
       }
       __syncwarp();  // the next product takes the whole warp
     }
-    const FragmentC sum = messages.gather(n, lane_, [](int) { return FragmentC{{1, 1, 1, 1}}; });
-    const int node = gathered_node(lane_), begin = gathered_component(lane_);
-    int degree = 0;
-    if (counts_degrees_ && node < n)
-      for (int j = 0; j < n; ++j) degree += memory_.gate[small_pair(node, j, n)] > 0;
-    const bool exists = node < n, pools = T::kBags && p_.pools;
-    const int64_t row = piece.graph.begin + node;
-    float scale = 0;
-    if (exists) {
-      scale = aggregation_scale<float>(p_.aggregation, n, degree);
-      if (pools) scale *= pooled_share(piece.graph, T::Rows::nodes(p_).scale(row));
-      if (counts_degrees_ && p_.degree && begin == 0) p_.degree[row] = degree;
-    }
-    FragmentC x;
-#pragma unroll
-    for (int c = 0; c < 4; ++c) x.x[c] = exists ? scale * sum.x[c] : 0.0f;
-    if (!pools) {
-      if (exists) store_four(p_.out + row * d_ + begin, d_ - begin, x);
-    } else {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        x.x[c] += __shfl_xor_sync(kAllLanes, x.x[c], 2);
-        x.x[c] = sum_over_groups(x.x[c]);
+    const bool pools = T::kBags && p_.pools;
+#pragma unroll 1
+    for (int first = 0; first < piece.rows; first += Gathered::kTogether) {
+      const Gathered to(piece, memory_, first, lane_);
+      FragmentC x = messages.gather(piece, to, [](int) { return FragmentC{{1, 1, 1, 1}}; });
+      if (!to.exists) continue;
+      const int64_t row = piece.graph.begin + to.node;
+      int degree = 0;
+      if (counts_degrees_) {
+        const float* const gates = memory_.gate + to.graph * piece.small_pairs();
+        for (int j = 0; j < n; ++j) degree += gates[small_pair(to.own, j, n)] > 0;
+        if (p_.degree && to.component == 0) p_.degree[row] = degree;
       }
-      if (node == 0) store_four(p_.pooled + piece.graph.graph * d_ + begin, d_ - begin, x);
+      float scale = aggregation_scale<float>(p_.aggregation, n, degree);
+      if (pools) scale *= pooled_share(piece.graph, T::Rows::nodes(p_).scale(row));
+#pragma unroll
+      for (int c = 0; c < 4; ++c) x.x[c] *= scale;
+      if (pools) {
+        *reinterpret_cast<FragmentC*>(nodes.rows + to.node * kComponents + to.component) = x;
+      } else {
+        store_four(p_.out + row * d_ + to.component, d_ - to.component, x);
+      }
     }
     __syncwarp();
+    if (pools) pool_small(piece, nodes);
     store_sums(piece);
+  }
+
+  // The sums over the nodes of small graphs, whose parts are in the cache.
+  __device__ __forceinline__ void pool_small(const Piece& piece, const RowCache<kMI>& parts) const {
+#pragma unroll 1
+    for (int e = lane_; e < piece.graphs * kComponents; e += kWarp) {
+      const int graph = e / kComponents, component = e % kComponents;
+      const float* part = parts.rows + graph * piece.small * kComponents + component;
+      float sum = 0;
+#pragma unroll 4
+      for (int i = 0; i < piece.small; ++i) sum += part[i * kComponents];
+      if (component < d_) p_.pooled[(piece.graph.graph + graph) * d_ + component] = sum;
+    }
+    __syncwarp();
   }
 
   // Adds what the listed pairs send through the units of a pass.
@@ -393,22 +405,22 @@ class Forward {
     }
   }
 
-  // To the graph, or to what is added up of a large one.
+  // To the graphs, or to what is added up of a large one.
   __device__ __forceinline__ void store_sums(const Piece& piece) const {
-    const int64_t slot = sums_slot(piece.graph.graph, piece.graph.begin + piece.row);
-    const auto sum_up = [&](auto* of_graphs, auto* of_slots, auto sum_of_lane) {
+    const auto store = [&](auto* of_graphs, auto* of_slots, auto sum_of_lane, bool summed) {
       if (!of_graphs) return;
-      const auto all = warp_sum(sum_of_lane);
-      if (lane_ != 0) return;
+      const auto all = summed ? sum_of_lane : warp_sum(sum_of_lane);
       if (piece.small) {
-        of_graphs[piece.graph.graph] = all;
-      } else {
-        of_slots[slot] = all;
+        const int lanes = summed ? memory_.lanes_each : kWarp, graph = lane_ / lanes;
+        if (lane_ % lanes == 0 && graph < piece.graphs) of_graphs[piece.graph.graph + graph] = all;
+      } else if (lane_ == 0) {
+        of_slots[sums_slot(piece.graph.graph, piece.graph.begin + piece.row)] = all;
       }
     };
-    sum_up(p_.l0, l_.l0, l0_);
-    sum_up(p_.num_edges, l_.edges, edges_);
-    if (L2) sum_up(p_.l2, l_.l2, l2_);
+    const bool summed = piece.small;  // see Tiles::count_gates
+    store(p_.l0, l_.l0, l0_, summed);
+    store(p_.num_edges, l_.edges, edges_, summed);
+    if (L2) store(p_.l2, l_.l2, l2_, false);
   }
 
   // The sum over the rows, what each adds to its graph's pooled sum.

@@ -12,9 +12,21 @@ namespace l0sign::cuda {
 
 #if defined(__CUDACC__) || defined(L0SIGN_SIMT)
 
-// What a lane gathers.
-__device__ __forceinline__ int gathered_node(int lane) { return lane / 2; }
-__device__ __forceinline__ int gathered_component(int lane) { return lane % 2 * 4; }
+// What a lane gathers: components [component, component + 4) of a node of a piece. The warp takes kTogether
+// nodes at a time, from `first` on; lanes whose node is none stay in bounds.
+struct Gathered {
+  static constexpr int kTogether = kWarp / 2;
+  int component;
+  bool exists;
+  int node, graph, own;  // of the piece; its graph of the piece; of its graph
+
+  __device__ __forceinline__ Gathered(const Piece& piece, const TileMemory& memory, int first, int lane)
+      : component(lane % 2 * 4), exists(first + lane / 2 < piece.rows) {
+    node = exists ? first + lane / 2 : 0;
+    graph = memory.graph_of_node[node];
+    own = node - graph * piece.small;
+  }
+};
 
 // [pairs, 8] by the numbers of pairs, in the warp's shared memory.
 struct PairRows {
@@ -35,21 +47,19 @@ struct PairRows {
     row[0] = row[1] = {};
   }
 
-  // sum_j row_ij o factor(j) over the nodes j of a graph of n: four components,
-  // from gathered_component(lane) on, of node gathered_node(lane). Lanes whose
-  // node is none stay in bounds, too.
+  // sum_j row_ij o factor(j) over the nodes j of the graph of node i; factor takes nodes of the piece.
   template <class Factor>
-  __device__ __forceinline__ FragmentC gather(int n, int lane, Factor factor) const {
-    const int node = gathered_node(lane);
-    const float* row = rows + node * kComponents + gathered_component(lane);
+  __device__ __forceinline__ FragmentC gather(const Piece& piece, const Gathered& to, Factor factor) const {
+    const int n = piece.small, first = to.graph * n;
+    const float* row = rows + (to.graph * piece.small_pairs() + to.own) * kComponents + to.component;
     FragmentC sum = {};
     int step = (n - 1) * kComponents;  // to the pair with the next node, while that is one before this
 #pragma unroll 4
     for (int j = 0; j < n; ++j) {
-      const FragmentC x = *reinterpret_cast<const FragmentC*>(row), y = factor(j);
+      const FragmentC x = *reinterpret_cast<const FragmentC*>(row), y = factor(first + j);
 #pragma unroll
       for (int c = 0; c < 4; ++c) sum.x[c] = fmaf(x.x[c], y.x[c], sum.x[c]);
-      row += j < node ? step : kComponents;
+      row += j < to.own ? step : kComponents;
       step -= kComponents;
     }
     return sum;

@@ -445,6 +445,15 @@ void check_tile_edges() {
       check_edge_case<float>(with_edges(make({10, 18, 1}, s[0], s[1], 1, 1, 8)), rounded);
 }
 
+// Small graphs of one size, so many of each that a warp takes several together, and at the end fewer.
+std::vector<std::vector<int64_t>> many_small_graphs() {
+  std::vector<std::vector<int64_t>> batches;
+  for (const auto& [count, nodes] :
+       {std::array<int64_t, 2>{21, 3}, {17, 10}, {26, 8}, {43, 1}, {25, 5}, {18, 11}})
+    batches.emplace_back(count, nodes);
+  return batches;
+}
+
 // The sizes of the kernels on the matrix units, at and beside their limits: up to 16 nodes a graph is small,
 // a row of a larger one is taken in parts of 256, and a warp takes 8 rows at a time.
 void check_tiles() {
@@ -457,6 +466,8 @@ void check_tiles() {
     check_float(make({9, 9, 9}, 8, 32, 8, 32, options), true);
     check_float(make({18, 18}, 8, 32, 8, 32, options), true);
   }
+  for (const auto& sizes : many_small_graphs())
+    for (const int options : {0, 1, 3, 11, 19, 20}) check_float(make(sizes, 8, 32, 8, 32, options), true);
   check_float(make({2, 260}, 8, 32, 8, 32, 11), false);
   check_float(make({40}, 16, 64, 8, 32, 7), false);
   // Every size, with the other sizes in turn.
@@ -525,6 +536,8 @@ void check_tile_bags() {
   for (const int options : {3, 11, 16})
     for (const auto& sizes : {std::vector<int64_t>{9, 9, 9}, {16, 16}, {17, 17}, {0, 0}})
       check(sizes, {8, 32, 8, 32}, options, true);
+  for (const auto& sizes : many_small_graphs())
+    for (const int options : {1, 3, 11, 16, 19}) check(sizes, {8, 32, 8, 32}, options, true);
   check({2, 70}, {8, 32, 8, 32}, 11);
   check({3, 17, 0, 5}, {27, 100, 50, 33}, 3);
   check({3, 17, 0, 5}, {32, 64, 16, 128}, 15);
@@ -905,6 +918,9 @@ void check_tile_gates() {
                                              gradients & 1, gradients & 2),
                          false);
   check_gates<float>(with_gate_gradients(make({9, 9, 9}, 1, 1, 8, 32, 3)), true);
+  for (const auto& sizes : many_small_graphs())
+    for (const int options : {1, 3})
+      check_gates<float>(with_gate_gradients(make(sizes, 1, 1, 8, 32, options)), true);
   check_gates<float>(with_gate_gradients(make({18, 18}, 1, 1, 8, 32, 3)), true);
   check_gates<float>(with_gate_gradients(make({2, 260}, 1, 1, 8, 32, 3)), false);
   check_gates<float>(with_gate_gradients(make(ragged_sizes(40, 70), 1, 1, 8, 32, 3)), false);
