@@ -131,13 +131,16 @@ struct Left {
   __device__ __forceinline__ Two values(int half, int part) const { return rows(half).values(part); }
 };
 
-// c(k) += x(k) y(k)^T for k < kCount. Products that add to one c wait for each other, and so they take turns.
-// kExact: x(k) was set_exact.
-template <int kCount, bool kExact = false, class Sums, class Lefts, class Rights>
-__device__ __forceinline__ void multiply_add_each(Sums c, Lefts x, Rights y) {
+// c(k) = from(k) + x(k) y(k)^T for k < kCount. Products that add to one c wait for each other, and so they
+// take turns. kExact: x(k) was set_exact.
+template <int kCount, bool kExact = false, class Sums, class Lefts, class Rights, class From>
+__device__ __forceinline__ void multiply_add_to(Sums c, Lefts x, Rights y, From from) {
+  bool first = true;
   const auto products = [&](auto factor, auto left, auto right) {
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) mma<decltype(factor)::value>(c(k), left(x(k)), right(y(k)));
+    for (int k = 0; k < kCount; ++k)
+      mma<decltype(factor)::value>(c(k), left(x(k)), right(y(k)), first ? from(k) : c(k));
+    first = false;
   };
   const auto high = [](const auto& operand) { return operand.high; };
   const auto low = [](const auto& operand) { return operand.low; };
@@ -148,6 +151,12 @@ __device__ __forceinline__ void multiply_add_each(Sums c, Lefts x, Rights y) {
     products(kFactor, high, low);
   }
   products(kFactor, high, high);
+}
+
+// c(k) += x(k) y(k)^T
+template <int kCount, bool kExact = false, class Sums, class Lefts, class Rights>
+__device__ __forceinline__ void multiply_add_each(Sums c, Lefts x, Rights y) {
+  multiply_add_to<kCount, kExact>(c, x, y, c);
 }
 
 // c += x y^T

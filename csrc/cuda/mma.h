@@ -1,6 +1,6 @@
-// The matrix units, with float32 accumulation, and their host twins. The only
-// file with inline PTX. A lane holds 32-bit words of the operands, as the PTX
-// manual lays them out ("Matrix Fragments for mma.m16n8k8" and
+// The matrix units, with float32 accumulation, and some functions that are one
+// instruction, with their host twins. The only file with inline PTX. A lane holds 32-bit words of the
+// operands, as the PTX manual lays them out ("Matrix Fragments for mma.m16n8k8" and
 // "... m16n8k16"); with group = lane / 4 and in_group = lane % 4:
 //   tf32, m16n8k8:  A [16, 8]: (group, in_group), (group + 8, in_group), then
 //   both in column in_group + 4
@@ -193,9 +193,10 @@ __device__ __forceinline__ float from_halves(uint32_t word, int at) {
 #endif
 }
 
-// c += a b. Operands of tf32 have been through to_tf32.
+// d = a b + c. Operands of tf32 have been through to_tf32.
 template <Factor kFactor>
-__device__ __forceinline__ void mma(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+__device__ __forceinline__ void mma(FragmentC& d, const FragmentA& a, const FragmentB& b,
+                                    const FragmentC& c) {
 #ifdef L0SIGN_SIMT
   struct Operands {
     FragmentA a;
@@ -218,14 +219,15 @@ __device__ __forceinline__ void mma(FragmentC& c, const FragmentA& a, const Frag
       for (int at = 0; at < kElements; ++at)
         sum += element(kFactor, held(row % 8 * 4 + word % 4)->a.x, row / 8 + word / 4 * 2, at) *
                element(kFactor, held(column * 4 + word % 4)->b.x, word / 4, at);
-    c.x[part] = static_cast<float>(c.x[part] + sum);
+    d.x[part] = static_cast<float>(c.x[part] + sum);
   }
 #else
-#define L0SIGN_MMA(shape_and_types)                                               \
-  asm volatile("mma.sync.aligned." shape_and_types                                \
-               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-               : "+f"(c.x[0]), "+f"(c.x[1]), "+f"(c.x[2]), "+f"(c.x[3])           \
-               : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]))
+#define L0SIGN_MMA(shape_and_types)                                                                         \
+  asm volatile("mma.sync.aligned." shape_and_types                                                          \
+               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"                       \
+               : "=f"(d.x[0]), "=f"(d.x[1]), "=f"(d.x[2]), "=f"(d.x[3])                                     \
+               : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]), "f"(c.x[0]), \
+                 "f"(c.x[1]), "f"(c.x[2]), "f"(c.x[3]))
   if (kFactor == Factor::tf32) {
     L0SIGN_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
   } else if (kFactor == Factor::bf16) {

@@ -514,8 +514,7 @@ class Tiles {
       memory.graph_of_pair[number] = static_cast<uint8_t>(graph);
     }
 #pragma unroll 1
-    for (int at = count + lane; at < whole_steps(count + 1);
-         at += kWarp)  // one at least, see list_small_pairs
+    for (int at = count + lane; at < whole_steps(count + 1); at += kWarp)  // `none` of a list is count
       memory.small_pairs[at] = slot_pair(kZeroSlot, kZeroSlot);
     __syncwarp();
   }
@@ -543,9 +542,11 @@ class Tiles {
     const auto out_at = [&](int eight) { return two_at(edge.out + eight * 8 + place.in_group * 2); };
     constexpr bool kKeepsOut = kPairwise<Shape> && kSmall;  // else there are too few registers
     Two kept_out[kKeepsOut ? kUnitEights : 1];
+    FragmentC kept_bias[kKeepsOut ? kUnitEights : 1];
     if constexpr (kKeepsOut)
 #pragma unroll
-      for (int e = 0; e < kUnitEights; ++e) kept_out[e] = out_at(e);
+      for (int e = 0; e < kUnitEights; ++e)
+        kept_out[e] = out_at(e), kept_bias[e] = columns_at(edge.columns, e, place);
 #pragma unroll 1
     for (int at = 0; at < count; at += kStepPairs) {
       if constexpr (kStaged) {
@@ -567,12 +568,13 @@ class Tiles {
       };
       if constexpr (kPairwise<Shape>) {
         FragmentC c[kUnitEights];
-#pragma unroll
-        for (int e = 0; e < kUnitEights; ++e) c[e] = columns_at(edge.columns, e, place);
         const Left<P> x = pairs_at(0);
-        multiply_add_each<kUnitEights>([&](int e) -> FragmentC& { return c[e]; },
-                                       [&](int) -> const Left<P>& { return x; },
-                                       [&](int e) { return kept_weights.at(e); });
+        multiply_add_to<kUnitEights>(
+            [&](int e) -> FragmentC& { return c[e]; }, [&](int) -> const Left<P>& { return x; },
+            [&](int e) { return kept_weights.at(e); },
+            [&](int e) {
+              return kKeepsOut ? kept_bias[kKeepsOut ? e : 0] : columns_at(edge.columns, e, place);
+            });
 #pragma unroll
         for (int e = 0; e < kUnitEights; ++e)
           add_units(c[e], kKeepsOut ? kept_out[kKeepsOut ? e : 0] : out_at(e));

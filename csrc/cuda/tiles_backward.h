@@ -333,12 +333,10 @@ class Backward {
                                                const float* shares, float* q);
   __device__ __forceinline__ void small_gates(const Piece& piece);
   template <class Hidden>
-  __device__ __forceinline__ MaskedPairs masked_pairs(const LaneRows<kComponents>& nodes,
-                                                      const SlotPair (&pair)[2], const float (&weight)[2],
-                                                      const Hidden& hidden, const float* bias_columns,
-                                                      const Right<P> (&back)[Shared::kBackSteps],
-                                                      FragmentC (&sum)[kPassUnits][1],
-                                                      float (&bias_sum)[kPassUnits][2]) const;
+  __device__ __forceinline__ MaskedPairs masked_pairs(
+      const LaneRows<kComponents>& nodes, const SlotPair (&pair)[2], const float (&weight)[2],
+      const Hidden& hidden, const FragmentC (&bias)[kUnitEights], const Right<P> (&back)[Shared::kBackSteps],
+      FragmentC (&sum)[kPassUnits][1], float (&bias_sum)[kPassUnits][2]) const;
   __device__ __forceinline__ void store_gathered(const Piece& piece, const RowCache<1>& partners,
                                                  const typename T::Rows& rows, float* grad, int size) const;
 

@@ -163,13 +163,13 @@ struct Backward<Shape, P, Bags, L2>::MaskedPairs {
   FragmentC received;  // masks (v o W1) [16 pairs, 8 components]
 };
 
-// hidden and bias_columns: W1 and b1; back: (v o W1)^T. Adds masks^T (weight x)
+// hidden and bias: W1 and b1; back: (v o W1)^T. Adds masks^T (weight x)
 // to `sum`, and masks^T weight to `bias_sum`.
 template <class Shape, Precision P, bool Bags, bool L2>
 template <class Hidden>
 __device__ __forceinline__ auto Backward<Shape, P, Bags, L2>::masked_pairs(
     const LaneRows<kComponents>& nodes, const SlotPair (&pair)[2], const float (&weight)[2],
-    const Hidden& hidden, const float* bias_columns, const Right<P> (&back)[Shared::kBackSteps],
+    const Hidden& hidden, const FragmentC (&bias)[kUnitEights], const Right<P> (&back)[Shared::kBackSteps],
     FragmentC (&sum)[kPassUnits][1], float (&bias_sum)[kPassUnits][2]) const -> MaskedPairs {
   MaskedPairs pairs;
   Left<P> x;
@@ -184,11 +184,9 @@ __device__ __forceinline__ auto Backward<Shape, P, Bags, L2>::masked_pairs(
     pair_sums_.write_weight(half, weight[half], place_);
   }
   FragmentC c[kUnitEights];
-#pragma unroll
-  for (int e = 0; e < kUnitEights; ++e) c[e] = columns_at(bias_columns, e, place_);
-  multiply_add_each<kUnitEights>([&](int e) -> FragmentC& { return c[e]; },
-                                 [&](int) -> const Left<P>& { return x; },
-                                 [&](int e) { return hidden.at(e); });
+  multiply_add_to<kUnitEights>([&](int e) -> FragmentC& { return c[e]; },
+                               [&](int) -> const Left<P>& { return x; }, [&](int e) { return hidden.at(e); },
+                               [&](int e) -> const FragmentC& { return bias[e]; });
   pairs.received = {};
 #pragma unroll
   for (int o = 0; o < Shared::kBackSteps; ++o) {
@@ -260,12 +258,13 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::bag_messages(const
   const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_, graph * each, each);
   const typename T::template UnitOperands<true> hidden(weights_);
   Right<P> back[Shared::kBackSteps];
+  FragmentC bias[kUnitEights];
   Two from_bias[kUnitEights];  // q o b1
 #pragma unroll
   for (int e = 0; e < kUnitEights; ++e) {
     const Two of_units = two_at(q + e * 8 + place_.in_group * 2);
-    const FragmentC bias = columns_at(bias_columns_, e, place_);
-    from_bias[e] = {{of_units.x[0] * bias.x[0], of_units.x[1] * bias.x[1]}};
+    bias[e] = columns_at(bias_columns_, e, place_);
+    from_bias[e] = {{of_units.x[0] * bias[e].x[0], of_units.x[1] * bias[e].x[1]}};
     Right<P> rows[2];
     back_.rows(0, e, rows);
     const Two w = rows[0].values(0);
@@ -290,8 +289,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::bag_messages(const
       weight[half] = i == j ? gate[half] : 2 * gate[half];
       weights += weight[half];
     }
-    const MaskedPairs pairs =
-        masked_pairs(lane_nodes, pair, weight, hidden, bias_columns_, back, sum, bias_sum);
+    const MaskedPairs pairs = masked_pairs(lane_nodes, pair, weight, hidden, bias, back, sum, bias_sum);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       // relu(hidden) = [hidden > 0] o (W1 x + b1)
@@ -313,12 +311,12 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::bag_messages(const
   }
 #pragma unroll
   for (int m = 0; m < kPassUnits; ++m) {
-    const FragmentC bias = rows_at(bias_, m, place_);
+    const FragmentC unit_bias = rows_at(bias_, m, place_);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float of_unit = q[m * kUnits + half * 8 + place_.group];
       const Two w = hidden.at(m * 2 + half).values(0);
-      float on = bias.x[half * 2] * bias_sum[m][half];
+      float on = unit_bias.x[half * 2] * bias_sum[m][half];
       hidden_bias_.own[m][half] = fmaf(of_unit, bias_sum[m][half], hidden_bias_.own[m][half]);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
@@ -358,6 +356,9 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_gates(const 
     back[o] = w[0];
   }
   const auto lane_nodes = nodes.of_lane(place_);
+  FragmentC bias[kUnitEights];
+#pragma unroll
+  for (int e = 0; e < kUnitEights; ++e) bias[e] = columns_at(edge_.columns, e, place_);
   __syncwarp();
 #pragma unroll 1
   for (int at = 0; at < count; at += kStepPairs) {
@@ -373,7 +374,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_gates(const 
       if (place_.in_group == 0) logit_sum_ += weight[half];
     }
     const MaskedPairs pairs =
-        masked_pairs(lane_nodes, pair, weight, hidden, edge_.columns, back, edge_weight_.own, edge_bias_.own);
+        masked_pairs(lane_nodes, pair, weight, hidden, bias, back, edge_weight_.own, edge_bias_.own);
 #pragma unroll
     for (int half = 0; half < 2; ++half) pair_rows_.set(own + half * 8, half, grad[half], pairs.received);
     __syncwarp();  // the next product takes the whole warp

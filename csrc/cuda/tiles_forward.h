@@ -121,6 +121,9 @@ class Forward {
     }
     const Two out_bias = two_at(out_bias_ + place_.in_group * 2);
     const auto lane_nodes = nodes.of_lane(place_);
+    FragmentC bias[kUnitEights];
+#pragma unroll
+    for (int e = 0; e < kUnitEights; ++e) bias[e] = columns_at(bias_columns_, e, place_);
 #pragma unroll 1
     for (int at = 0; at < open; at += kStepPairs) {
       const int own = at + place_.group;
@@ -134,11 +137,9 @@ class Forward {
       }
       const Left<P> x(pairs[0], pairs[1]);
       FragmentC c[kUnitEights];
-#pragma unroll
-      for (int e = 0; e < kUnitEights; ++e) c[e] = columns_at(bias_columns_, e, place_);
-      multiply_add_each<kUnitEights>([&](int e) -> FragmentC& { return c[e]; },
-                                     [&](int) -> const Left<P>& { return x; },
-                                     [&](int e) { return hidden.at(e); });
+      multiply_add_to<kUnitEights>(
+          [&](int e) -> FragmentC& { return c[e]; }, [&](int) -> const Left<P>& { return x; },
+          [&](int e) { return hidden.at(e); }, [&](int e) -> const FragmentC& { return bias[e]; });
       // Two sums, which do not wait for each other.
       FragmentC z = {{out_bias.x[0], out_bias.x[1], out_bias.x[0], out_bias.x[1]}}, rest = {};
 #pragma unroll

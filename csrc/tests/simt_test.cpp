@@ -204,8 +204,9 @@ void product(const float* a, const float* b, float* d, bool fault) {
   const cuda::FragmentA fa = {
       {word(of_a(row), 0), word(of_a(group + 8), 0), word(of_a(group), 8), word(of_a(group + 8), 8)}};
   const cuda::FragmentB fb = {{word(of_b, 0), word(of_b, 8)}};
-  cuda::FragmentC fc = {};
-  cuda::mma<kFactor>(fc, fa, fb);
+  const cuda::FragmentC nothing = {};
+  cuda::FragmentC fc = {{NAN, NAN, NAN, NAN}};
+  cuda::mma<kFactor>(fc, fa, fb, nothing);
   d[group * 8 + in_group * 2] = fc.x[0];
   d[group * 8 + in_group * 2 + 1] = fc.x[1];
   d[(group + 8) * 8 + in_group * 2] = fc.x[2];
@@ -260,7 +261,7 @@ void matrix_units() {
     launch(
         +[] {
           cuda::FragmentC c = {};
-          cuda::mma<Factor::tf32>(c, {{cuda::bits_of(1.0001f), 0, 0, 0}}, {{0, 0}});
+          cuda::mma<Factor::tf32>(c, {{cuda::bits_of(1.0001f), 0, 0, 0}}, {{0, 0}}, c);
         },
         1, 32, 0, nullptr);
   } catch (const std::runtime_error&) {
