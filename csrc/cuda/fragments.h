@@ -45,7 +45,7 @@ struct LanePlace {
 };
 
 // A value as the nearest tf32, and what is left of it: high high + high low + low high has the error of
-// float32. What is left has a bit or two more than tf32. They are cut off by the matrix units, so that ptxas
+// float32. What is left may have a bit more than tf32. It is cut off by the matrix units, so that ptxas
 // drops the mask. Of a NaN one of the two is one; of an infinite value `low` is, too.
 struct Split {
   uint32_t high, low;

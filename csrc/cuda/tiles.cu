@@ -182,15 +182,15 @@ int graphs_together(const CompleteGraph<float>& p) {
   return static_cast<int>(std::max(std::min(places, p.graphs.count / (kMaxBlocks * kTileWarps)), int64_t{1}));
 }
 
-// shares: the warps of a backward may share the batch by its steps.
-TileLaunch plan(const CompleteGraph<float>& p, bool backward, bool shares, Arena& arena) {
+// pairs: the kernels are over all pairs, which go graph by graph; given edges go row by row.
+TileLaunch plan(const CompleteGraph<float>& p, bool backward, bool pairs, Arena& arena) {
   TileLaunch l = {};
   l.problem = p;
   l.gate = GateFunction<float>(p.gate);
   const int64_t N = p.graphs.num_nodes;
   l.turn = backward ? kBackwardRows : kForwardRows;
   l.together = 1;
-  if (all_small(p.graphs)) {
+  if (pairs && all_small(p.graphs)) {
     l.together = graphs_together(p);
     const int64_t several = std::max(l.turn / p.graphs.graph_size, int64_t{1});
     l.turn = (l.together > 1 ? l.together : several) * p.graphs.graph_size;
@@ -198,8 +198,8 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, bool shares, Arena
   const int64_t rows = kTileWarps * l.turn, units = (N + rows - 1) / rows;
   if (!p.nodes) l.pair_offsets = arena.take<int64_t>(graph_totals_size(p.graphs.count));
   if (!backward) {
-    const int64_t full = std::max(std::min(units, kMaxBlocks), (units + kForwardTurns - 1) / kForwardTurns);
-    l.blocks = std::min(full, kMaxFreeBlocks);
+    const int64_t turns = pairs ? kForwardTurns : 1;
+    l.blocks = std::min(std::max(std::min(units, kMaxBlocks), (units + turns - 1) / turns), kMaxFreeBlocks);
     const int64_t kept = all_small(p.graphs) ? 0 : sums_slots(p.graphs);
     l.pooled = arena.take<float>(p.pools ? kept * p.message.in : 0);
     l.l0 = arena.take<float>(p.l0 ? kept : 0);
@@ -216,7 +216,7 @@ TileLaunch plan(const CompleteGraph<float>& p, bool backward, bool shares, Arena
     l.blocks = blocks_for(units, kTileWarps * l.at.size * sizeof(float));
     l.partials = arena.take<float>(l.blocks * kTileWarps * l.at.size);
     // Where a warp has no more than one turn, there is nothing to share.
-    if (shares && p.graphs.offsets && units > l.blocks)
+    if (pairs && p.graphs.offsets && units > l.blocks)
       l.first_step = arena.take<int64_t>(graph_totals_size(p.graphs.count));
   }
   l.bytes = arena.used();

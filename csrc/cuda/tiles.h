@@ -124,8 +124,9 @@ __host__ __device__ constexpr int whole_steps(int count) {
 
 constexpr int kSmallPairs = whole_steps(kSmallGraph * (kSmallGraph + 1) / 2);
 
-// A warp's shared memory. Pairs of a piece are numbered; those of a small graph
-// in their canonical order.
+// A warp's shared memory. Pairs of a piece are numbered; those of small graphs
+// graph by graph in their canonical order. Together: whether a piece may be several small graphs.
+template <bool Together>
 struct alignas(16) TileMemory {
   union {
     float gate[kTileGates];
@@ -133,11 +134,12 @@ struct alignas(16) TileMemory {
   };
   // Pairs that go through a network, a multiple of kStepPairs: their slots (or
   // column), and the gate or the logit's gradient, 0 past the last. While gates
-  // are drawn, the values are their noise.
+  // are drawn, the values are their noise, and then how likely each is open.
   float list_value[kTileGates];
   SlotPair list_pair[kTileGates];
-  SlotPair small_pairs[kSmallPairs];                                  // of small graphs
-  uint8_t graph_of_pair[kSmallPairs], graph_of_node[kTogetherNodes];  // among those of the piece
+  SlotPair small_pairs[kSmallPairs];  // of small graphs
+  // Among the graphs of the piece.
+  uint8_t graph_of_pair[Together ? kSmallPairs : 1], graph_of_node[Together ? kTogetherNodes : 1];
   int small_nodes, small_graphs;  // of the small graphs whose numbers these are
   int lanes_each;                 // that a graph has where each takes some of the warp's: a power of 2
 
@@ -145,6 +147,8 @@ struct alignas(16) TileMemory {
     if (lane == 0) small_nodes = small_graphs = 0;
   }
 };
+static_assert(sizeof(TileMemory<false>) <= 2864, "more, and the largest backward does not fit into 163 KB");
+
 struct TileGradients {
   float slope[kTileGates];       // dg / da
   float grad_logit[kTileGates];  // what the logit receives besides; then its
@@ -176,14 +180,14 @@ class TileRows {
   const TableRows<float> rows_;
 };
 
-// Four numbers, or as many as there are and zeros: at once, where they lie for that.
-__device__ __forceinline__ FragmentC load_four(const float* from, int count) {
-  if (count >= 4 && reinterpret_cast<uintptr_t>(from) % sizeof(FragmentC) == 0)
-    return *reinterpret_cast<const FragmentC*>(from);
+// `scale` times four numbers, or as many as there are, and zeros: at once, where they lie for that.
+__device__ __forceinline__ FragmentC load_four(const float* from, int count, float scale) {
   FragmentC four = {};
+  const bool whole = count >= 4 && reinterpret_cast<uintptr_t>(from) % sizeof(four) == 0;
+  if (whole) four = *reinterpret_cast<const FragmentC*>(from);
 #pragma unroll
   for (int c = 0; c < 4; ++c)
-    if (c < count) four.x[c] = from[c];
+    if (c < count) four.x[c] = scale * (whole ? four.x[c] : from[c]);
   return four;
 }
 __device__ __forceinline__ void store_four(float* to, int count, const FragmentC& four) {
@@ -236,12 +240,7 @@ struct RowCache {
       const int64_t row = from(k);
       FragmentC four = {};
       if (row >= 0) {
-        const float* const values = source.row(row) + begin;
-        const int width = source.width() - begin;
-        four = load_four(values, width);
-        const float scale = source.scale(row);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) four.x[c] *= scale;
+        four = load_four(source.row(row) + begin, source.width() - begin, source.scale(row));
       }
       *reinterpret_cast<FragmentC*>(rows + (first + k) * kStride + begin) = four;
     }
@@ -256,8 +255,8 @@ struct RowCache {
 // Lists what value(c) is not 0 for (a NaN has to be seen in the result), c <
 // count, in order, padded with zeros to whole steps; returns how many there
 // are. entry(c) goes along, `none` past the last.
-template <class Value, class Entry>
-__device__ __forceinline__ int list_pairs(int count, SlotPair none, TileMemory& memory, int lane, Value value,
+template <class Memory, class Value, class Entry>
+__device__ __forceinline__ int list_pairs(int count, SlotPair none, Memory& memory, int lane, Value value,
                                           Entry entry) {
   int listed = 0;
 #pragma unroll 1
@@ -305,6 +304,7 @@ class Tiles {
   static constexpr bool kSplitsFirst = kMaxInner <= 2;
   static constexpr bool kBags = Bags;
   using Rows = TileRows<kBags>;
+  using Memory = TileMemory<kPairwise<Shape>>;
   using Weights = BothWeights<P, kSplitsFirst, kPairwise<Shape>>;
   using RowWeights = SharedWeights<P, kSplitsFirst, true>;
   using EdgeWeights = std::conditional_t<Backward, Weights, RowWeights>;
@@ -387,11 +387,11 @@ class Tiles {
   }
 
   // The slots of pair `at` of a piece.
-  static __device__ __forceinline__ SlotPair slots(const Piece& piece, const TileMemory& memory, int at) {
+  static __device__ __forceinline__ SlotPair slots(const Piece& piece, const Memory& memory, int at) {
     return piece.small ? slots<true>(piece, memory, at) : slots<false>(piece, memory, at);
   }
   template <bool kSmall>
-  static __device__ __forceinline__ SlotPair slots(const Piece& piece, const TileMemory& memory, int at) {
+  static __device__ __forceinline__ SlotPair slots(const Piece& piece, const Memory& memory, int at) {
     if constexpr (kSmall) return memory.small_pairs[at];
     const int r = at >> kColumnShift, c = at & ((1 << kColumnShift) - 1);
     if (r >= piece.rows || c >= piece.columns) return slot_pair(kZeroSlot, kZeroSlot);
@@ -481,7 +481,7 @@ class Tiles {
   // Lists the numbers of small graphs' open pairs, of the `count` pairs from `first` on, with their gates,
   // and clears the rows of the others; returns how many there are.
   template <class PairRows>
-  static __device__ __forceinline__ int list_small_pairs(const Piece& piece, TileMemory& memory, int lane,
+  static __device__ __forceinline__ int list_small_pairs(const Piece& piece, Memory& memory, int lane,
                                                          const PairRows& rows, int first, int count) {
     return list_pairs(
         count, static_cast<SlotPair>(pairs<true>(piece)), memory, lane,
@@ -494,7 +494,7 @@ class Tiles {
   }
 
   // Numbers the pairs of small graphs, where that isn't done.
-  static __device__ __forceinline__ void number_pairs(const Piece& piece, TileMemory& memory, int lane) {
+  static __device__ __forceinline__ void number_pairs(const Piece& piece, Memory& memory, int lane) {
     const int n = piece.small, each = piece.small_pairs(), count = piece.graphs * each;
     if (!n || (n == memory.small_nodes && piece.graphs == memory.small_graphs)) return;
     __syncwarp();
@@ -507,11 +507,11 @@ class Tiles {
 #pragma unroll 1
     for (int e = lane; e < piece.graphs * n * n; e += kWarp) {
       const int node = e / n, graph = node / n, i = node % n, j = e % n, first = graph * n;
-      if (j == 0) memory.graph_of_node[node] = static_cast<uint8_t>(graph);
+      if (kPairwise<Shape> && j == 0) memory.graph_of_node[node] = static_cast<uint8_t>(graph);
       if (i > j) continue;
       const int number = graph * each + small_pair(i, j, n);
       memory.small_pairs[number] = slot_pair(first + i, first + j);
-      memory.graph_of_pair[number] = static_cast<uint8_t>(graph);
+      if (kPairwise<Shape>) memory.graph_of_pair[number] = static_cast<uint8_t>(graph);
     }
 #pragma unroll 1
     for (int at = count + lane; at < whole_steps(count + 1); at += kWarp)  // `none` of a list is count
@@ -523,7 +523,7 @@ class Tiles {
   // a product is [16 pairs, 8 units] here: its sum over units is over few lanes.
   template <bool kSmall>
   static __device__ __forceinline__ void logits(const CompleteGraph<float>& p, const Edge& edge,
-                                                const Piece& piece, TileMemory& memory,
+                                                const Piece& piece, Memory& memory,
                                                 const RowCache<kEI>& cache, int lane) {
     const LanePlace place(lane);
     const int count = pairs<kSmall>(piece);
@@ -622,7 +622,7 @@ class Tiles {
   // logits are results, too.
   template <bool kWrites = false>
   static __device__ __forceinline__ void gates(const TileLaunch& l, const Edge& edge, const Piece& piece,
-                                               TileMemory& memory, TileGradients* gradients,
+                                               Memory& memory, TileGradients* gradients,
                                                const RowCache<kEI>& cache, int lane, float& l0, int& edges) {
     if (!l.problem.edge_nodes) {
 #pragma unroll 1
@@ -639,7 +639,7 @@ class Tiles {
  private:
   template <bool kSmall, bool kWrites>
   static __device__ __forceinline__ void draw_gates(const TileLaunch& l, const Edge& edge, const Piece& piece,
-                                                    TileMemory& memory, TileGradients* gradients,
+                                                    Memory& memory, TileGradients* gradients,
                                                     const RowCache<kEI>& cache, int lane, float& l0,
                                                     int& edges) {
     const CompleteGraph<float>& p = l.problem;
@@ -672,7 +672,8 @@ class Tiles {
         if constexpr (Backward) {
           const SlotPair pair = memory.small_pairs[at];
           self = (pair & 0xFF) == pair >> 8;
-          if (p.grad_l0) grad_l0 = p.grad_l0[piece.graph.graph + memory.graph_of_pair[at]];
+          if (kPairwise<Shape> && p.grad_l0)
+            grad_l0 = p.grad_l0[piece.graph.graph + memory.graph_of_pair[at]];
         }
       } else {
         if ((slots<false>(piece, memory, at) & 0xFF) == kZeroSlot) {
@@ -703,7 +704,7 @@ class Tiles {
   }
 
   // The sums of small graphs: each in its memory.lanes_each lanes.
-  static __device__ __forceinline__ void count_gates(const Piece& piece, const TileMemory& memory, int lane,
+  static __device__ __forceinline__ void count_gates(const Piece& piece, const Memory& memory, int lane,
                                                      float& l0, int& edges) {
     const int lanes = memory.lanes_each, graph = lane / lanes, each = piece.small_pairs();
     if (graph < piece.graphs)

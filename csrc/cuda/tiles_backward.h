@@ -134,7 +134,7 @@ struct BackwardShared {
   static constexpr int kCacheWords =
       (2 * kMessageCache > kEdgeCache ? 2 * kMessageCache : kEdgeCache) + (T::kSlots + 3) / 4 * 4;
   static constexpr int kPairRows =
-      (sizeof(TileMemory) + sizeof(TileGradients)) / 4 + (kCacheWords + 3) / 4 * 4;
+      (sizeof(typename T::Memory) + sizeof(TileGradients)) / 4 + (kCacheWords + 3) / 4 * 4;
   static constexpr int kPairSums = kPairRows + (kPairwise<Shape> ? PairRows::kWords : 0);
   static constexpr int kReceived = kPairSums + (kPairwise<Shape> ? PairSums<P>::kWords : 0);
   static constexpr int kWarpWords = kReceived + (L2 ? kStepPairs * RowCache<T::kMI>::kStride : 0);
@@ -142,7 +142,7 @@ struct BackwardShared {
   static constexpr bool kBiasColumns = kPairwise<Shape> || L2;
   // Operands of W1^T, for small graphs.
   static constexpr int kBackSteps = kUnitEights / parts_of(P);
-  static constexpr int kBackWords = kPairwise<Shape> ? T::Weights::shared_words(1, kBackSteps) : 0;
+  static constexpr int kBackWords = kPairwise<Shape> ? T::RowWeights::shared_words(1, kBackSteps) : 0;
 
   // sums: words of a warp's sums, if they lie here.
   __host__ __device__ __forceinline__ BackwardShared(const CompleteGraph<float>& p, int sums)
@@ -206,10 +206,11 @@ class Backward {
                          : 0.0f;
             },
             kPairwise<Shape> ? 1 : 0, Shared::kBackSteps, shared + at.edge_back, lane, warp),
-        memory_(*reinterpret_cast<TileMemory*>(shared + at.warps + warp * at.warp_words)),
+        memory_(*reinterpret_cast<typename T::Memory*>(shared + at.warps + warp * at.warp_words)),
         gradients_(*reinterpret_cast<TileGradients*>(shared + at.warps + warp * at.warp_words +
-                                                     sizeof(TileMemory) / 4)),
-        cache_(shared + at.warps + warp * at.warp_words + (sizeof(TileMemory) + sizeof(TileGradients)) / 4),
+                                                     sizeof(typename T::Memory) / 4)),
+        cache_(shared + at.warps + warp * at.warp_words +
+               (sizeof(typename T::Memory) + sizeof(TileGradients)) / 4),
         row_numbers_(cache_ + Shared::kCacheWords - (T::kSlots + 3) / 4 * 4),
         pair_rows_(shared + at.warps + warp * at.warp_words + Shared::kPairRows, place_),
         pair_sums_{shared + at.warps + warp * at.warp_words + Shared::kPairSums},
@@ -429,7 +430,7 @@ class Backward {
   const typename T::RowWeights back_;      // W1^T, for small graphs
   const typename T::Edge edge_;
   const typename T::RowWeights edge_back_;  // W1^T times W2, for small graphs
-  TileMemory& memory_;
+  typename T::Memory& memory_;
   TileGradients& gradients_;
   float* const cache_;
   float* const row_numbers_;  // [slots] b2 . D, or of a bag's small graph c_i

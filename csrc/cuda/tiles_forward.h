@@ -20,7 +20,7 @@ struct ForwardShared {
   static constexpr int kCacheWords =
       T::kSlots * (RowCache<T::kMI>::kStride > RowCache<T::kEI>::kStride ? RowCache<T::kMI>::kStride
                                                                          : RowCache<T::kEI>::kStride);
-  static constexpr int kPairRows = sizeof(TileMemory) / 4 + (kCacheWords + 3) / 4 * 4;
+  static constexpr int kPairRows = sizeof(typename T::Memory) / 4 + (kCacheWords + 3) / 4 * 4;
   static constexpr int kWarpWords = kPairRows + (kPairwise<Shape> ? PairRows::kWords : 0);
 
   __host__ __device__ __forceinline__ explicit ForwardShared(const CompleteGraph<float>& p)
@@ -62,8 +62,8 @@ class Forward {
                      shared + at.out, lane, warp),
         out_bias_(shared + at.out_bias),
         edge_(p_.edge, shared + at.edge, lane, warp),
-        memory_(*reinterpret_cast<TileMemory*>(shared + at.warps + warp * Shared::kWarpWords)),
-        cache_(shared + at.warps + warp * Shared::kWarpWords + sizeof(TileMemory) / 4),
+        memory_(*reinterpret_cast<typename T::Memory*>(shared + at.warps + warp * Shared::kWarpWords)),
+        cache_(shared + at.warps + warp * Shared::kWarpWords + sizeof(typename T::Memory) / 4),
         counts_degrees_(p_.aggregation == Aggregation::neighbor_mean) {
     float* const bias = shared + at.bias;
     share_rows(p_.message.hidden_bias, p_.message.hidden, at.units * kUnits, bias);
@@ -107,7 +107,7 @@ class Forward {
 
   // The messages of each open pair of small graphs, which the nodes gather.
   __device__ __forceinline__ void small_graph(const Piece& piece, const RowCache<kMI>& nodes) {
-    const PairRows messages(cache_ - sizeof(TileMemory) / 4 + Shared::kPairRows, place_);
+    const PairRows messages(cache_ - sizeof(typename T::Memory) / 4 + Shared::kPairRows, place_);
     const int n = piece.small;
     const int open = T::list_small_pairs(piece, memory_, lane_, messages, 0, T::pairs(piece));
     T::cache_piece(piece, nodes, T::Rows::nodes(p_), lane_);
@@ -447,7 +447,7 @@ class Forward {
   const typename T::RowWeights out_weights_;
   const float* const out_bias_;  // [d] in shared memory
   const typename T::Edge edge_;
-  TileMemory& memory_;
+  typename T::Memory& memory_;
   float* const cache_;
   const bool counts_degrees_;
   // Of the rows that are at work.

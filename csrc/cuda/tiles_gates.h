@@ -13,7 +13,7 @@ struct GatesShared {
   using T = Tiles<Shape, P, false, false>;
   int warps, end;
   static constexpr int kWarpWords =
-      sizeof(TileMemory) / 4 + (T::kSlots * RowCache<T::kEI>::kStride + 3) / 4 * 4;
+      sizeof(typename T::Memory) / 4 + (T::kSlots * RowCache<T::kEI>::kStride + 3) / 4 * 4;
 
   __host__ __device__ __forceinline__ explicit GatesShared(const CompleteGraph<float>& p)
       : warps(T::Edge::shared_words(p.edge)), end(warps + kTileWarps * kWarpWords) {}
@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks) tile_gate
   float* const shared = dynamic_shared<float>();
   const typename T::Edge edge(l.problem.edge, shared, lane, warp);
   float* const own = shared + Shared(l.problem).warps + warp * Shared::kWarpWords;
-  TileMemory& memory = *reinterpret_cast<TileMemory*>(own);
-  const RowCache<T::kEI> cache = {own + sizeof(TileMemory) / 4};
+  typename T::Memory& memory = *reinterpret_cast<typename T::Memory*>(own);
+  const RowCache<T::kEI> cache = {own + sizeof(typename T::Memory) / 4};
   memory.clear(lane);
   __syncthreads();
   for_pieces<kForwardRows, 16, false>(l, static_cast<int64_t>(blockIdx.x) * kTileWarps + warp, grid_warps(),

@@ -6,13 +6,13 @@
 
 namespace l0sign::cuda {
 
-// Starts a forward. Of graphs of one size all blocks take as long, and so no more are started than work at a
-// time: each reads the weights once.
+// Starts a forward. Of small graphs of one size all turns take as long, and so no more blocks are started
+// than work at a time: each reads the weights once.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_forward(void (*kernel)(Parameters...), const TileLaunch& l, size_t bytes,
                            cudaStream_t stream, Arguments... arguments) {
   int64_t blocks = l.blocks;
-  if (!l.problem.graphs.offsets) {
+  if (!l.problem.graphs.offsets && is_small(l.problem.graphs.graph_size)) {
     int64_t resident = 0;
     L0SIGN_TRY(resident_blocks(kernel, kTileThreads, bytes, resident));
     if (resident && resident < blocks) blocks = resident;

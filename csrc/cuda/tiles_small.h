@@ -20,7 +20,7 @@ struct Gathered {
   bool exists;
   int node, graph, own;  // of the piece; its graph of the piece; of its graph
 
-  __device__ __forceinline__ Gathered(const Piece& piece, const TileMemory& memory, int first, int lane)
+  __device__ __forceinline__ Gathered(const Piece& piece, const TileMemory<true>& memory, int first, int lane)
       : component(lane % 2 * 4), exists(first + lane / 2 < piece.rows) {
     node = exists ? first + lane / 2 : 0;
     graph = memory.graph_of_node[node];

@@ -11,6 +11,7 @@
 #include "cuda/gate_noise.h"
 #include "cuda/graph_totals.h"
 #include "cuda/tiles.h"
+#include "cuda/tiles_launch.h"
 #include "expect.h"
 #include "plain.h"
 
@@ -445,11 +446,19 @@ void check_tile_edges() {
       check_edge_case<float>(with_edges(make({10, 18, 1}, s[0], s[1], 1, 1, 8)), rounded);
 }
 
-// Small graphs of one size, so many of each that a warp takes several together, and at the end fewer.
+// Small graphs of one size, so many of each that a warp takes several together, as many as it can or fewer,
+// and at the end of the batch fewer.
 std::vector<std::vector<int64_t>> many_small_graphs() {
   std::vector<std::vector<int64_t>> batches;
-  for (const auto& [count, nodes] :
-       {std::array<int64_t, 2>{21, 3}, {17, 10}, {26, 8}, {43, 1}, {25, 5}, {18, 11}})
+  for (const auto& [count, nodes] : {std::array<int64_t, 2>{21, 3},
+                                     {85, 3},
+                                     {17, 10},
+                                     {26, 8},
+                                     {25, 9},
+                                     {257, 1},
+                                     {130, 2},
+                                     {50, 5},
+                                     {18, 11}})
     batches.emplace_back(count, nodes);
   return batches;
 }
@@ -488,8 +497,20 @@ void check_tiles() {
 }
 
 // On a device whose blocks have 99 KB of shared memory no kernel asks for more, and the sums of the weight
-// gradients, which then may lie in device memory, are the same to the bit.
+// gradients, which then may lie in device memory, are the same to the bit. 163 KB are enough for all sizes.
 void check_less_shared_memory() {
+  const size_t all = simt::most_shared_bytes();
+  for (const HalfType half : {HalfType::none, HalfType::bfloat16, HalfType::float16})
+    for (const bool backward : {false, true}) {
+      CompleteGraph<float> p = {};
+      p.message.in = p.message.out = p.edge.in = 64, p.message.hidden = p.edge.hidden = 128, p.edge.out = 1;
+      p.half = half;
+      Array<float> something = poisoned<float>(1);
+      p.nodes = something.get(), p.grad_out = something.get();
+      simt::set_most_shared_bytes(163 << 10);
+      expect(cuda::tiles_take(p, backward), "the largest sizes in 163 KB of shared memory");
+      simt::set_most_shared_bytes(all);
+    }
   for (const HalfType half : {HalfType::none, HalfType::bfloat16, HalfType::float16})
     for (const bool tf32 : {false, true})
       for (const auto& s :
@@ -808,6 +829,24 @@ void check_apart() {
         }
       expect(same && shown, c.name + rounded.name() + ": " + std::to_string(value) + " in one graph's node");
     }
+  // Small graphs of one size, several of which a warp takes together.
+  for (const double value : {NAN, INFINITY}) {
+    Case c = as_operators_pass(make(std::vector<int64_t>(17, 10), 8, 32, 8, 32, 3));
+    const Run<float> clean = run_complete_graph<float>(c, true);
+    const int64_t graph = 4;
+    c.leaves.nodes[(graph * 10 + 7) * 8 + 2] = value, c.leaves.edge_nodes[(graph * 10 + 3) * 8] = value;
+    const Run<float> run = run_complete_graph<float>(c, true);
+    bool same = true, shown = false;
+    for (const char* name : {"out", "l0", "nodes", "edge_nodes"}) {
+      const auto& found = run.found(name);
+      for (int64_t k = 0; k < found.size; ++k) {
+        const bool inside = k / (found.size / 17) == graph;
+        same = same && (inside || found.get()[k] == clean.found(name).get()[k]);
+        shown = shown || (inside && !std::isfinite(found.get()[k]));
+      }
+    }
+    expect(same && shown, c.name + ": " + std::to_string(value) + " in one of many small graphs");
+  }
 }
 
 void check_noise() {
