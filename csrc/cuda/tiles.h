@@ -203,17 +203,25 @@ __device__ __forceinline__ void store_four(float* to, int count, const FragmentC
 // Rows in the block's shared memory, from the components on that a lane has of an operand.
 template <int kStride>
 class LaneRows {
+  // In the smallest kernels an address is an offset in bytes that stays in a register, and the row's own.
+  // Those of more components have no register for it.
+  static constexpr bool kKeeps = kStride == kComponents;
+
  public:
   __device__ __forceinline__ LaneRows(float* rows, const LanePlace& place)
-      : offset_(opaque(
-            static_cast<int>(reinterpret_cast<char*>(rows + place.in_group * 2) - dynamic_shared<char>()))) {}
+      : rows_(rows), first_(place.in_group * 2) {
+    if (kKeeps)
+      first_ = opaque(static_cast<int>(reinterpret_cast<char*>(rows + first_) - dynamic_shared<char>()));
+  }
   __device__ __forceinline__ float* row(int slot) const {
+    if (!kKeeps) return rows_ + slot * kStride + first_;
     return reinterpret_cast<float*>(dynamic_shared<char>() +
-                                    (offset_ + slot * kStride * static_cast<int>(sizeof(float))));
+                                    (first_ + slot * kStride * static_cast<int>(sizeof(float))));
   }
 
  private:
-  int offset_;  // in bytes
+  float* rows_;
+  int first_;
 };
 
 // Rows of nodes in the warp's shared memory, padded with zeros.
@@ -729,52 +737,46 @@ __device__ __forceinline__ int64_t grid_warps() { return static_cast<int64_t>(gr
 // warp owns; first and last say whether the piece begins or ends its rows. A
 // piece of a large graph has up to `Rows` rows, all of the same Rows rows of
 // the batch, and `Columns` columns. A warp takes l.turn rows at a time; kShares:
-// or, with l.first_step, the warps share the batch by its steps.
-template <int Rows, int Columns, bool kShares, class Run>
+// or, with l.first_step, the warps share the batch by its steps. kTogether: several small
+// graphs may go together, and the next graph is guessed; other kernels have no registers for that.
+template <int Rows, int Columns, bool kShares, bool kTogether, class Run>
 __device__ __forceinline__ void for_pieces(const TileLaunch& l, int64_t warp, int64_t warps, Run&& run) {
   const Graphs& graphs = l.problem.graphs;
-  // Few registers: the kernels have none to spare.
-  using Count = std::conditional_t<kShares, int64_t, int>;
-  int64_t row = warp * l.turn, last = -1;
-  auto left = static_cast<Count>(l.turn);  // rows of the turn
-  if constexpr (kShares)
-    if (l.first_step) {
-      int64_t end;
-      rows_of_warp(graphs, l.first_step, warp, warps, row, end);
-      left = end - row;
-    }
+  // Few registers: the largest kernels have none to spare.
+  int64_t row = warp * l.turn, end = row + l.turn, last = -1;
+  if (kShares && l.first_step) rows_of_warp(graphs, l.first_step, warp, warps, row, end);
 #pragma unroll 1
   while (row < graphs.num_nodes) {
 #pragma unroll 1
-    while (left > 0 && row < graphs.num_nodes) {
+    while (row < end && row < graphs.num_nodes) {
       const GraphOfRow graph = graph_of_row(graphs, row, last);
-      last = graph.graph;
+      if constexpr (kTogether) last = graph.graph;
       const int64_t n = graph.end - graph.begin;
       const int small = is_small(n) ? static_cast<int>(n) : 0;
-      const int64_t stop = (row / Rows + 1) * Rows;
-      int64_t some = (small || graph.end < stop ? graph.end : stop) - row;
-      int together = 1;
-      if (l.together > 1) {
-        const int64_t rest = graphs.num_nodes - row;
-        some = rest < l.turn ? rest : l.turn;
-        together = some == l.turn ? l.together : static_cast<int>(some) / small;
-      }
       if (small && row != graph.begin) {  // another warp's, or this one's already
-        row += some, left -= static_cast<Count>(some);
+        row = graph.end;
         continue;
+      }
+      const int64_t stop = (row / Rows + 1) * Rows;
+      int some = small ? small : static_cast<int>((graph.end < stop ? graph.end : stop) - row);
+      int together = 1;
+      if (kTogether && l.together > 1) {
+        const int64_t rest = graphs.num_nodes - row;
+        some = static_cast<int>(rest < l.turn ? rest : l.turn);
+        together = some == l.turn ? l.together : some / small;
       }
       const int width = small ? small : Columns;
 #pragma unroll 1
       for (int64_t column = 0; column < n; column += width) {
         const int64_t rest = n - column;
-        run(Piece{graph, small, row - graph.begin, column, static_cast<int>(some),
+        run(Piece{graph, small, row - graph.begin, column, some,
                   static_cast<int>(rest < width ? rest : width), together},
             column == 0, rest <= width);
       }
-      row += some, left -= static_cast<Count>(some);
+      row = kTogether || !small ? row + some : graph.end;
     }
     if (kShares && l.first_step) break;
-    row += left + (warps - 1) * l.turn, left = static_cast<Count>(l.turn);
+    row = end + (warps - 1) * l.turn, end = row + l.turn;
   }
 }
 

@@ -333,11 +333,13 @@ class Backward {
   __device__ __forceinline__ void bag_messages(const Piece& piece, int graph, const RowCache<kMI>& nodes,
                                                const float* shares, float* q);
   __device__ __forceinline__ void small_gates(const Piece& piece);
-  template <class Hidden>
-  __device__ __forceinline__ MaskedPairs masked_pairs(
-      const LaneRows<kComponents>& nodes, const SlotPair (&pair)[2], const float (&weight)[2],
-      const Hidden& hidden, const FragmentC (&bias)[kUnitEights], const Right<P> (&back)[Shared::kBackSteps],
-      FragmentC (&sum)[kPassUnits][1], float (&bias_sum)[kPassUnits][2]) const;
+  template <class Hidden, class Bias>
+  __device__ __forceinline__ MaskedPairs masked_pairs(const LaneRows<kComponents>& nodes,
+                                                      const SlotPair (&pair)[2], const float (&weight)[2],
+                                                      const Hidden& hidden, const Bias& bias,
+                                                      const Right<P> (&back)[Shared::kBackSteps],
+                                                      FragmentC (&sum)[kPassUnits][1],
+                                                      float (&bias_sum)[kPassUnits][2]) const;
   __device__ __forceinline__ void store_gathered(const Piece& piece, const RowCache<1>& partners,
                                                  const typename T::Rows& rows, float* grad, int size) const;
 
@@ -468,8 +470,9 @@ __device__ __forceinline__ void run_backward(const TileLaunch& l, Work work) {
 // L2: with a gradient for the messages' norms.
 template <class Shape, Precision P, bool Bags, bool L2>
 __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_backward(TileLaunch l) {
-  run_backward<Shape, P, Bags, L2>(
-      l, [&](auto& run, int64_t warp) { for_pieces<1, kTileGates, true>(l, warp, grid_warps(), run); });
+  run_backward<Shape, P, Bags, L2>(l, [&](auto& run, int64_t warp) {
+    for_pieces<1, kTileGates, true, kPairwise<Shape>>(l, warp, grid_warps(), run);
+  });
 }
 
 #endif

@@ -115,10 +115,14 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const
       const auto multiply = [&](int k, const Right<P>(&b)[2], const Right<P>(&grad)[2]) {
 #pragma unroll
         for (int m = 0; m < kTogether; ++m) {
-          const Left<P> w = weights_.get(unit + first + m, k), v = out_weights_.get(unit + first + m, k);
-          multiply_add_each<4>([&](int k) -> FragmentC& { return k < 2 ? c[m][k] : both[m][k - 2]; },
-                               [&](int k) -> const Left<P>& { return k < 2 ? w : v; },
-                               [&](int k) -> const Right<P>& { return k < 2 ? b[k] : grad[k - 2]; });
+          const auto add = [&](const typename T::Weights& weights, FragmentC(&sum)[2],
+                               const Right<P>(&y)[2]) {
+            const Left<P> w = weights.get(unit + first + m, k);
+            multiply_add_each<2>([&](int t) -> FragmentC& { return sum[t]; },
+                                 [&](int) -> const Left<P>& { return w; },
+                                 [&](int t) -> const Right<P>& { return y[t]; });
+          };
+          add(weights_, c[m], b), add(out_weights_, both[m], grad);
         }
       };
       if constexpr (kKept) {

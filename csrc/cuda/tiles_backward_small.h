@@ -163,13 +163,13 @@ struct Backward<Shape, P, Bags, L2>::MaskedPairs {
   FragmentC received;  // masks (v o W1) [16 pairs, 8 components]
 };
 
-// hidden and bias: W1 and b1; back: (v o W1)^T. Adds masks^T (weight x)
+// hidden and bias(eight): W1 and b1; back: (v o W1)^T. Adds masks^T (weight x)
 // to `sum`, and masks^T weight to `bias_sum`.
 template <class Shape, Precision P, bool Bags, bool L2>
-template <class Hidden>
+template <class Hidden, class Bias>
 __device__ __forceinline__ auto Backward<Shape, P, Bags, L2>::masked_pairs(
     const LaneRows<kComponents>& nodes, const SlotPair (&pair)[2], const float (&weight)[2],
-    const Hidden& hidden, const FragmentC (&bias)[kUnitEights], const Right<P> (&back)[Shared::kBackSteps],
+    const Hidden& hidden, const Bias& bias, const Right<P> (&back)[Shared::kBackSteps],
     FragmentC (&sum)[kPassUnits][1], float (&bias_sum)[kPassUnits][2]) const -> MaskedPairs {
   MaskedPairs pairs;
   Left<P> x;
@@ -186,7 +186,7 @@ __device__ __forceinline__ auto Backward<Shape, P, Bags, L2>::masked_pairs(
   FragmentC c[kUnitEights];
   multiply_add_to<kUnitEights>([&](int e) -> FragmentC& { return c[e]; },
                                [&](int) -> const Left<P>& { return x; }, [&](int e) { return hidden.at(e); },
-                               [&](int e) -> const FragmentC& { return bias[e]; });
+                               bias);
   pairs.received = {};
 #pragma unroll
   for (int o = 0; o < Shared::kBackSteps; ++o) {
@@ -258,13 +258,13 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::bag_messages(const
   const int open = T::list_small_pairs(piece, memory_, lane_, pair_rows_, graph * each, each);
   const typename T::template UnitOperands<true> hidden(weights_);
   Right<P> back[Shared::kBackSteps];
-  FragmentC bias[kUnitEights];
+  const auto bias = [&](int eight) { return columns_at(bias_columns_, eight, place_); };
   Two from_bias[kUnitEights];  // q o b1
 #pragma unroll
   for (int e = 0; e < kUnitEights; ++e) {
     const Two of_units = two_at(q + e * 8 + place_.in_group * 2);
-    bias[e] = columns_at(bias_columns_, e, place_);
-    from_bias[e] = {{of_units.x[0] * bias[e].x[0], of_units.x[1] * bias[e].x[1]}};
+    const FragmentC of_bias = bias(e);
+    from_bias[e] = {{of_units.x[0] * of_bias.x[0], of_units.x[1] * of_bias.x[1]}};
     Right<P> rows[2];
     back_.rows(0, e, rows);
     const Two w = rows[0].values(0);
@@ -373,8 +373,9 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::small_gates(const 
       weight[half] = (pair[half] & 0xFF) == pair[half] >> 8 ? grad[half] : 2 * grad[half];
       if (place_.in_group == 0) logit_sum_ += weight[half];
     }
-    const MaskedPairs pairs =
-        masked_pairs(lane_nodes, pair, weight, hidden, bias, back, edge_weight_.own, edge_bias_.own);
+    const MaskedPairs pairs = masked_pairs(
+        lane_nodes, pair, weight, hidden, [&](int e) -> const FragmentC& { return bias[e]; }, back,
+        edge_weight_.own, edge_bias_.own);
 #pragma unroll
     for (int half = 0; half < 2; ++half) pair_rows_.set(own + half * 8, half, grad[half], pairs.received);
     __syncwarp();  // the next product takes the whole warp

@@ -463,8 +463,8 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks - L2) tile
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   Forward<Shape, P, L2> run(l, dynamic_shared<float>(), ForwardShared<Shape, P>(l.problem), lane, warp);
   __syncthreads();
-  for_pieces<kForwardRows, 16, false>(l, static_cast<int64_t>(blockIdx.x) * kTileWarps + warp, grid_warps(),
-                                      run);
+  for_pieces<kForwardRows, 16, false, kPairwise<Shape>>(
+      l, static_cast<int64_t>(blockIdx.x) * kTileWarps + warp, grid_warps(), run);
 }
 
 #endif

@@ -32,16 +32,16 @@ __global__ void __launch_bounds__(kTileThreads, Shape::kForwardBlocks) tile_gate
   const RowCache<T::kEI> cache = {own + sizeof(typename T::Memory) / 4};
   memory.clear(lane);
   __syncthreads();
-  for_pieces<kForwardRows, 16, false>(l, static_cast<int64_t>(blockIdx.x) * kTileWarps + warp, grid_warps(),
-                                      [&](const Piece& piece, bool, bool) {
-                                        if (!piece.small && piece.column + piece.columns <= piece.row)
-                                          return;  // i > j: another piece has them
-                                        T::number_pairs(piece, memory, lane);
-                                        float l0 = 0;
-                                        int edges = 0;
-                                        T::template gates<true>(l, edge, piece, memory, nullptr, cache, lane,
-                                                                l0, edges);
-                                      });
+  for_pieces<kForwardRows, 16, false, kPairwise<Shape>>(
+      l, static_cast<int64_t>(blockIdx.x) * kTileWarps + warp, grid_warps(),
+      [&](const Piece& piece, bool, bool) {
+        if (!piece.small && piece.column + piece.columns <= piece.row)
+          return;  // i > j: another piece has them
+        T::number_pairs(piece, memory, lane);
+        float l0 = 0;
+        int edges = 0;
+        T::template gates<true>(l, edge, piece, memory, nullptr, cache, lane, l0, edges);
+      });
 }
 
 template <class Shape, Precision P, bool Bags, bool L2>
@@ -73,9 +73,9 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::gates_of(const Pie
 template <class Shape, Precision P>
 __global__ void __launch_bounds__(kTileThreads, Shape::kBackwardBlocks) tile_gates_backward(TileLaunch l) {
   run_backward<Shape, P, false, false>(l, [&](auto& run, int64_t warp) {
-    for_pieces<1, kTileGates, true>(l, warp, grid_warps(), [&](const Piece& piece, bool first, bool last) {
-      run.gates_of(piece, first, last);
-    });
+    for_pieces<1, kTileGates, true, kPairwise<Shape>>(
+        l, warp, grid_warps(),
+        [&](const Piece& piece, bool first, bool last) { run.gates_of(piece, first, last); });
   });
 }
 
