@@ -773,7 +773,7 @@ __device__ __forceinline__ void for_pieces(const TileLaunch& l, int64_t warp, in
                   static_cast<int>(rest < width ? rest : width), together},
             column == 0, rest <= width);
       }
-      row = kTogether || !small ? row + some : graph.end;
+      row = kTogether || !small ? row + some : graph.end;  // the same; so ptxas needs a register less
     }
     if (kShares && l.first_step) break;
     row = end + (warps - 1) * l.turn, end = row + l.turn;
