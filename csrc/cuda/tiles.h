@@ -733,6 +733,14 @@ class Tiles {
 // The warps of the grid.
 __device__ __forceinline__ int64_t grid_warps() { return static_cast<int64_t>(gridDim.x) * kTileWarps; }
 
+// Rows of a piece while for_pieces counts them: of either type ptxas needs a register less for some
+// architectures, and the largest backward has none to spare.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+using PieceRows = int64_t;
+#else
+using PieceRows = int;
+#endif
+
 // Calls run(piece, first, last) for every piece of the pair matrix that this
 // warp owns; first and last say whether the piece begins or ends its rows. A
 // piece of a large graph has up to `Rows` rows, all of the same Rows rows of
@@ -758,18 +766,18 @@ __device__ __forceinline__ void for_pieces(const TileLaunch& l, int64_t warp, in
         continue;
       }
       const int64_t stop = (row / Rows + 1) * Rows;
-      int some = small ? small : static_cast<int>((graph.end < stop ? graph.end : stop) - row);
+      PieceRows some = small ? small : static_cast<PieceRows>((graph.end < stop ? graph.end : stop) - row);
       int together = 1;
       if (kTogether && l.together > 1) {
         const int64_t rest = graphs.num_nodes - row;
-        some = static_cast<int>(rest < l.turn ? rest : l.turn);
-        together = some == l.turn ? l.together : some / small;
+        some = static_cast<PieceRows>(rest < l.turn ? rest : l.turn);
+        together = some == l.turn ? l.together : static_cast<int>(some) / small;
       }
       const int width = small ? small : Columns;
 #pragma unroll 1
       for (int64_t column = 0; column < n; column += width) {
         const int64_t rest = n - column;
-        run(Piece{graph, small, row - graph.begin, column, some,
+        run(Piece{graph, small, row - graph.begin, column, static_cast<int>(some),
                   static_cast<int>(rest < width ? rest : width), together},
             column == 0, rest <= width);
       }
