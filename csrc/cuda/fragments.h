@@ -132,7 +132,8 @@ struct Left {
 };
 
 // c(k) = from(k) + x(k) y(k)^T for k < kCount. Products that add to one c wait for each other, and so they
-// take turns. kExact: x(k) was set_exact.
+// take turns. kExact: x(k) was set_exact. (A local operand is not const, or nvcc takes a reference to it for
+// one to a variable of the lambda.)
 template <int kCount, bool kExact = false, class Sums, class Lefts, class Rights, class From>
 __device__ __forceinline__ void multiply_add_to(Sums c, Lefts x, Rights y, From from) {
   bool first = true;

@@ -438,7 +438,7 @@ class Tiles {
       FragmentC c[2] = {columns_at(bias_columns, m * 2, place), columns_at(bias_columns, m * 2 + 1, place)};
 #pragma unroll(kMI <= 2 ? 2 : 1)
       for (int k = 0; k < steps; ++k) {
-        const Left<P> pairs(product<kMI>(x[0], y[0], k), product<kMI>(x[1], y[1], k));
+        Left<P> pairs(product<kMI>(x[0], y[0], k), product<kMI>(x[1], y[1], k));
         const Left<P> w = weights.get(m, k);
         multiply_add_each<2>([&](int half) -> FragmentC& { return c[half]; },
                              [&](int) -> const Left<P>& { return pairs; },
@@ -576,7 +576,7 @@ class Tiles {
       };
       if constexpr (kPairwise<Shape>) {
         FragmentC c[kUnitEights];
-        const Left<P> x = pairs_at(0);
+        Left<P> x = pairs_at(0);
         multiply_add_to<kUnitEights>(
             [&](int e) -> FragmentC& { return c[e]; }, [&](int) -> const Left<P>& { return x; },
             [&](int e) { return kept_weights.at(e); },

@@ -117,7 +117,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::message_pass(const
         for (int m = 0; m < kTogether; ++m) {
           const auto add = [&](const typename T::Weights& weights, FragmentC(&sum)[2],
                                const Right<P>(&y)[2]) {
-            const Left<P> w = weights.get(unit + first + m, k);
+            Left<P> w = weights.get(unit + first + m, k);
             multiply_add_each<2>([&](int t) -> FragmentC& { return sum[t]; },
                                  [&](int) -> const Left<P>& { return w; },
                                  [&](int t) -> const Right<P>& { return y[t]; });
@@ -368,7 +368,7 @@ __device__ __forceinline__ void Backward<Shape, P, Bags, L2>::edge_pass(const Pi
         b[t] = T::template product<kEI>(lane_nodes.row(own), lane_nodes.row(partner[t]), k);
 #pragma unroll
       for (int m = 0; m < kPassUnits; ++m) {
-        const Left<P> w = edge_.hidden.get(unit + m, k);
+        Left<P> w = edge_.hidden.get(unit + m, k);
         multiply_add_each<2>([&](int t) -> FragmentC& { return c[m][t]; },
                              [&](int) -> const Left<P>& { return w; },
                              [&](int t) -> const Right<P>& { return b[t]; });

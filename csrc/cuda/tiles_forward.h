@@ -135,7 +135,7 @@ class Forward {
         const SlotPair pair = memory_.small_pairs[number[half]];
         pairs[half] = T::template product<kMI>(lane_nodes.row(pair & 0xFF), lane_nodes.row(pair >> 8), 0);
       }
-      const Left<P> x(pairs[0], pairs[1]);
+      Left<P> x(pairs[0], pairs[1]);
       FragmentC c[kUnitEights];
       multiply_add_to<kUnitEights>(
           [&](int e) -> FragmentC& { return c[e]; }, [&](int) -> const Left<P>& { return x; },
@@ -238,7 +238,7 @@ class Forward {
         b[t] = T::template product<kMI>(lane_nodes.row(pair[t] & 0xFF), lane_nodes.row(pair[t] >> 8), k);
 #pragma unroll
       for (int m = 0; m < kPassUnits; ++m) {
-        const Left<P> w = weights_.get(unit + m, k);
+        Left<P> w = weights_.get(unit + m, k);
         multiply_add_each<2>([&](int t) -> FragmentC& { return c[m][t]; },
                              [&](int) -> const Left<P>& { return w; },
                              [&](int t) -> const Right<P>& { return b[t]; });
