@@ -10,6 +10,11 @@ namespace l0sign::cuda {
 
 __host__ __device__ inline bool is_small(int64_t nodes) { return nodes <= kSmallGraph; }
 
+// Whether all graphs are small, and of one size.
+inline bool all_small(const Graphs& graphs) {
+  return !graphs.offsets && graphs.graph_size > 0 && is_small(graphs.graph_size);
+}
+
 // Work is counted in steps of kStepPairs pairs. What is done once a small graph, or once a row of a larger
 // one, weighs about as much as one more.
 __device__ __forceinline__ int64_t row_steps(int64_t n) { return (n + kStepPairs - 1) / kStepPairs + 1; }

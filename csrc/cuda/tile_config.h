@@ -25,9 +25,9 @@ constexpr int kPassUnits = 2;     // fragments of hidden units whose sums a pass
                                   // over pairs keeps in registers
 constexpr int kMaxUnits = 8;      // fragments of hidden units of a network
 
-// Whether a warp of the backward of small graphs keeps its weights in
-// registers: ptxas spills for later architectures, which read them from shared
-// memory each time. On the host every other warp does, so that tests see both.
+// Whether a warp of the backward of small graphs keeps W1 in registers: ptxas
+// spills for later architectures, which read it from shared memory each time. On the host every other warp
+// does, so that tests see both.
 __host__ __device__ constexpr bool keeps_weights([[maybe_unused]] int warp) {
 #if defined(L0SIGN_SIMT)
   return warp % 2 == 0;

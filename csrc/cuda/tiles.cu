@@ -97,10 +97,6 @@ __global__ void __launch_bounds__(kThreads) sum_large_graphs(TileLaunch l) {
   }
 }
 
-bool all_small(const Graphs& graphs) {
-  return !graphs.offsets && graphs.graph_size > 0 && is_small(graphs.graph_size);
-}
-
 // Hidden unit and component of a word of a matrix of sums.
 struct Place {
   int unit, component;

@@ -8,16 +8,15 @@ namespace l0sign::cuda {
 
 // Starts a forward. Of small graphs of one size all turns take as long, and so no more blocks are started
 // than work at a time: each reads the weights once.
-template <class... Parameters, class... Arguments>
-cudaError_t launch_forward(void (*kernel)(Parameters...), const TileLaunch& l, size_t bytes,
-                           cudaStream_t stream, Arguments... arguments) {
+inline cudaError_t launch_forward(void (*kernel)(TileLaunch), const TileLaunch& l, size_t bytes,
+                                  cudaStream_t stream) {
   int64_t blocks = l.blocks;
-  if (!l.problem.graphs.offsets && is_small(l.problem.graphs.graph_size)) {
+  if (all_small(l.problem.graphs)) {
     int64_t resident = 0;
     L0SIGN_TRY(resident_blocks(kernel, kTileThreads, bytes, resident));
     if (resident && resident < blocks) blocks = resident;
   }
-  return launch(kernel, blocks, kTileThreads, bytes, stream, l, arguments...);
+  return launch(kernel, blocks, kTileThreads, bytes, stream, l);
 }
 
 template <class Shape>
