@@ -142,7 +142,7 @@ class EdgeGates {
           pair, grad_logit + first, nodes_, grad_nodes_, b, [&](auto use) LAMBDA_INLINE {
             multiply_where<A, C>(
                 weights_.hidden_transposed, b, problem_.edge.hidden,
-                [&](int64_t h, int c) LAMBDA_INLINE { return on[unit_index<A>(h, first + c)]; },
+                [&](int64_t h, int c) LAMBDA_INLINE { return load_bits(on + unit_index<A>(h, first + c)); },
                 [](int64_t) LAMBDA_INLINE { return splat(A(1)); }, use);
           });
     });
@@ -188,7 +188,7 @@ class EdgeGates {
     const int64_t b = b_;
     accumulate_where<A>(
         mask_sum_, mask_bias_, he_, b, waiting_,
-        [&](int64_t h, int64_t c) LAMBDA_INLINE { return on[unit_index<A>(h, c)]; },
+        [&](int64_t h, int64_t c) LAMBDA_INLINE { return load_bits(on + unit_index<A>(h, c)); },
         [](int64_t) LAMBDA_INLINE { return splat(A(1)); },
         [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * b + k]; },
         [&](int64_t c) LAMBDA_INLINE { return grad_logit[c]; });

@@ -98,7 +98,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
     const int64_t d = d_;
     accumulate_where<A>(
         grad_message_.hidden_weight, grad_message_.hidden_bias, h_, d, gates_.open.count,
-        [&](int64_t h, int64_t c) LAMBDA_INLINE { return on[unit_index<A>(h, c)]; },
+        [&](int64_t h, int64_t c) LAMBDA_INLINE { return load_bits(on + unit_index<A>(h, c)); },
         [&](int64_t h) LAMBDA_INLINE { return grad_sum[h]; },
         [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * d + k]; },
         [&](int64_t c) LAMBDA_INLINE { return weight[c]; });
@@ -108,7 +108,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
           gates_.open.pair + first, weight + first, nodes_, grad_nodes_, d, [&](auto use) LAMBDA_INLINE {
             multiply_where<A, C>(
                 weights_.hidden_transposed, d, problem_.message.hidden,
-                [&](int64_t h, int c) LAMBDA_INLINE { return on[unit_index<A>(h, first + c)]; },
+                [&](int64_t h, int c) LAMBDA_INLINE { return load_bits(on + unit_index<A>(h, first + c)); },
                 [&](int64_t h) LAMBDA_INLINE { return grad_sum[h]; }, use);
           });
     });

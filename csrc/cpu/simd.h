@@ -103,6 +103,8 @@ ALWAYS_INLINE V relu(V x) {
 }
 
 // One bit a lane where registers for it exist: which units of a hidden layer are on is kept as these.
+// load_bits reads them from memory straight to such a register: GCC goes by way of a general one, and that
+// move takes a unit of multiply-adds.
 #if defined(__AVX512F__)
 template <class A>
 using Bits = uint16_t;
@@ -111,6 +113,11 @@ ALWAYS_INLINE uint16_t above_zero(F32::V x) {  // a NaN is on
 }
 ALWAYS_INLINE uint16_t above_zero(F64::V x) {
   return _mm512_cmp_pd_mask((__m512d)x, _mm512_setzero_pd(), _CMP_NLE_UQ);
+}
+ALWAYS_INLINE uint16_t load_bits(const uint16_t* from) {
+  __mmask16 bits;
+  __asm__("kmovw %1, %0" : "=k"(bits) : "m"(*from));
+  return bits;
 }
 // x where the bit is set, else zero.
 ALWAYS_INLINE F32::V select(uint16_t bits, F32::V x) { return (F32::V)_mm512_maskz_mov_ps(bits, (__m512)x); }
@@ -136,6 +143,10 @@ using Bits = typename Simd<A>::I;
 template <class V>
 ALWAYS_INLINE auto above_zero(V x) {
   return ~(x <= 0);
+}
+template <class I>
+ALWAYS_INLINE I load_bits(const I* from) {
+  return *from;
 }
 template <class I, class V>
 ALWAYS_INLINE V select(I bits, V x) {
