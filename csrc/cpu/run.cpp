@@ -23,7 +23,8 @@ namespace {
 
 constexpr int64_t kMaxTasks = 64;  // partial weight gradients that are kept, whatever the number of threads
 constexpr int64_t kCacheBytes = 512 << 10;  // scratch of one block that still runs from the L2 cache
-constexpr int64_t kKeptBytes = 8 << 20;     // scratch that a thread keeps between calls
+constexpr int64_t kFewBlocks = 8;        // of graphs side by side: with fewer, threads are left without work
+constexpr int64_t kKeptBytes = 8 << 20;  // scratch that a thread keeps between calls
 constexpr int64_t kNodesPerEdgeBlock = 256;
 
 int64_t node_count(const Graphs& graphs, int64_t g) {
@@ -147,7 +148,9 @@ struct Plan {
       if (nodes * slot_bytes > kCacheBytes) over_graphs += over_graphs / 2;
       for (int64_t l = 0; l < lanes; ++l)
         over_nodes += node_lane_cost(node_count(graphs, order[first + l]), W);
-      if (over_graphs <= over_nodes) {
+      // Of few large graphs each is better a task of its own, even if it takes a little more work.
+      const int64_t accepted = graphs.count < kFewBlocks * W ? over_nodes / 5 : 0;
+      if (over_graphs <= over_nodes - accepted) {
         add(&order[first], lanes, nodes, false, over_graphs);
         continue;
       }
