@@ -29,11 +29,12 @@ class CompleteGraphKernel {
     messages_.end_forward();
   }
 
-  // What the next block will read of tables, while this one is at work.
+  // What the next block will read, while this one is at work.
   void prefetch(const Block& next) const {
-    if (!problem_.ids) return;
-    if (problem_.nodes) block_.prefetch(next, problem_.nodes, problem_.ids, problem_.message.in);
-    if (problem_.edge_nodes) block_.prefetch(next, problem_.edge_nodes, problem_.ids, problem_.edge.in);
+    const CompleteGraph<A>& p = problem_;
+    if (p.nodes) block_.prefetch(next, p.nodes, p.ids, p.message.in);
+    if (p.edge_nodes) block_.prefetch(next, p.edge_nodes, p.ids, p.edge.in);
+    if (p.grad_out) block_.prefetch(next, p.grad_out, nullptr, p.message.out);
   }
 
   void begin_gradients() { gates_.begin_gradients(), messages_.begin_gradients(); }

@@ -92,16 +92,19 @@ struct GraphBlock {
     clear(to, stride);
   }
 
-  // Asks for the rows of tables that `next` will load: they may lie anywhere in memory.
-  void prefetch(const Block& next, const A* table, const int64_t* ids, int64_t size) const {
+  // Asks for the rows that `next` will load.
+  void prefetch(const Block& next, const A* from, const int64_t* ids, int64_t size) const {
     constexpr int64_t kLine = 64 / sizeof(A);
     if (next.lanes_over_nodes) return;  // of a large graph it would be more than the cache holds
     for (int64_t l = 0; l < next.lanes; ++l) {
       const int64_t g = next.graphs[l];
       const int64_t begin = graphs.offsets ? graphs.offsets[g] : g * graphs.graph_size;
       const int64_t end = graphs.offsets ? graphs.offsets[g + 1] : begin + graphs.graph_size;
-      for (int64_t r = begin; r < end; ++r)
-        for (int64_t k = 0; k < size; k += kLine) __builtin_prefetch(table + ids[r] * size + k, 0, 2);
+      const auto ask = [&](const A* row, int64_t count) {
+        for (int64_t k = 0; k < count; k += kLine) __builtin_prefetch(row + k, 0, 2);
+      };
+      if (!ids) ask(from + begin * size, (end - begin) * size);
+      for (int64_t r = begin; ids && r < end; ++r) ask(from + ids[r] * size, size);
     }
   }
 
@@ -236,6 +239,25 @@ struct GraphBlock {
     }
   }
 
+  // Calls run(Int<R>) for a chunk of C pairs, which are in order. The first R have one left end, and the
+  // others another, whose sum none of the first changes as its right end: the two sums can stay in registers.
+  // 0: not so.
+  template <int C, class Run>
+  ALWAYS_INLINE void by_runs(const int* pair, Run run) const {
+    int length = 1;
+    while (length < C && left[pair[length]] == left[pair[0]]) ++length;
+    if (length == C) return run(Int<C>{});
+    bool two = left[pair[length]] == left[pair[C - 1]];
+    for (int c = 0; c < length; ++c) two = two && right[pair[c]] != left[pair[C - 1]];
+    if (!two) return run(Int<0>{});
+    static_assert(C <= 4, "a run for each length");
+    if constexpr (C > 3)
+      if (length == 3) return run(Int<3>{});
+    if constexpr (C > 2)
+      if (length == 2) return run(Int<2>{});
+    return run(Int<1>{});
+  }
+
   // With dp_c the gradient of p = x_i o x_j of pair[c]: adds factor[c] times its share to both ends.
   // products(use) calls use(k0, dp) for all of dp, kRows components at a time.
   template <int C, class Products>
@@ -247,15 +269,25 @@ struct GraphBlock {
       const int64_t i = left[pair[c]] * size, j = right[pair[c]] * size;
       x[c] = nodes + i, y[c] = nodes + j, grad_x[c] = grad_nodes + i, grad_y[c] = grad_nodes + j;
     }
-    products([&](int64_t k0, V(&dp)[kRows][C]) LAMBDA_INLINE {
+    by_runs<C>(pair, [&](auto run) LAMBDA_INLINE {
+      constexpr int R = decltype(run)::value;
+      products([&](int64_t k0, V(&dp)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
-      for (int m = 0; m < kRows; ++m)
+        for (int m = 0; m < kRows; ++m) {
+          V sum[2] = {};  // of the runs; not on top of grad_x, which a self-pair changes as its right end
 #pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) {
-          const V g = factor ? factor[c] * dp[m][c] : dp[m][c];
-          grad_x[c][k0 + m] += g * y[c][k0 + m];
-          grad_y[c][k0 + m] += g * x[c][k0 + m];
+          for (int c = 0; c < C; ++c) {
+            const V g = factor ? factor[c] * dp[m][c] : dp[m][c];
+            if (R)
+              sum[c >= R] += g * y[c][k0 + m];
+            else
+              grad_x[c][k0 + m] += g * y[c][k0 + m];
+            grad_y[c][k0 + m] += g * x[R == 0 ? c : c >= R ? C - 1 : 0][k0 + m];
+          }
+          if (R) grad_x[0][k0 + m] += sum[0];
+          if (R && R < C) grad_x[C - 1][k0 + m] += sum[1];
         }
+      });
     });
   }
 };
@@ -288,6 +320,18 @@ struct OpenPairs {
         run(size, Int<1>{}, first);
       else
         run(size, Int<0>{}, first);
+    });
+  }
+
+  // The same with run(Int<C>, Int<diagonal>, Int<R>, first); R as in by_runs.
+  template <class Run>
+  ALWAYS_INLINE void for_runs_of(const GraphBlock<A>& block, Run run) const {
+    for_chunks_of(block, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
+      if constexpr (decltype(diagonal)::value)
+        run(size, diagonal, size, first);
+      else
+        block.template by_runs<decltype(size)::value>(
+            pair + first, [&](auto of_run) LAMBDA_INLINE { run(size, diagonal, of_run, first); });
     });
   }
 };

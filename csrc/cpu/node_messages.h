@@ -35,12 +35,8 @@ class NodeMessages : public MessageNetwork<A, 3> {
 
   void forward() {
     if (!present_) return;
-    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
-      constexpr int C = decltype(size)::value;
-      if (C > 1 && same_left<C>(first))
-        forward_chunk<C, decltype(diagonal)::value, true>(first);
-      else
-        forward_chunk<C, decltype(diagonal)::value, false>(first);
+    gates_.open.for_runs_of(block_, [&](auto size, auto diagonal, auto run, int64_t first) LAMBDA_INLINE {
+      forward_chunk<decltype(size)::value, decltype(diagonal)::value, decltype(run)::value>(first);
     });
   }
 
@@ -149,7 +145,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
     return block_.left[pair[0]] == block_.left[pair[C - 1]];  // pairs are in order
   }
 
-  template <int C, bool Diagonal, bool SameLeft>
+  template <int C, bool Diagonal, int R>
   ALWAYS_INLINE void forward_chunk(int64_t first) {
     Base::template multiply_ends<C>(first, 0);
     const int64_t H = h_;
@@ -168,18 +164,18 @@ class NodeMessages : public MessageNetwork<A, 3> {
     Base::template hidden_layer<C>(0, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
-        V left_sum = left[0][h0 + m];
+        V run_sum[2] = {left[0][h0 + m], left[C - 1][h0 + m]};
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
           const V r = relu(y[m][c]);
-          if (SameLeft)
-            left_sum += gate[c] * r;
+          if (R)
+            run_sum[c >= R] += gate[c] * r;
           else
             left[c][h0 + m] += gate[c] * r;
           right[c][h0 + m] += right_gate[c] * r;
         }
-        // No right end is node i: a self-pair's is the extra slot, or (lanes over nodes) node i is.
-        if (SameLeft) left[0][h0 + m] = left_sum;
+        if (R) left[0][h0 + m] = run_sum[0];
+        if (R && R < C) left[C - 1][h0 + m] = run_sum[1];
       }
       if (l2) Base::template store_relu<C>(h0, y);
     });
