@@ -24,7 +24,6 @@ from l0sign_cuda.reference import Network
 
 from .contestants import Relu, dense_layer, gated_message_passing, repaired_relu
 
-L0_WEIGHT = 3.6e-4
 OPTIMIZERS = ("adagrad", "adam")
 _LEARNING_RATES = {"adagrad": 0.2, "adam": 0.01}
 _WEIGHT_DECAY = 1e-5
@@ -42,6 +41,7 @@ class Model(ABC):
 
     name: ClassVar[str]
     optimizers: ClassVar[dict[str, Optimizer]] = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam}
+    l0_weight = 3.6e-4  # in the loss
 
     def __init__(self, model: L0SIGN, graph_size: int) -> None:
         self.model = model
@@ -70,6 +70,10 @@ class Model(ABC):
     @abstractmethod
     def logits(self, batch: Any) -> Tensor:
         """The predictions of a batch."""
+
+    def risk(self, logits: Tensor, l0: Tensor, labels: Tensor) -> Tensor:
+        """The loss in torch's own operations."""
+        return F.binary_cross_entropy_with_logits(logits, labels) + self.l0_weight * l0.mean()
 
     def backward(self, batch: Any) -> None:
         """The gradients of all weights."""
@@ -100,7 +104,7 @@ class Fused(Model):
     def loss(self, batch: Batch) -> Tensor:
         output = self.model(batch.ids, batch.offsets, batch.values)
         assert batch.labels is not None
-        return empirical_risk(output, batch.labels, L0_WEIGHT)
+        return empirical_risk(output, batch.labels, self.l0_weight)
 
     def logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self.model(batch.ids, batch.offsets, batch.values).logits
@@ -147,7 +151,7 @@ class Official(Model):
         return self.model.head(pooled).squeeze(-1), l0
 
     def loss(self, batch: Any) -> Tensor:
-        return _risk(*self.outputs(batch, torch.rand(batch.edge_index.shape[1])), batch.y)
+        return self.risk(*self.outputs(batch, torch.rand(batch.edge_index.shape[1])), batch.y)
 
     def logits(self, batch: Any) -> Tensor:
         return self.outputs(batch, None)[0]
@@ -192,7 +196,7 @@ class Eager(Model):
     def loss(self, batch: Batch) -> Tensor:
         noise = torch.rand(batch.num_graphs, len(self.pairs[0]))
         assert batch.labels is not None
-        return _risk(*self.outputs(batch.ids, noise), batch.labels)
+        return self.risk(*self.outputs(batch.ids, noise), batch.labels)
 
     def logits(self, batch: Batch) -> Tensor:
         return self.outputs(batch.ids, None)[0]
@@ -253,7 +257,3 @@ def _weights(model: L0SIGN) -> tuple[Tensor, Tensor, Network, Network]:
     assert model.edge_embedding is not None and model.interaction.edge is not None
     tables = model.node_embedding.weight, model.edge_embedding.weight
     return *tables, model.interaction.message.weights(), model.interaction.edge.weights()
-
-
-def _risk(logits: Tensor, l0: Tensor, labels: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, labels) + L0_WEIGHT * l0.mean()
