@@ -31,7 +31,7 @@ demo: build  ## trains SIGN and L0-SIGN on planted interactions, and shows what 
 test: build
 	$(BIN)/python -m pytest
 
-bench: build  ## all contestants, on an idle machine: about 25 minutes; into benchmarks/results and docs/performance.md
+bench: build  ## all contestants, on an idle machine: about 20 minutes; into benchmarks/results and docs/performance.md
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.layer
 	$(BIN)/python -m benchmarks.model

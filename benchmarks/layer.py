@@ -1,6 +1,6 @@
 """The layer: all contestants by turns in one process, for each shape, mode and number of threads.
 
-    python -m benchmarks.layer                  # about ten minutes
+    python -m benchmarks.layer                  # about twelve minutes
     python -m benchmarks.layer --quick          # does it work? The figures mean nothing
 
 All contestants run on the first number of threads that is given; the fused one alone also on the others, in
@@ -135,7 +135,8 @@ def _processes(options: argparse.Namespace) -> list[environment.Process]:
     detail = [name for name in options.shapes if name in options.detail]
     if detail:
         alone = _forwarded(options, detail, options.threads[:1], ["fused"])
-        found += [({"L0SIGN_CPU_CAPABILITY": name}, alone) for name in options.instruction_sets]
+        bound = {} if options.quick else environment.bound(options.threads)
+        found += [({"L0SIGN_CPU_CAPABILITY": name, **bound}, alone) for name in options.instruction_sets]
     return found
 
 

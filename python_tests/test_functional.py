@@ -58,10 +58,10 @@ def test_widths(call, widths, dense, device):
     cases.assert_fused_as_good(case, call, device=device)
 
 
-# More graphs than a block of any vector width holds, and some over.
+# More graphs than a block of any vector width holds, and some over; few large ones, each a task of its own.
 @pytest.mark.parametrize(
     ("batch", "size"),
-    [(35, 1), (35, 2), (35, 3), (35, 5), (33, 8), (17, 15), (16, 16), (17, 17), (9, 31), (19, 40)],
+    [(35, 1), (35, 2), (35, 3), (35, 5), (33, 8), (17, 15), (16, 16), (17, 17), (9, 31), (7, 39), (19, 40)],
 )
 @pytest.mark.parametrize("call", [cases.l0_sign, cases.complete_sign])
 def test_sizes_dense(call, batch, size, device):

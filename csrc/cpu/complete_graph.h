@@ -29,7 +29,7 @@ class CompleteGraphKernel {
     messages_.end_forward();
   }
 
-  // What the next block will read, while this one is at work.
+  // The rows of nodes that the next block will read, while this one is at work.
   void prefetch(const Block& next) const {
     const CompleteGraph<A>& p = problem_;
     if (p.nodes) block_.prefetch(next, p.nodes, p.ids, p.message.in);

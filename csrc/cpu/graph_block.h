@@ -92,10 +92,10 @@ struct GraphBlock {
     clear(to, stride);
   }
 
-  // Asks for the rows that `next` will load.
+  // Asks for the rows that `next` will load, if they leave room for what this block works on.
   void prefetch(const Block& next, const A* from, const int64_t* ids, int64_t size) const {
-    constexpr int64_t kLine = 64 / sizeof(A);
-    if (next.lanes_over_nodes) return;  // of a large graph it would be more than the cache holds
+    constexpr int64_t kLine = 64 / sizeof(A), kMost = (128 << 10) / sizeof(A);
+    if (next.lanes * next.nodes * size > kMost) return;
     for (int64_t l = 0; l < next.lanes; ++l) {
       const int64_t g = next.graphs[l];
       const int64_t begin = graphs.offsets ? graphs.offsets[g] : g * graphs.graph_size;
@@ -240,8 +240,8 @@ struct GraphBlock {
   }
 
   // Calls run(Int<R>) for a chunk of C pairs, which are in order. The first R have one left end, and the
-  // others another, whose sum none of the first changes as its right end: the two sums can stay in registers.
-  // 0: not so.
+  // others another, which is no right end of the first: the sums of both can stay in registers. (The second
+  // part has only larger right ends than the first's left end.) 0: not so.
   template <int C, class Run>
   ALWAYS_INLINE void by_runs(const int* pair, Run run) const {
     int length = 1;

@@ -164,8 +164,8 @@ class NodeMessages : public MessageNetwork<A, 3> {
     Base::template hidden_layer<C>(0, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
-        // No right end is one of the left ends: they are apart, and a self-pair's right end is the extra
-        // slot. With lanes over nodes that slot is the left end.
+        // With R no right end is a left end. Lanes over graphs: by_runs says so, and a self-pair's right end
+        // is the extra slot. Lanes over nodes: the left end is the extra slot, and no right end is.
         V run_sum[2] = {left[0][h0 + m], left[C - 1][h0 + m]};
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {

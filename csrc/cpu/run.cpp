@@ -23,7 +23,8 @@ namespace {
 
 constexpr int64_t kMaxTasks = 64;  // partial weight gradients that are kept, whatever the number of threads
 constexpr int64_t kCacheBytes = 512 << 10;  // scratch of one block that still runs from the L2 cache
-constexpr int64_t kFewBlocks = 8;        // of graphs side by side: with fewer, threads are left without work
+constexpr int64_t kTaskCost = 100;          // vectors of pairs that are worth a task
+constexpr int64_t kFewBlocks = 8;  // of graphs side by side: with fewer, some of many threads have no work
 constexpr int64_t kKeptBytes = 8 << 20;  // scratch that a thread keeps between calls
 constexpr int64_t kNodesPerEdgeBlock = 256;
 
@@ -115,7 +116,8 @@ void reduce(const std::vector<A>& partials, int64_t size, const GradientLayout& 
 // ---- Complete graphs ----
 
 // Graphs in the order of their size, W of them side by side in the lanes of a block; a graph that is large,
-// or has too few of its size beside it, gets blocks of its own with the lanes over its nodes.
+// or has too few of its size beside it, or too few large ones in the batch, gets a block of its own with the
+// lanes over its nodes.
 template <class A>
 struct Plan {
   std::vector<int64_t> order;
@@ -149,7 +151,8 @@ struct Plan {
       for (int64_t l = 0; l < lanes; ++l)
         over_nodes += node_lane_cost(node_count(graphs, order[first + l]), W);
       // Of few large graphs each is better a task of its own, even if it takes a little more work.
-      const int64_t accepted = graphs.count < kFewBlocks * W ? over_nodes / 5 : 0;
+      const bool few = graphs.count < kFewBlocks * W && over_nodes >= lanes * kTaskCost;
+      const int64_t accepted = few ? over_nodes / 5 : 0;
       if (over_graphs <= over_nodes - accepted) {
         add(&order[first], lanes, nodes, false, over_graphs);
         continue;
@@ -160,7 +163,7 @@ struct Plan {
       }
     }
     scratch_bytes = kernels.scratch(problem, max_slots, backward);
-    task_begin = split_tasks(costs, 100);
+    task_begin = split_tasks(costs, kTaskCost);
   }
 
   static int64_t node_lane_cost(int64_t n, int64_t W) {
