@@ -126,16 +126,14 @@ def _open_pairs(problem: Problem, deterministic: bool) -> int:
 def _processes(options: argparse.Namespace) -> list[environment.Process]:
     """One for an allocator, one for a lesser instruction set."""
     found: list[environment.Process] = []
+    bound = {} if options.quick else environment.bound(options.threads)
     for variables in environment.with_allocators(options.allocators).values():
         again = options.quick and found  # what compiles was seen to work
         names = [n for n in options.contestants if not (again and n in _COMPILED)]
-        if not options.quick:
-            variables = {**variables, **environment.bound(options.threads)}
-        found.append((variables, _forwarded(options, options.shapes, options.threads, names)))
+        found.append(({**variables, **bound}, _forwarded(options, options.shapes, options.threads, names)))
     detail = [name for name in options.shapes if name in options.detail]
     if detail:
         alone = _forwarded(options, detail, options.threads[:1], ["fused"])
-        bound = {} if options.quick else environment.bound(options.threads)
         found += [({"L0SIGN_CPU_CAPABILITY": name, **bound}, alone) for name in options.instruction_sets]
     return found
 

@@ -81,9 +81,10 @@ def _vocabularies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for features in options.features:
             data = samples.frappe_like(100 * _batch_size(options), features, ids == "skewed")
             if ids == "skewed":
-                models |= {(features, name): model for name, model in _models(data, names).items()}
+                for name, model in _models(data, names).items():
+                    model.l0_weight = L0_WEIGHT_OF_CHANCE
+                    models[features, name] = model
             for name in names:
-                models[features, name].l0_weight = L0_WEIGHT_OF_CHANCE
                 batches[features, name] = models[features, name].batches(data, _batch_size(options))
         for optimizer in OPTIMIZERS:
             times = _timed(models, batches, optimizer, options)

@@ -96,13 +96,13 @@ struct GraphBlock {
   void prefetch(const Block& next, const A* from, const int64_t* ids, int64_t size) const {
     constexpr int64_t kLine = 64 / sizeof(A), kMost = (128 << 10) / sizeof(A);
     if (next.lanes * next.nodes * size > kMost) return;
+    const auto ask = [](const A* numbers, int64_t count) {
+      for (int64_t k = 0; k < count; k += kLine) __builtin_prefetch(numbers + k, 0, 2);
+    };
     for (int64_t l = 0; l < next.lanes; ++l) {
       const int64_t g = next.graphs[l];
       const int64_t begin = graphs.offsets ? graphs.offsets[g] : g * graphs.graph_size;
       const int64_t end = graphs.offsets ? graphs.offsets[g + 1] : begin + graphs.graph_size;
-      const auto ask = [&](const A* row, int64_t count) {
-        for (int64_t k = 0; k < count; k += kLine) __builtin_prefetch(row + k, 0, 2);
-      };
       if (!ids) ask(from + begin * size, (end - begin) * size);
       for (int64_t r = begin; ids && r < end; ++r) ask(from + ids[r] * size, size);
     }

@@ -98,6 +98,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
     gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(size)::value;
       if (waiting_ + C > kWaiting) add_waiting();
+      // Not by runs as in the forward: more kernels of this size are slower.
       if (C > 1 && same_left<C>(first))
         backward_chunk<C, decltype(diagonal)::value, true>(first);
       else
