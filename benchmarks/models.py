@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l0sign_cuda import L0SIGN, empirical_risk
+from l0sign_cuda import L0SIGN
 from l0sign_cuda.data import Batch, GraphDataset
 from l0sign_cuda.optim import RowAdagrad, RowAdam
 from l0sign_cuda.reference import Network
@@ -102,9 +102,10 @@ class Fused(Model):
         model.sparse = self.sparse
 
     def loss(self, batch: Batch) -> Tensor:
-        output = self.model(batch.ids, batch.offsets, batch.values)
         assert batch.labels is not None
-        return empirical_risk(output, batch.labels, self.l0_weight)
+        return self.model.risk(
+            batch.ids, batch.labels, batch.offsets, batch.values, l0_weight=self.l0_weight
+        ).risk
 
     def logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self.model(batch.ids, batch.offsets, batch.values).logits

@@ -438,6 +438,69 @@ Results11 l0_sign_bag_backward(const OptionalTensor& grad_pooled, const Optional
   });
 }
 
+// ---- l0_sign_risk: the empirical risk of a head on such a bag, with its gradients ----
+
+using Results17 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Results17 l0_sign_risk(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
+                       const Tensor& edge_table, const Tensor& mw1, const Tensor& mb1, const Tensor& mw2,
+                       const Tensor& mb2, const Tensor& ew1, const Tensor& eb1, const Tensor& ew2,
+                       const Tensor& eb2, const Tensor& head_weight, const OptionalTensor& head_bias,
+                       const Tensor& target, const Tensor& l0_weight, const OptionalTensor& offsets,
+                       int64_t graph_size, const OptionalTensor& seed, int64_t aggr, double temperature,
+                       double gamma, double zeta, bool sparse, int64_t loss) {
+  return by_type(node_table, [&](auto type) -> Results17 {
+    using A = decltype(type);
+    Inputs<A> in;
+    CompleteGraph<A> p =
+        gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
+                          offsets, graph_size, seed, aggr, temperature, gamma, zeta);
+    const int64_t G = p.graphs.count, N = p.graphs.num_nodes, d = p.message.in;
+    expect_shape(head_weight, "head_weight", {1, d});
+    if (head_bias) expect_shape(*head_bias, "head_bias", {1});
+    expect_shape(target, "target", {G});
+    expect_shape(l0_weight, "l0_weight", {G});
+    L0SIGN_EXPECT(loss == 0 || loss == 1, "loss: expected 0 or 1, got " + std::to_string(loss));
+    const Tensor risk = empty<A>(node_table, {}), logits = empty<A>(node_table, {G}),
+                 l0 = empty<A>(node_table, {G}), num_edges = empty_of(node_table, {G}, ScalarType::Long),
+                 grad_logits = empty<A>(node_table, {G}), grad_head_weight = empty<A>(node_table, {1, d}),
+                 grad_head_bias = empty<A>(node_table, {head_bias ? 1 : 0});
+    p.l0 = data<A>(l0);
+    p.num_edges = data<int64_t>(num_edges);
+    const bool keeps_degree = p.aggregation == Aggregation::neighbor_mean;
+    const Tensor degree = empty_of(node_table, {keeps_degree ? N : 0}, ScalarType::Int);
+    p.degree = keeps_degree ? data<int32_t>(degree) : nullptr;
+    const NetworkGradients<A> message(p, node_table, p.message), edge(p, node_table, p.edge);
+    p.grad_nodes = data<A>(message.nodes);
+    p.grad_message = message.weights.pointers();
+    p.grad_edge_nodes = data<A>(edge.nodes);
+    p.grad_edge = edge.weights.pointers();
+    L0SIGN_EXPECT(node_table.is_cpu(), "l0_sign_risk: expected tensors on the CPU");
+    cpu::risk(p, {static_cast<Loss>(loss), in(head_weight), in(head_bias), in(target), in(l0_weight),
+                  data<A>(risk), data<A>(logits), data<A>(grad_logits), data<A>(grad_head_weight),
+                  head_bias ? data<A>(grad_head_bias) : nullptr});
+    const RowSums tables(torch::stable::contiguous(ids), p.num_rows, sparse);
+    return {risk,
+            logits,
+            l0,
+            num_edges,
+            tables.rows,
+            tables.of<A>(message.nodes),
+            tables.of<A>(edge.nodes),
+            message.weights.hidden_weight,
+            message.weights.hidden_bias,
+            message.weights.out_weight,
+            message.weights.out_bias,
+            edge.weights.hidden_weight,
+            edge.weights.hidden_bias,
+            edge.weights.out_weight,
+            edge.weights.out_bias,
+            grad_head_weight,
+            grad_head_bias};
+  });
+}
+
 // ---- sign_bag: the same without gates ----
 
 template <class A>
@@ -711,6 +774,11 @@ STABLE_TORCH_LIBRARY(l0sign_cuda, m) {
       ", Tensor? seed, int aggr, " GATE
       ", bool sparse, Tensor degree) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor)");
+  m.def("l0_sign_risk(Tensor ids, Tensor? values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE
+        ", Tensor head_weight, Tensor? head_bias, Tensor target, Tensor l0_weight, " GRAPHS
+        ", Tensor? seed, int aggr, " GATE
+        ", bool sparse, int loss) -> (Tensor risk, Tensor logits, Tensor l0, Tensor num_edges, Tensor rows, "
+        "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign_bag(Tensor ids, Tensor? values, Tensor node_table, " MESSAGE ", " GRAPHS
         ", int aggr, bool sparse, bool l2) -> (Tensor pooled, Tensor l2)");
   m.def(
@@ -737,6 +805,7 @@ STABLE_TORCH_LIBRARY_IMPL(l0sign_cuda, CPU, m) {
   m.impl("l0_sign_backward", TORCH_BOX(&l0sign::l0_sign_backward));
   m.impl("l0_sign_bag", TORCH_BOX(&l0sign::l0_sign_bag));
   m.impl("l0_sign_bag_backward", TORCH_BOX(&l0sign::l0_sign_bag_backward));
+  m.impl("l0_sign_risk", TORCH_BOX(&l0sign::l0_sign_risk));
   m.impl("sign_bag", TORCH_BOX(&l0sign::sign_bag));
   m.impl("sign_bag_backward", TORCH_BOX(&l0sign::sign_bag_backward));
   m.impl("sign", TORCH_BOX(&l0sign::sign));

@@ -85,6 +85,27 @@ struct CompleteGraph {
   HalfType half;      // the type that its tensors had: CUDA may round factors to it
 };
 
+enum class Loss : int64_t { bce = 0, mse = 1 };
+
+// The empirical risk of a linear head of one output on the pooled sums of a complete graph (Eq. 6 without the
+// L2 penalty): y_g = head . pooled_g + bias, risk = mean over graphs of loss(y_g, target_g) + l0_weight_g
+// l0_g.
+template <class A>
+struct Risk {
+  Loss loss;
+  const A* head_weight;  // [d]
+  const A* head_bias;    // [1], or null: 0
+  const A* target;       // [G]
+  const A* l0_weight;    // [G]
+
+  A* risk;    // [1]; 0 without graphs
+  A* logits;  // [G] y
+  // Gradients of the risk; those of nodes and networks go where the complete graph says.
+  A* grad_logits;       // [G]
+  A* grad_head_weight;  // [d]
+  A* grad_head_bias;    // [1], or null
+};
+
 // The pairs of a given list: the message of edge e goes from source[e] to target[e], times weight[e].
 template <class A>
 struct EdgeList {

@@ -234,7 +234,7 @@ def l0_sign_bag(
     """
     graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
     sparse = sparse and rows.gives_sparse(node_table, edge_table)
-    if _use_reference(backend) or not _fuses(node_table, values, sparse):
+    if not fuses_bag(backend, node_table, values, sparse):
         return reference.l0_sign_bag(
             ids, node_table, edge_table, message, edge, offsets, values,
             seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
@@ -243,7 +243,7 @@ def l0_sign_bag(
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     _checks.network("edge", edge, edge_table.shape[-1], 1, node_table)
     pooled, l0, l2, num_edges, _ = ops.l0_sign_bag(
-        *_looked_up(ids, values, node_table, edge_table, *message, *edge),
+        *looked_up(ids, values, node_table, edge_table, *message, *edge),
         graphs.offsets,
         graphs.size,
         _checks.seed(seed, ids.device),
@@ -270,14 +270,14 @@ def sign_bag(
     """:func:`l0_sign_bag` without gates: every pair counts, l0_penalty is 0 and num_edges is n(n+1)/2."""
     graphs = _checks.bag(ids, offsets, values, node_table)
     sparse = sparse and rows.gives_sparse(node_table)
-    if _use_reference(backend) or not _fuses(node_table, values, sparse):
+    if not fuses_bag(backend, node_table, values, sparse):
         return reference.sign_bag(
             ids, node_table, message, offsets, values,
             aggr=aggr, l2_penalty=l2_penalty, sparse=sparse, layer=partial(complete_sign, backend=backend),
         )  # fmt: skip
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     pooled, l2 = ops.sign_bag(
-        *_looked_up(ids, values, node_table, *message),
+        *looked_up(ids, values, node_table, *message),
         graphs.offsets,
         graphs.size,
         _checks.aggregation(aggr),
@@ -374,10 +374,11 @@ def _autocast(first: Tensor, *others: Any) -> tuple[Any, ...]:
     return tuple(map(cast, (first, *others)))
 
 
-def _fuses(table: Tensor, values: Tensor | None, sparse: bool) -> bool:
+def fuses_bag(backend: str | None, table: Tensor, values: Tensor | None, sparse: bool) -> bool:
     """Whether a bag's operator serves this call: with a half type it would copy the whole table."""
     return (
-        table.dtype in (torch.float32, torch.float64)
+        not _use_reference(backend)
+        and table.dtype in (torch.float32, torch.float64)
         and (table.is_meta or not torch.is_autocast_enabled(table.device.type))
         and (values is None or not _wants_gradient(values))
         and not (sparse and torch.compiler.is_compiling())  # a compiler knows no sparse gradients
@@ -390,7 +391,7 @@ def _wants_gradient(values: Tensor) -> bool:
     return torch.is_grad_enabled() and (values.requires_grad or transformed)
 
 
-def _looked_up(ids: Tensor, values: Tensor | None, table: Tensor, *others: Tensor) -> list[Tensor | None]:
+def looked_up(ids: Tensor, values: Tensor | None, table: Tensor, *others: Tensor) -> list[Tensor | None]:
     """The flat ids and values, and contiguous tensors."""
     x = None if values is None else values.to(table.dtype).flatten().contiguous()
     return [ids.flatten().contiguous(), x, *(t.contiguous() for t in (table, *others))]

@@ -127,7 +127,7 @@ class L0SIGNLayer(nn.Module):
         """
         message = self.message.weights()
         _checks.columns("nodes", nodes, message[0].shape[1])
-        seed, network = self._seed(seed, message[0].device), self.edge
+        seed, network = self.seed_of(seed, message[0].device), self.edge
         if network is None:
             return functional.complete_sign(
                 nodes, message, offsets, aggr=self.aggr, l2_penalty=self.l2_penalty, backend=self.backend
@@ -178,7 +178,7 @@ class L0SIGNLayer(nn.Module):
         """
         message = self.message.weights()
         _checks.columns("node_table", node_table, message[0].shape[1])
-        seed, network = self._seed(seed, message[0].device), self.edge
+        seed, network = self.seed_of(seed, message[0].device), self.edge
         if network is None:
             return functional.sign_bag(
                 ids,
@@ -210,7 +210,7 @@ class L0SIGNLayer(nn.Module):
             backend=self.backend,
         )
 
-    def _seed(self, seed: int | Tensor | None, device: torch.device) -> Tensor | None:
+    def seed_of(self, seed: int | Tensor | None, device: torch.device) -> Tensor | None:
         """The seed of this call, checked; one is drawn where it is wanted and not given."""
         key = _checks.seed(seed, device)
         if not (self.training and self.gated):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,9 +59,9 @@ def empirical_risk(
         raise ValueError(f"loss: expected a function or one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
     if risk.shape != logits.shape[:1]:  # of several outputs, or already a mean
         risk = _mean(risk)
-    if _is_used("l0_weight", l0_weight):
+    if is_used("l0_weight", l0_weight):
         risk = _add(risk, output.l0_penalty, l0_weight)
-    if _is_used("l2_weight", l2_weight):
+    if is_used("l2_weight", l2_weight):
         if output.l2_penalty is None:
             raise ValueError(
                 f"l2_weight: expected 0 for an output without l2_penalty, got {l2_weight};"
@@ -72,18 +72,12 @@ def empirical_risk(
 
 
 def _bce(logits: Tensor, target: Tensor) -> Tensor:
-    _same_shape(logits, target)
-    if _checks.readable(target) and target.numel():
-        low, high = map(float, target.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f'target: expected values in 0..1 for loss="bce", got values in {low:g}..{high:g}'
-            )
+    check_target("bce", target, logits.shape)
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
 
 
 def _mse(logits: Tensor, target: Tensor) -> Tensor:
-    _same_shape(logits, target)
+    check_target("mse", target, logits.shape)
     return F.mse_loss(logits, target.to(logits.dtype), reduction="none")
 
 
@@ -104,12 +98,20 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 _LOSSES: dict[str, Loss] = {"bce": _bce, "mse": _mse, "cross_entropy": _cross_entropy}
 
 
-def _same_shape(logits: Tensor, target: Tensor) -> None:
-    if target.shape != logits.shape:
-        raise ValueError(f"target: expected shape {list(logits.shape)}, got shape {list(target.shape)}")
+def check_target(loss: str, target: Tensor, shape: Sequence[int]) -> None:
+    """Check the targets of logits of a shape for "bce" or "mse"."""
+    _checks.tensor("target", target)
+    if target.shape != shape:
+        raise ValueError(f"target: expected shape {list(shape)}, got shape {list(target.shape)}")
+    if loss == "bce" and _checks.readable(target) and target.numel():
+        low, high = map(float, target.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f'target: expected values in 0..1 for loss="bce", got values in {low:g}..{high:g}'
+            )
 
 
-def _is_used(name: str, weight: float | Tensor) -> bool:
+def is_used(name: str, weight: float | Tensor) -> bool:
     """Whether a weight counts; what a tensor holds is not looked at."""
     if isinstance(weight, Tensor):
         return True

@@ -242,6 +242,19 @@ def _bag_gradients(ids: int, tables: Sequence[int], others: Sequence[int], spars
     return fake
 
 
+def _fake_l0_sign_risk(ids: Tensor, values: Tensor | None, table: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    head_bias, target = args[10:12]
+    rows_and_gradients = _bag_gradients(0, (2, 3), range(4, 13), 23)(ids, values, table, *args)
+    return (
+        table.new_empty(()),
+        table.new_empty(target.shape),
+        table.new_empty(target.shape),
+        ids.new_empty(target.shape),
+        *rows_and_gradients,
+        table.new_empty(0) if head_bias is None else _like(head_bias),
+    )
+
+
 def _fake_sign(nodes: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     offsets, graph_size, _, l2 = args[4:]
     graphs = _num_graphs(nodes, offsets, graph_size) if l2 else 0
@@ -278,6 +291,8 @@ l0_sign_bag = Operator(
     extra=(4,), flag=20, tables=(2, 3), sparse=19,
 )  # fmt: skip
 
+l0_sign_risk = Operator("l0_sign_risk", _fake_l0_sign_risk)
+
 sign_bag_backward = Operator("sign_bag_backward", _bag_gradients(2, (4,), range(5, 9), 12))
 sign_bag = Operator(
     "sign_bag", _fake_sign_bag, sign_bag_backward, wrt=range(2, 7), inputs=11, outputs=2, flag=11,
@@ -302,8 +317,8 @@ edge_gates = Operator("edge_gates", _fake_edge_gates, edge_gates_backward, wrt=r
 gate_noise = Operator("gate_noise", _fake_gate_noise)
 
 OPERATORS = (
-    l0_sign_backward, l0_sign, l0_sign_bag_backward, l0_sign_bag, sign_backward, sign, sign_bag_backward,
-    sign_bag, sign_edges_backward, sign_edges, edge_gates_backward, edge_gates, gate_noise,
+    l0_sign_backward, l0_sign, l0_sign_bag_backward, l0_sign_bag, l0_sign_risk, sign_backward, sign,
+    sign_bag_backward, sign_bag, sign_edges_backward, sign_edges, edge_gates_backward, edge_gates, gate_noise,
 )  # fmt: skip
 
 if _extension.is_available():

@@ -40,7 +40,6 @@ from .data import Batch, GraphDataset
 from .evaluation import Part, Samples, count_pairs, measure, run
 from .metrics import Loss, is_better
 from .model import L0SIGN
-from .objective import empirical_risk
 from .optim import RowAdagrad, RowAdam, parameter_groups
 
 #: What may differ when a run continues: none of these touches a number that is already computed.
@@ -289,14 +288,22 @@ class _Trainer:
         config = self.config
         seed = int(torch.randint(2**63 - 1, (), generator=self.noise))
         pairs = count_pairs(batch)
-        with self._autocast(), self._drawing_from(seed):
-            output = self.model(batch.ids, batch.offsets, batch.values, seed=seed)
+        l0_weight: float | Tensor = config.l0_weight_at(self.state.epoch + self.state.step / self.steps)
         if config.l0_reduction == "mean":
-            output = output._replace(l0_penalty=output.l0_penalty / pairs.clamp(min=1))
-        l0_weight = config.l0_weight_at(self.state.epoch + self.state.step / self.steps)
+            l0_weight = l0_weight / pairs.clamp(min=1)
         assert batch.labels is not None
         target = batch.labels.long() if config.loss == "cross_entropy" else batch.labels
-        loss = empirical_risk(output, target, l0_weight, config.l2_weight, config.loss)
+        with self._autocast(), self._drawing_from(seed):
+            loss, output = self.model.risk(
+                batch.ids,
+                target,
+                batch.offsets,
+                batch.values,
+                seed=seed,
+                l0_weight=l0_weight,
+                l2_weight=config.l2_weight,
+                loss=config.loss,
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip_norm:

@@ -45,6 +45,7 @@ def samples():
             edge_list = (edges.edge_index, edges.edge_weight)
             yield "sign_edges", (*leaves(edges, "nodes", "message"), *graphs, *edge_list, aggr)
         yield from bag_samples(dense, seed, sparse=False)
+        yield from risk_samples(dense, seed)
         yield "edge_gates", (*edge, *graphs, seed, *GATE, pairs)
         yield "gate_noise", (torch.tensor([5]), *graphs, batch, pairs)
 
@@ -62,8 +63,20 @@ def bag_samples(dense, seed, *, sparse):
             yield "sign_bag", (*bag, *node, *graphs, aggr, sparse, l2)
 
 
+def risk_samples(dense, seed):
+    """Ragged and sparse, or dense and without a bias of the head. Its gradients are results: it has none."""
+    bags = bag_samples(dense, seed, sparse=not dense)
+    *_, args = (args for name, args in bags if name == "l0_sign_bag")
+    tensors, (*options, sparse, _) = [arg if arg is None else arg.detach() for arg in args[:12]], args[12:]
+    batch = 2 if dense else 3
+    head = torch.ones(1, tensors[2].shape[1]), None if dense else torch.ones(1)
+    for loss in range(2):
+        yield "l0_sign_risk", (*tensors, *head, torch.rand(batch), torch.rand(batch), *options, sparse, loss)
+
+
 @pytest.mark.parametrize(
-    "name", ["l0_sign", "l0_sign_bag", "sign", "sign_bag", "sign_edges", "edge_gates", "gate_noise"]
+    "name",
+    ["l0_sign", "l0_sign_bag", "l0_sign_risk", "sign", "sign_bag", "sign_edges", "edge_gates", "gate_noise"],
 )
 def test_opcheck(name):
     chosen = [args for sample, args in samples() if sample == name]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import l0sign_cuda
-from l0sign_cuda import data, evaluation, training
+from l0sign_cuda import L0SIGN, data, evaluation, training
 from l0sign_cuda.checkpoint import load_config, load_model
 from l0sign_cuda.collapse import CollapseError, CollapseWarning, diagnose
 from l0sign_cuda.config import TrainConfig
@@ -334,13 +334,13 @@ def test_warm_up_is_linear_and_then_constant(warmup: float, done: float, expecte
 
 def test_warm_up_reaches_every_step(parts: list, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    risk = training.empirical_risk
+    risk = L0SIGN.risk
 
-    def spy(output: Any, target: Any, l0_weight: float, *rest: Any) -> Any:
-        seen.append(l0_weight)
-        return risk(output, target, l0_weight, *rest)
+    def spy(*args: Any, l0_weight: torch.Tensor, **options: Any) -> Any:
+        seen.append(l0_weight[0].item() * 10)  # it is of the mean of ten pairs
+        return risk(*args, l0_weight=l0_weight, **options)
 
-    monkeypatch.setattr(training, "empirical_risk", spy)
+    monkeypatch.setattr(L0SIGN, "risk", spy)
     config = QUICK.replace(epochs=3, batch_size=1050, l0_weight=0.4, l0_warmup_epochs=2)  # two steps an epoch
     result = fit(parts[0], parts[1], config)
     assert seen == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4])

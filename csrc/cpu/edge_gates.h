@@ -18,18 +18,12 @@ class EdgeGates {
 
   EdgeGates(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, GraphBlock<A>& block,
             Arena<A>& arena, int64_t slots, bool backward)
-      : problem_(problem), weights_(weights.edge), block_(block), gated_(problem.edge_nodes != nullptr) {
-    const int64_t all = slots + 1;
-    if (!backward) degree_ = arena.take(all);
-    if (!gated_) return;
-    b_ = padded(problem.edge.in), he_ = padded(problem.edge.hidden);
-    nodes_ = arena.take(all * b_);
-    product_ = arena.take(kPanel * b_);
-    if (!backward) return;
-    unit_on_ = take_bits(arena, he_);
-    grad_nodes_ = arena.take(all * b_);
-    mask_sum_ = arena.take(he_ * b_);
-    mask_bias_ = arena.take(he_);
+      : problem_(problem),
+        block_(block),
+        gated_(problem.edge_nodes != nullptr),
+        network_(problem.edge, weights.edge, block) {
+    if (!backward) degree_ = arena.take(slots + 1);
+    if (gated_) network_.take(arena, slots, backward);
   }
 
   // ---- Forward ----
@@ -37,6 +31,11 @@ class EdgeGates {
   void begin_forward() {
     load();
     clear(degree_, block_.slots + 1);
+    begin_sums();
+  }
+
+  // Of penalties and open pairs.
+  void begin_sums() {
     l0_.clear();
     open_ = I{};
     open_rows_ = 0;
@@ -44,7 +43,7 @@ class EdgeGates {
 
   void forward() {
     evaluate<false>();
-    for (int64_t c = 0; c < block_.count; ++c) open_ -= gate[c] > 0;
+    count_open();
     if (problem_.aggregation != Aggregation::neighbor_mean) return;
     for (int64_t c = 0; c < block_.count; ++c) {
       const V one = gate[c] > 0 ? splat(A(1)) : V{};
@@ -55,13 +54,21 @@ class EdgeGates {
   }
 
   void begin_row(int64_t i) {
-    if (gated_) block_.copy_to_extra(nodes_, b_, i);
+    if (gated_) network_.begin_row(i);
+  }
+
+  void count_open() {
+    for (int64_t c = 0; c < block_.count; ++c) open_ -= gate[c] > 0;
   }
 
   void end_row_forward(int64_t i) {
+    end_row_sums();
+    block_.flush_extra(degree_, 1, i);
+  }
+
+  void end_row_sums() {
     open_rows_ += sum_lanes(open_, int64_t{0});
     open_ = I{};
-    block_.flush_extra(degree_, 1, i);
   }
 
   void end_forward() const {
@@ -93,111 +100,87 @@ class EdgeGates {
     return divisor > 0 ? 1 / divisor : V{};
   }
 
+  // alpha_i = x_i scale_i / n of the slots: node i's share in the pooled sum. Nothing of the extra slot.
+  void find_alpha(V* alpha) const {
+    const V nodes = __builtin_convertvector(block_.lane_nodes, V);
+    for (int64_t slot = 0; slot < block_.slots; ++slot)
+      alpha[slot] = block_.load_values(slot, problem_.values) * slot_scale(slot, true) /
+                    (nodes > 0 ? nodes : splat(A(1)));
+    alpha[block_.extra] = V{};
+  }
+
   // ---- Backward ----
 
   void begin_gradients() {
-    if (!gated_) return;
-    clear(mask_sum_, he_ * b_);
-    clear(mask_bias_, he_);
-    grad_logit_sum_.clear();
-    waiting_ = 0;
+    if (gated_) network_.begin_gradients();
   }
 
   void begin_backward() {
     load();
     if (!gated_) return;
-    clear(grad_nodes_, (block_.slots + 1) * b_);
+    network_.begin_backward();
     grad_l0_ = problem_.grad_l0 ? block_.load_graph(problem_.grad_l0) : V{};
   }
 
   // The gates again, with what `backward` needs of them.
   void recompute() {
-    if (waiting_ + block_.count > kPanel) add_waiting();
-    evaluate<true>();
+    evaluate_into(gated_ ? network_.room(block_.count) : nullptr);
     for (int64_t c = 0; c < block_.count; ++c) grad_gate[c] = V{};
+  }
+
+  // The same with the units that are on kept in `on`, and with the sums of the forward.
+  void evaluate_into(Bits<A>* on) {
+    unit_on_ = on;
+    evaluate<true>();
+  }
+
+  // What evaluate_into() made of a panel, but for the units, to memory and back.
+  static constexpr int64_t kSavedVectors = 3 * kPanel;
+  void save(V* to) const {
+    for (int64_t c = 0; c < block_.count; ++c) {
+      to[c] = gate[c], to[kPanel + c] = gate_slope_[c], to[2 * kPanel + c] = open_slope_[c];
+    }
+  }
+  void restore(const V* from, Bits<A>* on) {
+    for (int64_t c = 0; c < block_.count; ++c)
+      gate[c] = from[c], gate_slope_[c] = from[kPanel + c], open_slope_[c] = from[2 * kPanel + c];
+    unit_on_ = on;
+    find_open();
   }
 
   void backward() {
     if (!gated_) return;
-    V *grad_logit = waiting_grad_ + waiting_, *product = product_ + waiting_ * b_;
-    const Bits<A>* on = unit_on_ + waiting_;
-    const int64_t b = b_;
-    V sum = {};
+    V grad_logit[kPanel];
     for (int64_t c = 0; c < block_.count; ++c) {
       V of_gate = grad_gate[c];
       if (problem_.grad_gates) of_gate += load_pairs(problem_.grad_gates, c);
       of_gate = of_gate * gate_slope_[c] + grad_l0_ * open_slope_[c];
       if (problem_.grad_logits) of_gate += load_pairs(problem_.grad_logits, c);
-      sum += of_gate;
       grad_logit[c] = of_gate;
     }
-    grad_logit_sum_.add(sum);
-    for (int64_t c = 0; c < block_.count; ++c)
-      for (int64_t k = 0; k < b; ++k) product[c * b + k] *= grad_logit[c];
-    for_chunks<A>(block_.count, [&](auto size, int64_t first) LAMBDA_INLINE {
-      constexpr int C = decltype(size)::value;
-      int pair[C];
-      for (int c = 0; c < C; ++c) pair[c] = first + c;
-      block_.template add_to_ends<C>(
-          pair, grad_logit + first, nodes_, grad_nodes_, b, [&](auto use) LAMBDA_INLINE {
-            multiply_where<A, C>(
-                weights_.hidden_transposed, b, problem_.edge.hidden,
-                [&](int64_t h, int c) LAMBDA_INLINE { return load_bits(on + unit_index<A>(h, first + c)); },
-                [](int64_t) LAMBDA_INLINE { return splat(A(1)); }, use);
-          });
-    });
-    waiting_ += block_.count;
-    if (waiting_ + block_.count > kPanel) add_waiting();  // while they are in the L1 cache
+    network_.backward(block_.count, all_pairs, all_lanes, unit_on_, grad_logit);
   }
 
   void end_row_backward(int64_t i) {
-    if (gated_) block_.flush_extra(grad_nodes_, b_, i);
+    if (gated_) network_.end_row_backward(i);
   }
 
   void end_backward() {
-    if (gated_) block_.store_rows(problem_.grad_edge_nodes, nullptr, problem_.edge.in, grad_nodes_, b_);
+    if (gated_) network_.store_grad_nodes(problem_.grad_edge_nodes, nullptr);
   }
 
-  // With S[h][k] = sum of [unit h is on] da (e_i o e_j)_k over all pairs, and S[h] likewise without the
-  // product:
-  //   dW1[h][k] = W2[h] S[h][k],  db1[h] = W2[h] S[h],  dW2[h] = sum_k W1[h][k] S[h][k] + b1[h] S[h].
   void add_gradients(A* gradients) {
-    if (!gated_) return;
-    add_waiting();
-    const Perceptron<A>& edge = problem_.edge;
-    const GradientLayout at = gradient_layout(0, edge.in, edge.hidden, 1);
-    const A *sums = sum_all_lanes<A>(mask_sum_, he_ * b_), *biases = sum_all_lanes<A>(mask_bias_, he_);
-    for (int64_t h = 0; h < edge.hidden; ++h) {
-      A out = edge.hidden_bias[h] * biases[h];
-      for (int64_t k = 0; k < edge.in; ++k) {
-        const A sum = sums[h * b_ + k];
-        gradients[at.hidden_weight + h * edge.in + k] += edge.out_weight[h] * sum;
-        out += edge.hidden_weight[h * edge.in + k] * sum;
-      }
-      gradients[at.hidden_bias + h] += edge.out_weight[h] * biases[h];
-      gradients[at.out_weight + h] += out;
-    }
-    gradients[at.out_bias] += sum_lanes(grad_logit_sum_.sum, A(0));
+    if (gated_) network_.add_gradients(gradients);
   }
 
  private:
-  // The masked sums of the pairs that wait.
-  void add_waiting() {
-    const V *product = product_, *grad_logit = waiting_grad_;
-    const Bits<A>* on = unit_on_;
-    const int64_t b = b_;
-    accumulate_where<A>(
-        mask_sum_, mask_bias_, he_, b, waiting_,
-        [&](int64_t h, int64_t c) LAMBDA_INLINE { return load_bits(on + unit_index<A>(h, c)); },
-        [](int64_t) LAMBDA_INLINE { return splat(A(1)); },
-        [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * b + k]; },
-        [&](int64_t c) LAMBDA_INLINE { return grad_logit[c]; });
-    waiting_ = 0;
-  }
+  // Every pair has a logit.
+  static ALWAYS_INLINE int64_t all_pairs(int64_t c) { return c; }
+  static ALWAYS_INLINE AllLanes all_lanes(int64_t) { return {}; }
 
   void load() {
     cached_noise_ = -1;
-    if (gated_) block_.load_rows(problem_.edge_nodes, problem_.ids, nullptr, problem_.edge.in, nodes_, b_);
+    if (gated_) network_.load(problem_.edge_nodes, problem_.ids, nullptr);
   }
 
   // The gates of the panel's pairs, and which of them have a message; with Backward also gate_slope_ = dg/da,
@@ -206,46 +189,22 @@ class EdgeGates {
   ALWAYS_INLINE void evaluate() {
     if (gated_) {
       for_chunks<A>(block_.count, [&](auto size, int64_t first) LAMBDA_INLINE {
-        compute_logits<decltype(size)::value, Backward>(first);
+        network_.template compute<decltype(size)::value, Backward>(first, all_pairs, all_lanes, unit_on_,
+                                                                   logit_);
       });
       compute_gates<Backward>();
     } else {
       for (int64_t c = 0; c < block_.count; ++c) gate[c] = block_.active[c] ? splat(A(1)) : V{};
     }
+    find_open();
+  }
+
+  void find_open() {
     open.count = 0;
     if (!problem_.nodes) return;
     // A NaN has a message, so that it is seen in the result.
     for (int64_t c = 0; c < block_.count; ++c)
       if (any(gate[c] != 0)) open.pair[open.count++] = c;
-  }
-
-  template <int C, bool Backward>
-  ALWAYS_INLINE void compute_logits(int64_t first) {
-    V* product = product_ + (waiting_ + first) * b_;
-    const int64_t b = b_;
-    for (int c = 0; c < C; ++c) {
-      const V *x = nodes_ + block_.left[first + c] * b, *y = nodes_ + block_.right[first + c] * b;
-      for (int64_t k = 0; k < b; ++k) product[c * b + k] = x[k] * y[k];
-    }
-    V logit[C];
-    for (int c = 0; c < C; ++c) logit[c] = splat(weights_.out_bias[0]);
-    const A* out = weights_.out;
-    Bits<A>* on = unit_on_ + waiting_;
-    multiply<A, C>(
-        weights_.hidden, weights_.hidden_bias, he_, problem_.edge.in,
-        [&](int64_t k, int c) LAMBDA_INLINE { return product[c * b + k]; },
-        [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
-#pragma GCC unroll 4
-          for (int m = 0; m < kRows; ++m) {
-            const V w = splat(out[h0 + m]);
-#pragma GCC unroll 4
-            for (int c = 0; c < C; ++c) {
-              logit[c] += w * relu(y[m][c]);
-              if (Backward) on[unit_index<A>(h0 + m, first + c)] = above_zero(y[m][c]);
-            }
-          }
-        });
-    for (int c = 0; c < C; ++c) logit_[first + c] = logit[c];
   }
 
   // From the panel's logits, in short loops one after the other: each has a long chain of dependent
@@ -284,22 +243,18 @@ class EdgeGates {
       const I inside = active & (stretched > 0) & (stretched < 1);
       gate_slope_[c] = inside ? span * steepness * s * (1 - s) : V{};
     }
-    if (Backward) {
+    if (Backward || problem_.l0)
       for (int64_t c = 0; c < count; ++c) {
         const V pi = 1 / (1 + odds[c] * to_open);
-        open_slope_[c] = block_.active[c] ? pi * (1 - pi) : V{};
+        odds[c] = block_.active[c] ? pi : V{};
+        if (Backward) open_slope_[c] = odds[c] * (1 - odds[c]);
       }
-      return;
-    }
     if (problem_.l0) {
       V sum = {};
-      for (int64_t c = 0; c < count; ++c) {
-        const V pi = 1 / (1 + odds[c] * to_open);
-        sum += block_.active[c] ? pi : V{};
-      }
+      for (int64_t c = 0; c < count; ++c) sum += odds[c];
       l0_.add(sum);
     }
-    if (problem_.gates) {
+    if (!Backward && problem_.gates) {
       for (int64_t c = 0; c < count; ++c) {
         store_pairs(problem_.gates, gate[c], c);
         store_pairs(problem_.logits, logit_[c], c);
@@ -394,18 +349,12 @@ class EdgeGates {
   }
 
   const CompleteGraph<A>& problem_;
-  const PackedPerceptron<A>& weights_;
   GraphBlock<A>& block_;
   const bool gated_;
-  int64_t b_ = 0, he_ = 0;  // padded sizes
+  ScalarNetwork<A> network_;
 
-  V *nodes_ = nullptr, *degree_ = nullptr, *grad_nodes_ = nullptr;  // a vector for each slot and component
-  V* product_ = nullptr;  // e_i o e_j of the pairs that wait, and of the panel's after them
+  V* degree_ = nullptr;  // of a slot
   Bits<A>* unit_on_ = nullptr;
-  // Pairs, also of blocks before, that are still to be added to the masked sums, as many as make a panel: the
-  // sums of more pairs go to memory no more often.
-  int64_t waiting_ = 0;
-  V waiting_grad_[kPanel];  // dL/da of them
   V logit_[kPanel], gate_slope_[kPanel], open_slope_[kPanel];
   // Lanes over graphs: the words of the pairs 4 cached_noise_ to 4 cached_noise_ + 3. Lanes over nodes: of
   // the 4 W pairs from cached_noise_ on.
@@ -413,11 +362,8 @@ class EdgeGates {
   Philox4<U> noise_words_;
   uint32_t cached_words_[4 * W];
 
-  // Sums of the block or of the call. Millions of pairs may go into a compensated one: it keeps what rounding
-  // takes from a plain float32 sum.
-  CompensatedSum<V> l0_, grad_logit_sum_;
+  CompensatedSum<V> l0_;
   V grad_l0_ = {};
   I open_ = {};
   int64_t open_rows_ = 0;  // lanes over nodes: the open pairs of the rows that are done
-  V *mask_sum_ = nullptr, *mask_bias_ = nullptr;
 };

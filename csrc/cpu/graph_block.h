@@ -299,9 +299,14 @@ ALWAYS_INLINE int64_t unit_index(int64_t h, int64_t c) {
 }
 
 template <class A>
+int64_t bits_vectors(int64_t hidden) {
+  const int64_t bytes = padded(hidden) * Simd<A>::kPanel * sizeof(Bits<A>);
+  return (bytes + kVectorBytes - 1) / kVectorBytes;
+}
+
+template <class A>
 Bits<A>* take_bits(Arena<A>& arena, int64_t hidden) {
-  const int64_t bytes = hidden * Simd<A>::kPanel * sizeof(Bits<A>);
-  return reinterpret_cast<Bits<A>*>(arena.take((bytes + kVectorBytes - 1) / kVectorBytes));
+  return reinterpret_cast<Bits<A>*>(arena.take(bits_vectors<A>(hidden)));
 }
 
 // The pairs of a panel that have a message: those with an open gate in any lane. Where a whole vector is

@@ -39,7 +39,7 @@ struct PackedPerceptron {
   const A* out;                // W2, rows out, columns H
   const A* out_bias;           // b2
   const A* out_transposed;     // W2^T, rows H, columns out
-  const A* hidden_transposed;  // W1^T, rows in, columns H; of the edge network (W2 o W1)^T: see backward
+  const A* hidden_transposed;  // W1^T, rows in, columns H; of a network of one output (W2 o W1)^T
 };
 
 template <class A>
@@ -49,7 +49,7 @@ struct PackedWeights {
 
 // The kernels of one instruction set for one type. `scratch` is private to the thread, 64-byte aligned, of
 // the size that the matching *_scratch function tells; `gradients` are the sums of this call, message then
-// edge, laid out as GradientLayout tells.
+// edge, laid out as GradientLayout tells; of `risk` the message network is the folded one.
 template <class A>
 struct Kernels {
   int64_t lanes;
@@ -59,6 +59,9 @@ struct Kernels {
                   void* scratch);
   void (*backward)(const CompleteGraph<A>&, const PackedWeights<A>&, const Block*, int64_t count,
                    void* scratch, A* gradients);
+  int64_t (*risk_scratch)(const CompleteGraph<A>&, int64_t slots);
+  void (*risk)(const CompleteGraph<A>&, const Risk<A>&, const PackedWeights<A>&, const Block*, int64_t count,
+               void* scratch, A* gradients);
   int64_t (*edges_scratch)(const EdgeList<A>&, int64_t nodes, bool backward);
   void (*edges_forward)(const EdgeList<A>&, const PackedWeights<A>&, const EdgeBlock<A>&, void* scratch);
   void (*edges_backward)(const EdgeList<A>&, const PackedWeights<A>&, const EdgeBlock<A>&, void* scratch,

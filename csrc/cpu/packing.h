@@ -13,7 +13,12 @@ class Packing {
  public:
   Packing(const CompleteGraph<A>& problem, int64_t rows) : rows_(rows) {
     if (problem.nodes) message(problem.message);
-    if (problem.edge_nodes) edge(problem.edge);
+    if (problem.edge_nodes) scalar(problem.edge, weights_.edge);
+  }
+  // Of a message network with the head folded in, and an edge network.
+  Packing(const Perceptron<A>& folded, const Perceptron<A>& edge, int64_t rows) : rows_(rows) {
+    scalar(folded, weights_.message);
+    scalar(edge, weights_.edge);
   }
   Packing(const EdgeList<A>& problem, int64_t rows) : rows_(rows) { message(problem.message); }
 
@@ -33,9 +38,9 @@ class Packing {
         matrix(in, hidden, [&](int64_t k, int64_t h) { return m.hidden_weight[h * in + k]; });
   }
 
-  void edge(const Perceptron<A>& m) {
+  // A network of one output.
+  void scalar(const Perceptron<A>& m, PackedPerceptron<A>& packed) {
     const int64_t in = m.in, hidden = m.hidden;
-    PackedPerceptron<A>& packed = weights_.edge;
     packed.hidden = matrix(hidden, in, [&](int64_t h, int64_t k) { return m.hidden_weight[h * in + k]; });
     packed.hidden_bias = vector(m.hidden_bias, hidden);
     packed.out = vector(m.out_weight, hidden);

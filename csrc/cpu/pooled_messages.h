@@ -136,11 +136,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
     clear(hidden_sum_, h_);
     clear(row_sum_, h_);
     weight_sum_ = V{};
-    const V nodes = __builtin_convertvector(block_.lane_nodes, V);
-    for (int64_t slot = 0; slot < block_.slots; ++slot)
-      alpha_[slot] = block_.load_values(slot, problem_.values) * gates_.slot_scale(slot, true) /
-                     (nodes > 0 ? nodes : splat(A(1)));
-    alpha_[block_.extra] = V{};
+    gates_.find_alpha(alpha_);
   }
 
   void add_row() {

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -125,15 +126,15 @@ struct Plan {
   std::vector<int64_t> task_begin;
   int64_t scratch_bytes = 0;
 
-  Plan(const CompleteGraph<A>& problem, const Kernels<A>& kernels, bool backward) {
-    const Graphs& graphs = problem.graphs;
-    const int64_t W = kernels.lanes;
+  // scratch(slots) is what a kernel needs for a block of so many.
+  template <class ScratchOf>
+  Plan(const Graphs& graphs, int64_t W, ScratchOf scratch) {
     order.resize(graphs.count);
     std::iota(order.begin(), order.end(), int64_t{0});
     if (graphs.offsets)
       std::stable_sort(order.begin(), order.end(),
                        [&](int64_t a, int64_t b) { return node_count(graphs, a) < node_count(graphs, b); });
-    const int64_t slot_bytes = kernels.scratch(problem, 1, backward) - kernels.scratch(problem, 0, backward);
+    const int64_t slot_bytes = scratch(1) - scratch(0);
     std::vector<int64_t> costs;
     int64_t max_slots = 0;
     const auto add = [&](const int64_t* first, int64_t lanes, int64_t nodes, bool lanes_over_nodes,
@@ -162,7 +163,7 @@ struct Plan {
         add(&order[first + l], 1, n, true, node_lane_cost(n, W));
       }
     }
-    scratch_bytes = kernels.scratch(problem, max_slots, backward);
+    scratch_bytes = scratch(max_slots);
     task_begin = split_tasks(costs, kTaskCost);
   }
 
@@ -188,7 +189,8 @@ void forward(const CompleteGraph<A>& problem) {
     forward(degrees);
   }
   const Kernels<A>& k = kernels<A>();
-  const Plan<A> plan(problem, k, false);
+  const Plan<A> plan(problem.graphs, k.lanes,
+                     [&](int64_t slots) { return k.scratch(problem, slots, false); });
   const Packing<A> packing(problem, k.rows);
   for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
     const int64_t begin = plan.task_begin[t];
@@ -199,7 +201,7 @@ void forward(const CompleteGraph<A>& problem) {
 template <class A>
 void backward(const CompleteGraph<A>& problem) {
   const Kernels<A>& k = kernels<A>();
-  const Plan<A> plan(problem, k, true);
+  const Plan<A> plan(problem.graphs, k.lanes, [&](int64_t slots) { return k.scratch(problem, slots, true); });
   const Packing<A> packing(problem, k.rows);
   const Perceptron<A>&m = problem.message, &e = problem.edge;
   const GradientLayout message = gradient_layout(0, m.in, m.hidden, m.out);
@@ -212,6 +214,99 @@ void backward(const CompleteGraph<A>& problem) {
   });
   reduce(partials, edge.end, message, problem.grad_message);
   reduce(partials, edge.end, edge, problem.grad_edge);
+}
+
+namespace {
+
+// The message network with the head folded into its second layer.
+template <class A>
+struct FoldedHead {
+  const Perceptron<A>& message;
+  const A* head;  // [d]
+  std::vector<A> out_weight;
+  A out_bias = 0;
+
+  FoldedHead(const Perceptron<A>& m, const A* head_weight)
+      : message(m), head(head_weight), out_weight(m.hidden, A(0)) {
+    for (int64_t k = 0; k < m.out; ++k) {
+      for (int64_t h = 0; h < m.hidden; ++h) out_weight[h] += head[k] * m.out_weight[k * m.hidden + h];
+      out_bias += head[k] * m.out_bias[k];
+    }
+  }
+  Perceptron<A> network() const {
+    const Perceptron<A>& m = message;
+    return {m.hidden_weight, m.hidden_bias, out_weight.data(), &out_bias, m.in, m.hidden, 1};
+  }
+
+  // From the gradients of the folded second layer those of the message network's, and of the head.
+  void unfold(const A* grad_weight, A grad_bias, const PerceptronGrad<A>& to, A* grad_head) const {
+    const Perceptron<A>& m = message;
+    for (int64_t k = 0; k < m.out; ++k) {
+      A sum = m.out_bias[k] * grad_bias;
+      for (int64_t h = 0; h < m.hidden; ++h) {
+        sum += m.out_weight[k * m.hidden + h] * grad_weight[h];
+        to.out_weight[k * m.hidden + h] = head[k] * grad_weight[h];
+      }
+      to.out_bias[k] = head[k] * grad_bias;
+      grad_head[k] = sum;
+    }
+  }
+};
+
+// The loss of a prediction; as torch computes it.
+template <class A>
+double loss_of(Loss loss, A y, A target) {
+  if (loss == Loss::mse) return (static_cast<double>(y) - target) * (static_cast<double>(y) - target);
+  return (std::isnan(y) || y > 0 ? y : A(0)) - static_cast<double>(y) * target +
+         std::log1p(std::exp(-std::abs(y)));
+}
+
+}  // namespace
+
+template <class A>
+void risk(const CompleteGraph<A>& given, const Risk<A>& risk) {
+  CompleteGraph<A> problem = given;
+  if (problem.degree) {  // gates first, as in the forward
+    CompleteGraph<A> degrees = problem;
+    degrees.nodes = nullptr;
+    degrees.pools = false;
+    degrees.l0 = nullptr;
+    degrees.num_edges = nullptr;
+    forward(degrees);
+  }
+  const int64_t G = problem.graphs.count;
+  const FoldedHead<A> folded(given.message, risk.head_weight);
+  std::vector<A> grad_l0(G);
+  for (int64_t g = 0; g < G; ++g) grad_l0[g] = risk.l0_weight[g] / static_cast<A>(G);
+  problem.message = folded.network();
+  problem.grad_l0 = grad_l0.data();
+  const Kernels<A>& k = kernels<A>();
+  const Plan<A> plan(problem.graphs, k.lanes, [&](int64_t slots) { return k.risk_scratch(problem, slots); });
+  const Packing<A> packing(problem.message, problem.edge, k.rows);
+  const Perceptron<A>&m = problem.message, &e = problem.edge;
+  const GradientLayout message = gradient_layout(0, m.in, m.hidden, 1);
+  const GradientLayout edge = gradient_layout(message.end, e.in, e.hidden, 1);
+  std::vector<A> partials((plan.task_begin.size() - 1) * edge.end, A(0));
+  for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
+    const int64_t begin = plan.task_begin[t];
+    k.risk(problem, risk, packing.weights(), plan.blocks.data() + begin, plan.task_begin[t + 1] - begin,
+           memory, partials.data() + t * edge.end);
+  });
+  std::vector<A> grad_out(m.hidden);
+  A grad_out_bias;
+  PerceptronGrad<A> of_folded = problem.grad_message;
+  of_folded.out_weight = grad_out.data(), of_folded.out_bias = &grad_out_bias;
+  reduce(partials, edge.end, message, of_folded);
+  reduce(partials, edge.end, edge, problem.grad_edge);
+  folded.unfold(grad_out.data(), grad_out_bias, problem.grad_message, risk.grad_head_weight);
+  double sum = 0, grad_bias = 0;
+  for (int64_t g = 0; g < G; ++g) {
+    sum += loss_of(risk.loss, risk.logits[g], risk.target[g]) +
+           static_cast<double>(risk.l0_weight[g]) * problem.l0[g];
+    grad_bias += risk.grad_logits[g];
+  }
+  *risk.risk = static_cast<A>(G > 0 ? sum / static_cast<double>(G) : 0);
+  if (risk.grad_head_bias) *risk.grad_head_bias = static_cast<A>(grad_bias);
 }
 
 // ---- Edge lists ----
@@ -315,6 +410,8 @@ template void forward(const CompleteGraph<float>&);
 template void forward(const CompleteGraph<double>&);
 template void backward(const CompleteGraph<float>&);
 template void backward(const CompleteGraph<double>&);
+template void risk(const CompleteGraph<float>&, const Risk<float>&);
+template void risk(const CompleteGraph<double>&, const Risk<double>&);
 template void forward(const EdgeList<float>&);
 template void forward(const EdgeList<double>&);
 template void backward(const EdgeList<float>&);

@@ -57,9 +57,13 @@ struct Inputs {
   bool pooled = false;
   std::vector<int64_t> ids;
   std::vector<Real> x;
+  // The risk of a head, the last two of the values, on the pooled sums; the L0 penalty weighs weight_l0.
+  bool risk = false;
+  Loss loss = Loss::bce;
+  std::vector<Real> target;
   Aggregation aggregation;
   int64_t seed = 0x123456789ABCDEF;
-  // nodes, edge nodes, message (W1, b1, W2, b2), edge (W1, b1, W2, b2)
+  // nodes, edge nodes, message (W1, b1, W2, b2), edge (W1, b1, W2, b2), with a risk head and bias
   std::vector<std::vector<Real>> values;
   // weights of the objective: of out (or pooled), l0, l2
   std::vector<Real> weight_out, weight_l0, weight_l2;
@@ -144,8 +148,27 @@ Results plain(const Inputs& in) {
   return r;
 }
 
+std::vector<Real> logits(const Inputs& in, const Results& r) {
+  std::vector<Real> y(in.graphs(), in.values[11][0]);
+  for (int64_t g = 0; g < in.graphs(); ++g)
+    for (int64_t k = 0; k < in.d; ++k) y[g] += in.values[10][k] * r.pooled[g * in.d + k];
+  return y;
+}
+
+Real empirical_risk(const Inputs& in, const Results& r) {
+  const std::vector<Real> y = logits(in, r);
+  Real sum = 0;
+  for (int64_t g = 0; g < in.graphs(); ++g) {
+    const Real t = in.target[g];
+    const Real bce = t * std::log1p(std::exp(-y[g])) + (1 - t) * std::log1p(std::exp(y[g]));
+    sum += (in.loss == Loss::mse ? (y[g] - t) * (y[g] - t) : bce) + in.weight_l0[g] * r.l0[g];
+  }
+  return in.graphs() ? sum / in.graphs() : 0;
+}
+
 Real objective(const Inputs& in) {
   const Results r = plain(in);
+  if (in.risk) return empirical_risk(in, r);
   Real sum = 0;
   const std::vector<Real>& out = in.pooled ? r.pooled : r.out;
   for (size_t k = 0; k < out.size(); ++k) sum += in.weight_out[k] * out[k];
@@ -200,35 +223,73 @@ void check_gradient(const Inputs& in, size_t v, const A* gradient, const std::st
   check(ok, name + ": gradient of input " + std::to_string(v));
 }
 
+// A problem of these inputs, and the arrays that it points to; no results yet.
+template <class A>
+struct Arrays {
+  std::vector<Array<A>> values, gradients;
+  Array<int64_t> offsets;
+  Array<A> x;
+  CompleteGraph<A> problem = {};
+
+  explicit Arrays(const Inputs& in) : offsets(new int64_t[in.graphs() + 1]), x(copy<A>(in.x)) {
+    for (const auto& v : in.values) values.push_back(copy<A>(v));
+    std::copy(in.offsets.begin(), in.offsets.end(), offsets.get());
+    const auto mlp = [&](int first, int64_t size, int64_t hidden, int64_t out) {
+      return Perceptron<A>{values[first].get(),
+                           values[first + 1].get(),
+                           values[first + 2].get(),
+                           values[first + 3].get(),
+                           size,
+                           hidden,
+                           out};
+    };
+    CompleteGraph<A>& p = problem;
+    p.graphs = {offsets.get(), 0, in.graphs(), in.nodes()};
+    p.aggregation = in.aggregation;
+    p.gate = {2.0 / 3, -0.1, 1.1, in.noisy ? &in.seed : nullptr};
+    p.message = mlp(2, in.d, in.H, in.d);
+    p.nodes = values[0].get();
+    if (in.gated) {
+      p.edge = mlp(6, in.b, in.He, 1);
+      p.edge_nodes = values[1].get();
+    }
+    if (in.pooled) p.pools = true, p.ids = in.ids.data(), p.values = x.get();
+  }
+
+  void want_gradients(const Inputs& in) {
+    for (const auto& v : in.values) gradients.push_back(poisoned<A>(static_cast<int64_t>(v.size())));
+    problem.grad_nodes = gradients[0].get();
+    problem.grad_message = {gradients[2].get(), gradients[3].get(), gradients[4].get(), gradients[5].get()};
+    if (!in.gated) return;
+    problem.grad_edge_nodes = gradients[1].get();
+    problem.grad_edge = {gradients[6].get(), gradients[7].get(), gradients[8].get(), gradients[9].get()};
+  }
+
+  void check_gradients(const Inputs& in, const std::string& name, std::mt19937& random) {
+    for (int v = 0; v < 2 && in.pooled; ++v) {
+      // Gradients come by position: to the rows of the tables.
+      const int64_t size = v == 0 ? in.d : in.b;
+      auto rows = poisoned<A>(in.nodes() * size);
+      for (int64_t k = 0; k < in.nodes(); ++k)
+        std::copy_n(gradients[v].get() + k * size, size, rows.get() + in.ids[k] * size);
+      gradients[v] = std::move(rows);
+    }
+    for (size_t v = 0; v < in.values.size(); ++v) {
+      const bool edge = v == 1 || (v >= 6 && v < 10);
+      if (!edge || in.gated) check_gradient(in, v, gradients[v].get(), name, random);
+    }
+  }
+};
+
+template <class A>
+constexpr double kTolerance = sizeof(A) == 8 ? 1e-11 : 2e-5;
+
 template <class A>
 void run(const Inputs& in, const std::string& name, std::mt19937& random) {
-  const double tolerance = sizeof(A) == 8 ? 1e-11 : 2e-5;
+  const double tolerance = kTolerance<A>;
   const int64_t N = in.nodes(), G = in.graphs();
-  std::vector<Array<A>> values;
-  for (const auto& v : in.values) values.push_back(copy<A>(v));
-  Array<int64_t> offsets(new int64_t[G + 1]);
-  std::copy(in.offsets.begin(), in.offsets.end(), offsets.get());
-  const auto mlp = [&](int first, int64_t size, int64_t hidden, int64_t out) {
-    return Perceptron<A>{values[first].get(),
-                         values[first + 1].get(),
-                         values[first + 2].get(),
-                         values[first + 3].get(),
-                         size,
-                         hidden,
-                         out};
-  };
-  CompleteGraph<A> p = {};
-  p.graphs = {offsets.get(), 0, G, N};
-  p.aggregation = in.aggregation;
-  p.gate = {2.0 / 3, -0.1, 1.1, in.noisy ? &in.seed : nullptr};
-  p.message = mlp(2, in.d, in.H, in.d);
-  p.nodes = values[0].get();
-  if (in.gated) {
-    p.edge = mlp(6, in.b, in.He, 1);
-    p.edge_nodes = values[1].get();
-  }
-  const auto x = copy<A>(in.x);
-  if (in.pooled) p.pools = true, p.ids = in.ids.data(), p.values = x.get();
+  Arrays<A> arrays(in);
+  CompleteGraph<A>& p = arrays.problem;
   auto out = poisoned<A>((in.pooled ? G : N) * in.d), l0 = poisoned<A>(G), l2 = poisoned<A>(G);
   std::vector<int64_t> num_edges(G, -1);
   std::vector<int32_t> degree(N, -1);
@@ -250,27 +311,32 @@ void run(const Inputs& in, const std::string& name, std::mt19937& random) {
   (in.pooled ? p.grad_pooled : p.grad_out) = weight_out.get();
   p.grad_l0 = in.gated ? weight_l0.get() : nullptr;
   p.grad_l2 = in.l2 ? weight_l2.get() : nullptr;
-  std::vector<Array<A>> gradients;
-  for (const auto& v : in.values) gradients.push_back(poisoned<A>(static_cast<int64_t>(v.size())));
-  p.grad_nodes = gradients[0].get();
-  p.grad_message = {gradients[2].get(), gradients[3].get(), gradients[4].get(), gradients[5].get()};
-  if (in.gated) {
-    p.grad_edge_nodes = gradients[1].get();
-    p.grad_edge = {gradients[6].get(), gradients[7].get(), gradients[8].get(), gradients[9].get()};
-  }
+  arrays.want_gradients(in);
   cpu::backward(p);
-  for (int v = 0; v < 2 && in.pooled; ++v) {
-    // Gradients come by position: to the rows of the tables.
-    const int64_t size = v == 0 ? in.d : in.b;
-    auto rows = poisoned<A>(N * size);
-    for (int64_t k = 0; k < N; ++k)
-      std::copy_n(gradients[v].get() + k * size, size, rows.get() + in.ids[k] * size);
-    gradients[v] = std::move(rows);
-  }
-  for (size_t v = 0; v < in.values.size(); ++v) {
-    const bool edge = v == 1 || v >= 6;
-    if (!edge || in.gated) check_gradient(in, v, gradients[v].get(), name, random);
-  }
+  arrays.check_gradients(in, name, random);
+}
+
+template <class A>
+void run_risk(const Inputs& in, const std::string& name, std::mt19937& random) {
+  const int64_t N = in.nodes(), G = in.graphs();
+  Arrays<A> arrays(in);
+  CompleteGraph<A>& p = arrays.problem;
+  auto l0 = poisoned<A>(G), y = poisoned<A>(G), grad_y = poisoned<A>(G), risk = poisoned<A>(1);
+  std::vector<int64_t> num_edges(G, -1);
+  std::vector<int32_t> degree(N, -1);
+  p.l0 = l0.get();
+  p.num_edges = num_edges.data();
+  p.degree = in.aggregation == Aggregation::neighbor_mean ? degree.data() : nullptr;
+  arrays.want_gradients(in);
+  const auto target = copy<A>(in.target), weight_l0 = copy<A>(in.weight_l0);
+  cpu::risk(p, {in.loss, arrays.values[10].get(), arrays.values[11].get(), target.get(), weight_l0.get(),
+                risk.get(), y.get(), grad_y.get(), arrays.gradients[10].get(), arrays.gradients[11].get()});
+  const Results expected = plain(in);
+  check(all_close(y.get(), logits(in, expected), kTolerance<A>), name + ": logits");
+  check(all_close(l0.get(), expected.l0, kTolerance<A>), name + ": l0");
+  check(all_close(risk.get(), {empirical_risk(in, expected)}, kTolerance<A>), name + ": risk");
+  check(num_edges == expected.num_edges, name + ": num_edges");
+  arrays.check_gradients(in, name, random);
 }
 
 template <class A>
@@ -355,6 +421,14 @@ void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b
   pooled.weight_out = fill(in.graphs() * d, 1);
   run<double>(pooled, name + " pooled float64", random);
   run<float>(pooled, name + " pooled float32", random);
+  if (in.gated && !in.l2) {
+    pooled.risk = true;
+    pooled.loss = options / 8 % 2 ? Loss::mse : Loss::bce;
+    pooled.values.push_back(fill(d, 1)), pooled.values.push_back(fill(1, 1));
+    pooled.target = fill(in.graphs(), 1);
+    run_risk<double>(pooled, name + " risk float64", random);
+    run_risk<float>(pooled, name + " risk float32", random);
+  }
   if (options % 8 == 0) {
     run_edges<double>(in, name + " float64", random);
     run_edges<float>(in, name + " float32", random);
