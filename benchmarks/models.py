@@ -28,6 +28,8 @@ OPTIMIZERS = ("adagrad", "adam")
 _LEARNING_RATES = {"adagrad": 0.2, "adam": 0.01}
 _WEIGHT_DECAY = 1e-5
 
+_L0_WEIGHT = 3.6e-4
+
 Optimizer = Callable[..., torch.optim.Optimizer]
 
 
@@ -41,16 +43,14 @@ class Model(ABC):
 
     name: ClassVar[str]
     optimizers: ClassVar[dict[str, Optimizer]] = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam}
-    l0_weight = 3.6e-4  # in the loss
 
     def __init__(self, model: L0SIGN, graph_size: int) -> None:
         self.model = model
 
-    def use_optimizer(self, name: str) -> None:
-        """Train by this optimizer from now on; it begins without state."""
-        self.optimizer = self.optimizers[name](
-            self.model.parameters(), lr=_LEARNING_RATES[name], weight_decay=_WEIGHT_DECAY
-        )
+    def use_optimizer(self, name: str, learning_rate: float | None = None) -> None:
+        """Train by this optimizer from now on, at its usual rate or another; it begins without state."""
+        lr = _LEARNING_RATES[name] if learning_rate is None else learning_rate
+        self.optimizer = self.optimizers[name](self.model.parameters(), lr=lr, weight_decay=_WEIGHT_DECAY)
 
     def batches(self, data: GraphDataset, batch_size: int) -> Iterator[Any]:
         """Shuffled batches without end, each collated when it is asked for; all of full size."""
@@ -73,7 +73,7 @@ class Model(ABC):
 
     def risk(self, logits: Tensor, l0: Tensor, labels: Tensor) -> Tensor:
         """The loss in torch's own operations."""
-        return F.binary_cross_entropy_with_logits(logits, labels) + self.l0_weight * l0.mean()
+        return F.binary_cross_entropy_with_logits(logits, labels) + _L0_WEIGHT * l0.mean()
 
     def backward(self, batch: Any) -> None:
         """The gradients of all weights."""
@@ -104,7 +104,7 @@ class Fused(Model):
     def loss(self, batch: Batch) -> Tensor:
         assert batch.labels is not None
         return self.model.risk(
-            batch.ids, batch.labels, batch.offsets, batch.values, l0_weight=self.l0_weight
+            batch.ids, batch.labels, batch.offsets, batch.values, l0_weight=_L0_WEIGHT
         ).risk
 
     def logits(self, batch: Batch) -> Tensor:

@@ -9,8 +9,9 @@ the batch from memory belongs to it. Each timed sample is a run of steps of one 
 1. epoch: all contestants on the training samples of Frappe and MovieLens tags. Its time is that of a step
    times the number of steps.
 2. vocabulary: steps on data like Frappe's with larger tables of users and items, ids skewed and uniform;
-   tables of all sizes take turns. Labels are chance there, and an L0 penalty of the usual weight would
-   close all edges within a hundred steps, while training on Frappe opens them: it has next to no weight.
+   tables of all sizes take turns. Labels are chance there, and a model that learned from them would close
+   edges, more or fewer by the size of its table, while training on Frappe opens them: the learning rate is
+   next to nothing, so that the edges stay as they begin, nine tenths of them open.
 3. memory: the most that a process takes that makes a model and trains it for 20 steps.
 """
 
@@ -34,7 +35,7 @@ from .models import MODELS, OPTIMIZERS, Model, make
 from .rounds import QUICK, Budget, Call, Key, interleave, summary
 
 BATCH_SIZE = 1024
-L0_WEIGHT_OF_CHANCE = 1e-9  # of samples whose labels are chance
+LEARNING_RATE_OF_CHANCE = 1e-9  # where labels are chance
 PARTS = ("epoch", "vocabulary", "memory")
 _GROWING = ("fused", "fused, row-wise", "official")  # what is measured by vocabulary
 _COMPILED = ("compile", "repaired")
@@ -81,13 +82,11 @@ def _vocabularies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for features in options.features:
             data = samples.frappe_like(100 * _batch_size(options), features, ids == "skewed")
             if ids == "skewed":
-                for name, model in _models(data, names).items():
-                    model.l0_weight = L0_WEIGHT_OF_CHANCE
-                    models[features, name] = model
+                models |= {(features, name): model for name, model in _models(data, names).items()}
             for name in names:
                 batches[features, name] = models[features, name].batches(data, _batch_size(options))
         for optimizer in OPTIMIZERS:
-            times = _timed(models, batches, optimizer, options)
+            times = _timed(models, batches, optimizer, options, LEARNING_RATE_OF_CHANCE)
             for features in options.features:
                 case = {"part": "vocabulary", "ids": ids, "optimizer": optimizer, "features": features}
                 yield _measured(case, {name: times[features, name] for name in names}, options)
@@ -103,10 +102,11 @@ def _timed(
     batches: Mapping[Key, Iterator[Any]],
     optimizer: str,
     options: argparse.Namespace,
+    learning_rate: float | None = None,
 ) -> dict[Key, list[float]]:
     """Seconds a step, by turns."""
     for model in models.values():
-        model.use_optimizer(optimizer)
+        model.use_optimizer(optimizer, learning_rate)
     # Long samples: after another contestant's turn the first step finds nothing of its own in the caches.
     budget = QUICK if options.quick else Budget(options.seconds, min_rounds=3, sample=0.1, warmup=1)
     return interleave({key: _stepping(model, batches[key]) for key, model in models.items()}, budget)

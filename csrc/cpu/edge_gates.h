@@ -124,13 +124,13 @@ class EdgeGates {
 
   // The gates again, with what `backward` needs of them.
   void recompute() {
-    evaluate_into(gated_ ? network_.room(block_.count) : nullptr);
+    evaluate_into(gated_ ? network_.room(block_.count) : Units<A>{});
     for (int64_t c = 0; c < block_.count; ++c) grad_gate[c] = V{};
   }
 
-  // The same with the units that are on kept in `on`, and with the sums of the forward.
-  void evaluate_into(Bits<A>* on) {
-    unit_on_ = on;
+  // The same with the units that are on kept in `units`, and with the sums of the forward.
+  void evaluate_into(const Units<A>& units) {
+    units_ = units;
     evaluate<true>();
   }
 
@@ -141,10 +141,10 @@ class EdgeGates {
       to[c] = gate[c], to[kPanel + c] = gate_slope_[c], to[2 * kPanel + c] = open_slope_[c];
     }
   }
-  void restore(const V* from, Bits<A>* on) {
+  void restore(const V* from, const Units<A>& units) {
     for (int64_t c = 0; c < block_.count; ++c)
       gate[c] = from[c], gate_slope_[c] = from[kPanel + c], open_slope_[c] = from[2 * kPanel + c];
-    unit_on_ = on;
+    units_ = units;
     find_open();
   }
 
@@ -158,7 +158,7 @@ class EdgeGates {
       if (problem_.grad_logits) of_gate += load_pairs(problem_.grad_logits, c);
       grad_logit[c] = of_gate;
     }
-    network_.backward(block_.count, all_pairs, all_lanes, unit_on_, grad_logit);
+    network_.backward(block_.count, all_pairs, all_lanes, units_, grad_logit);
   }
 
   void end_row_backward(int64_t i) {
@@ -184,12 +184,12 @@ class EdgeGates {
   }
 
   // The gates of the panel's pairs, and which of them have a message; with Backward also gate_slope_ = dg/da,
-  // open_slope_ = dpi/da and unit_on_.
+  // open_slope_ = dpi/da and units_.
   template <bool Backward>
   ALWAYS_INLINE void evaluate() {
     if (gated_) {
       for_chunks<A>(block_.count, [&](auto size, int64_t first) LAMBDA_INLINE {
-        network_.template compute<decltype(size)::value, Backward>(first, all_pairs, all_lanes, unit_on_,
+        network_.template compute<decltype(size)::value, Backward>(first, all_pairs, all_lanes, units_,
                                                                    logit_);
       });
       compute_gates<Backward>();
@@ -354,7 +354,7 @@ class EdgeGates {
   ScalarNetwork<A> network_;
 
   V* degree_ = nullptr;  // of a slot
-  Bits<A>* unit_on_ = nullptr;
+  Units<A> units_;
   V logit_[kPanel], gate_slope_[kPanel], open_slope_[kPanel];
   // Lanes over graphs: the words of the pairs 4 cached_noise_ to 4 cached_noise_ + 3. Lanes over nodes: of
   // the 4 W pairs from cached_noise_ on.

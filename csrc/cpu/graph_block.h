@@ -309,6 +309,26 @@ Bits<A>* take_bits(Arena<A>& arena, int64_t hidden) {
   return reinterpret_cast<Bits<A>*>(arena.take(bits_vectors<A>(hidden)));
 }
 
+// The same for kernels that look up: bit h % 32 of a lane's word tells whether unit h is on; word w of pair c
+// is at unit_index(w, c).
+template <class A>
+struct Units {
+  Bits<A>* on = nullptr;
+  typename Simd<A>::U* words = nullptr;  // only where kLooksUp
+
+  static constexpr int64_t words_of(int64_t hidden) { return kLooksUp<A> ? (padded(hidden) + 31) / 32 : 0; }
+  static int64_t vectors(int64_t hidden) {
+    return bits_vectors<A>(hidden) + words_of(hidden) * Simd<A>::kPanel;
+  }
+  // In `vectors` of memory.
+  static Units at(typename Simd<A>::V* memory, int64_t hidden) {
+    return {reinterpret_cast<Bits<A>*>(memory),
+            reinterpret_cast<typename Simd<A>::U*>(memory + bits_vectors<A>(hidden))};
+  }
+  // From pair c on.
+  Units from(int64_t c) const { return {on + c, words + c}; }
+};
+
 // The pairs of a panel that have a message: those with an open gate in any lane. Where a whole vector is
 // closed, nothing is computed.
 template <class A>

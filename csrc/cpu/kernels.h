@@ -40,6 +40,7 @@ struct PackedPerceptron {
   const A* out_bias;           // b2
   const A* out_transposed;     // W2^T, rows H, columns out
   const A* hidden_transposed;  // W1^T, rows in, columns H; of a network of one output (W2 o W1)^T
+  const A* subsets;            // of the latter, where kernels look up: see multiply_subsets
 };
 
 template <class A>
@@ -54,6 +55,7 @@ template <class A>
 struct Kernels {
   int64_t lanes;
   int64_t rows;  // rows of a tile of PackedPerceptron
+  bool looks_up;
   int64_t (*scratch)(const CompleteGraph<A>&, int64_t slots, bool backward);
   void (*forward)(const CompleteGraph<A>&, const PackedWeights<A>&, const Block*, int64_t count,
                   void* scratch);

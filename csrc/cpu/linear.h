@@ -123,6 +123,45 @@ ALWAYS_INLINE void multiply_where(const A* packed, int64_t rows, int64_t columns
   }
 }
 
+// The same y[m][c] = sum_h w[m][h] [unit h is on], without factors, from the sums of all subsets of four
+// units: of rows m0 .. m0 + 3 and units 4 g .. 4 g + 3 the table has four vectors of 16 entries (packing.h).
+// In a word of a pair's lane, bit h % 32 tells whether unit h is on; words(h / 32, c).
+#if defined(__AVX512F__)
+template <class A, int C, class Words, class Use>
+ALWAYS_INLINE void multiply_subsets(const A* table, int64_t rows, int64_t columns, Words words, Use use) {
+  using V = typename Simd<A>::V;
+  using U = typename Simd<A>::U;
+  const V* entries = reinterpret_cast<const V*>(table);
+  const V one = splat(A(1));
+  for (int64_t m0 = 0; m0 < rows; m0 += kRows) {
+    V y[kRows][C];
+#pragma GCC unroll 4
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) y[m][c] = V{};
+    for (int64_t h0 = 0; h0 < columns; h0 += 32) {
+      U index[C];
+      for (int c = 0; c < C; ++c) index[c] = words(h0 / 32, c);
+      const int64_t end = h0 + 32 < columns ? h0 + 32 : columns;
+#pragma GCC unroll 1
+      for (int64_t h = h0; h < end; h += 4) {
+#pragma GCC unroll 4
+        for (int m = 0; m < kRows; ++m) {
+          const V t = entries[m];
+#pragma GCC unroll 4
+          for (int c = 0; c < C; ++c)  // additions and multiply-adds in turn, as above
+            y[m][c] = c % 2 ? entry(index[c], t) * one + y[m][c] : y[m][c] + entry(index[c], t);
+        }
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) index[c] >>= 4;
+        entries += kRows;
+      }
+    }
+    use(m0, y);
+  }
+}
+#endif
+
 // sum[m][k] += factor(m) sum_c [bits(m, c)] x(k, c) and bias[m] += factor(m) sum_c [bits(m, c)] x_bias(c)
 // over `count` vectors, lane by lane; rows and columns are padded.
 template <class A, class BitsOf, class Factor, class Input, class BiasInput>

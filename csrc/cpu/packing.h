@@ -11,16 +11,21 @@ namespace cpu {
 template <class A>
 class Packing {
  public:
-  Packing(const CompleteGraph<A>& problem, int64_t rows) : rows_(rows) {
+  Packing(const CompleteGraph<A>& problem, const Kernels<A>& kernels)
+      : rows_(kernels.rows), looks_up_(kernels.looks_up) {
     if (problem.nodes) message(problem.message);
     if (problem.edge_nodes) scalar(problem.edge, weights_.edge);
   }
   // Of a message network with the head folded in, and an edge network.
-  Packing(const Perceptron<A>& folded, const Perceptron<A>& edge, int64_t rows) : rows_(rows) {
+  Packing(const Perceptron<A>& folded, const Perceptron<A>& edge, const Kernels<A>& kernels)
+      : rows_(kernels.rows), looks_up_(kernels.looks_up) {
     scalar(folded, weights_.message);
     scalar(edge, weights_.edge);
   }
-  Packing(const EdgeList<A>& problem, int64_t rows) : rows_(rows) { message(problem.message); }
+  Packing(const EdgeList<A>& problem, const Kernels<A>& kernels)
+      : rows_(kernels.rows), looks_up_(kernels.looks_up) {
+    message(problem.message);
+  }
 
   const PackedWeights<A>& weights() const { return weights_; }
 
@@ -47,6 +52,26 @@ class Packing {
     packed.out_bias = vector(m.out_bias, 1);
     packed.hidden_transposed = matrix(
         in, hidden, [&](int64_t k, int64_t h) { return m.hidden_weight[h * in + k] * m.out_weight[h]; });
+    if (looks_up_) packed.subsets = subsets(m);
+  }
+
+  // Of every component k and four units h0 .. h0 + 3 the sums of W2[h] W1[h][k] over all subsets of the
+  // units, by tiles of `rows` components.
+  const A* subsets(const Perceptron<A>& m) {
+    constexpr int64_t kLine = 64 / sizeof(A);
+    std::vector<A> memory(padded(m.in) * padded(m.hidden) * 4 + kLine);
+    const A* const begin = keep(std::move(memory));
+    A* next = storage_.back().data() + (-reinterpret_cast<uintptr_t>(begin) % 64) / sizeof(A);
+    const A* const aligned = next;
+    for (int64_t k0 = 0; k0 < padded(m.in); k0 += rows_)
+      for (int64_t h0 = 0; h0 < padded(m.hidden); h0 += 4)
+        for (int64_t k = k0; k < k0 + rows_; ++k, next += 16)
+          for (int64_t h = h0, size = 1; size < 16; ++h, size *= 2) {
+            const bool exists = h < m.hidden && k < m.in;
+            const A element = exists ? m.hidden_weight[h * m.in + k] * m.out_weight[h] : A(0);
+            for (int64_t subset = 0; subset < size; ++subset) next[size + subset] = next[subset] + element;
+          }
+    return aligned;
   }
 
   template <class Element>
@@ -71,6 +96,7 @@ class Packing {
   }
 
   int64_t rows_;
+  bool looks_up_;
   PackedWeights<A> weights_ = {};
   std::vector<std::vector<A>> storage_;
 };

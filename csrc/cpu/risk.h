@@ -26,9 +26,9 @@ class RiskKernel {
         network_(problem.message, weights.message, block_) {
     network_.take(arena_, slots, true);
     alpha_ = arena_.take(slots + 1);
-    edge_on_at_ = kScoreAt + kPanel;
-    on_at_ = edge_on_at_ + bits_vectors<A>(problem.edge.hidden);
-    kept_vectors_ = on_at_ + bits_vectors<A>(problem.message.hidden);
+    edge_units_at_ = kScoreAt + kPanel;
+    units_at_ = edge_units_at_ + Units<A>::vectors(problem.edge.hidden);
+    kept_vectors_ = units_at_ + Units<A>::vectors(problem.message.hidden);
     panels_ = kKeptBytes / kVectorBytes / kept_vectors_ + 1;
     kept_ = arena_.take(panels_ * kept_vectors_);
   }
@@ -79,10 +79,11 @@ class RiskKernel {
   // Gates, scores and sums of a panel.
   void find(int64_t panel) {
     go_to(panel);
-    gates_.evaluate_into(edge_on_);
+    gates_.evaluate_into(edge_units_);
     gates_.count_open();
     for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
-      network_.template compute<decltype(size)::value, true>(first, open_pair(), open_lanes(), on_, score_);
+      network_.template compute<decltype(size)::value, true>(first, open_pair(), open_lanes(), units_,
+                                                             score_);
     });
     V sum = {};
     for (int c = 0; c < gates_.open.count; ++c) {
@@ -98,7 +99,7 @@ class RiskKernel {
     if (panel == panel_) return;
     if (panel >= panels_ - 1) return find(panel);
     go_to(panel);
-    gates_.restore(kept(panel), edge_on_);
+    gates_.restore(kept(panel), edge_units_);
   }
 
   // The last place is that of all panels without one of their own.
@@ -108,8 +109,8 @@ class RiskKernel {
     panel_ = panel;
     V* const memory = kept(panel);
     score_ = memory + kScoreAt;
-    edge_on_ = reinterpret_cast<Bits<A>*>(memory + edge_on_at_);
-    on_ = reinterpret_cast<Bits<A>*>(memory + on_at_);
+    edge_units_ = Units<A>::at(memory + edge_units_at_, problem_.edge.hidden);
+    units_ = Units<A>::at(memory + units_at_, problem_.message.hidden);
   }
 
   // The predictions, and the gradients that they receive.
@@ -135,7 +136,7 @@ class RiskKernel {
       gates_.grad_gate[pair] = part * score_[c];
       weight[c] = part * gates_.gate[pair];
     }
-    network_.backward(gates_.open.count, open_pair(), open_lanes(), on_, weight);
+    network_.backward(gates_.open.count, open_pair(), open_lanes(), units_, weight);
     gates_.backward();
   }
 
@@ -168,10 +169,10 @@ class RiskKernel {
   // Panels in memory, each: what EdgeGates saves, scores of the open pairs, units of the edge network and of
   // the message network.
   static constexpr int64_t kScoreAt = EdgeGates<A>::kSavedVectors;
-  int64_t edge_on_at_, on_at_, kept_vectors_, panels_;
+  int64_t edge_units_at_, units_at_, kept_vectors_, panels_;
   V* kept_ = nullptr;
   // The panel at hand.
   int64_t panel_ = -1;
   V* score_ = nullptr;
-  Bits<A>*edge_on_ = nullptr, *on_ = nullptr;
+  Units<A> edge_units_, units_;
 };

@@ -191,7 +191,7 @@ void forward(const CompleteGraph<A>& problem) {
   const Kernels<A>& k = kernels<A>();
   const Plan<A> plan(problem.graphs, k.lanes,
                      [&](int64_t slots) { return k.scratch(problem, slots, false); });
-  const Packing<A> packing(problem, k.rows);
+  const Packing<A> packing(problem, k);
   for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
     const int64_t begin = plan.task_begin[t];
     k.forward(problem, packing.weights(), plan.blocks.data() + begin, plan.task_begin[t + 1] - begin, memory);
@@ -202,7 +202,7 @@ template <class A>
 void backward(const CompleteGraph<A>& problem) {
   const Kernels<A>& k = kernels<A>();
   const Plan<A> plan(problem.graphs, k.lanes, [&](int64_t slots) { return k.scratch(problem, slots, true); });
-  const Packing<A> packing(problem, k.rows);
+  const Packing<A> packing(problem, k);
   const Perceptron<A>&m = problem.message, &e = problem.edge;
   const GradientLayout message = gradient_layout(0, m.in, m.hidden, m.out);
   const GradientLayout edge = gradient_layout(message.end, e.in, e.hidden, e.out);
@@ -282,7 +282,7 @@ void risk(const CompleteGraph<A>& given, const Risk<A>& risk) {
   problem.grad_l0 = grad_l0.data();
   const Kernels<A>& k = kernels<A>();
   const Plan<A> plan(problem.graphs, k.lanes, [&](int64_t slots) { return k.risk_scratch(problem, slots); });
-  const Packing<A> packing(problem.message, problem.edge, k.rows);
+  const Packing<A> packing(problem.message, problem.edge, k);
   const Perceptron<A>&m = problem.message, &e = problem.edge;
   const GradientLayout message = gradient_layout(0, m.in, m.hidden, 1);
   const GradientLayout edge = gradient_layout(message.end, e.in, e.hidden, 1);
@@ -373,7 +373,7 @@ template <class A>
 void forward(const EdgeList<A>& problem) {
   const Kernels<A>& k = kernels<A>();
   const EdgePlan<A> plan(problem, k, false);
-  const Packing<A> packing(problem, k.rows);
+  const Packing<A> packing(problem, k);
   for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
     for (int64_t b = plan.task_begin[t]; b < plan.task_begin[t + 1]; ++b)
       k.edges_forward(problem, packing.weights(), plan.blocks[b], memory);
@@ -384,7 +384,7 @@ template <class A>
 void backward(const EdgeList<A>& problem) {
   const Kernels<A>& k = kernels<A>();
   const EdgePlan<A> plan(problem, k, true);
-  const Packing<A> packing(problem, k.rows);
+  const Packing<A> packing(problem, k);
   const Perceptron<A>& m = problem.message;
   const GradientLayout message = gradient_layout(0, m.in, m.hidden, m.out);
   std::vector<A> partials((plan.task_begin.size() - 1) * message.end, A(0));

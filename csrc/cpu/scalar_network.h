@@ -35,7 +35,7 @@ class ScalarNetwork {
     chunk_product_ = arena.take(S::kChunk * size_);
     if (!backward) return;
     product_ = arena.take(kPanel * size_);
-    unit_on_ = take_bits(arena, hidden_);
+    waiting_units_ = Units<A>::at(arena.take(Units<A>::vectors(hidden_)), hidden_);
     grad_nodes_ = arena.take((slots + 1) * size_);
     mask_sum_ = arena.take(hidden_ * size_);
     mask_bias_ = arena.take(hidden_);
@@ -50,7 +50,7 @@ class ScalarNetwork {
   // a of pairs first to first + C - 1 of those that pair(c) tells, to out[first ...]; with Keep which units
   // are on, to `on`. Lanes that do not count have a product of zero: nothing can overflow.
   template <int C, bool Keep, class Pair, class Counts>
-  ALWAYS_INLINE void compute(int64_t first, Pair pair, Counts counts, Bits<A>* on, V* out) {
+  ALWAYS_INLINE void compute(int64_t first, Pair pair, Counts counts, const Units<A>& units, V* out) {
     V* product = chunk_product_;
     const int64_t size = size_;
     for (int c = 0; c < C; ++c)
@@ -58,6 +58,8 @@ class ScalarNetwork {
     V sum[C];
     for (int c = 0; c < C; ++c) sum[c] = splat(weights_.out_bias[0]);
     const A* out_weight = weights_.out;
+    Bits<A>* on = units.on;
+    [[maybe_unused]] typename S::U word[C] = {};
     multiply<A, C>(
         weights_.hidden, weights_.hidden_bias, hidden_, network_.in,
         [&](int64_t k, int c) LAMBDA_INLINE { return product[c * size + k]; },
@@ -68,8 +70,18 @@ class ScalarNetwork {
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) {
               sum[c] += w * relu(y[m][c]);
-              if (Keep) on[unit_index<A>(h0 + m, first + c)] = above_zero(y[m][c]);
+              if (!Keep) continue;
+              const Bits<A> is_on = above_zero(y[m][c]);
+              on[unit_index<A>(h0 + m, first + c)] = is_on;
+#if defined(__AVX512F__)
+              if constexpr (kLooksUp<A>) word[c] = or_where(is_on, m ? word[c] : word[c] >> 4, bit(28 + m));
+#endif
             }
+          }
+          if constexpr (Keep && kLooksUp<A>) {
+            const int64_t next = h0 + kRows, missing = next == hidden_ ? -next & 31 : 0;
+            if (next % 32 && !missing) return;
+            for (int c = 0; c < C; ++c) units.words[unit_index<A>(h0 / 32, first + c)] = word[c] >> missing;
           }
         });
     for (int c = 0; c < C; ++c) out[first + c] = sum[c];
@@ -87,15 +99,17 @@ class ScalarNetwork {
   void begin_backward() { clear(grad_nodes_, (block_.slots + 1) * size_); }
 
   // Where the units of the next pairs, `count` of them, may be kept without a copy until `backward`.
-  Bits<A>* room(int64_t count) {
+  Units<A> room(int64_t count) {
     if (waiting_ + count > kPanel) add_waiting();
-    return unit_on_ + waiting_;
+    return waiting_units_.from(waiting_);
   }
 
-  // The gradients of `count` pairs from those of their outputs. `on` is what compute() kept.
+  // The gradients of `count` pairs from those of their outputs. `units` are what compute() kept.
   template <class Pair, class Counts>
-  ALWAYS_INLINE void backward(int64_t count, Pair pair, Counts counts, const Bits<A>* on, const V* grad_out) {
-    Bits<A>* waiting_on = room(count);
+  ALWAYS_INLINE void backward(int64_t count, Pair pair, Counts counts, const Units<A>& units,
+                              const V* grad_out) {
+    Bits<A>* waiting_on = room(count).on;
+    const Bits<A>* on = units.on;
     const int64_t size = size_;
     V* product = product_ + waiting_ * size;
     V sum = {};
@@ -115,6 +129,13 @@ class ScalarNetwork {
       for (int c = 0; c < C; ++c) pairs[c] = pair(first + c);
       block_.template add_to_ends<C>(
           pairs, grad_out + first, nodes, grad_nodes_, size, [&](auto use) LAMBDA_INLINE {
+#if defined(__AVX512F__)
+            if constexpr (kLooksUp<A>)
+              return multiply_subsets<A, C>(
+                  weights_.subsets, size, hidden_,
+                  [&](int64_t w, int c) LAMBDA_INLINE { return units.words[unit_index<A>(w, first + c)]; },
+                  use);
+#endif
             multiply_where<A, C>(
                 weights_.hidden_transposed, size, network_.hidden,
                 [&](int64_t h, int c) LAMBDA_INLINE { return load_bits(on + unit_index<A>(h, first + c)); },
@@ -152,6 +173,8 @@ class ScalarNetwork {
   }
 
  private:
+  static ALWAYS_INLINE typename S::U bit(int k) { return typename S::U{} + (1u << k); }
+
   template <class Counts, class Use>
   ALWAYS_INLINE void multiply_ends(int64_t pair, Counts counts, V* product, Use use) const {
     const V *x = nodes + block_.left[pair] * size_, *y = nodes + block_.right[pair] * size_;
@@ -162,7 +185,7 @@ class ScalarNetwork {
   // The masked sums of the pairs that wait.
   void add_waiting() {
     const V *product = product_, *grad_out = waiting_grad_;
-    const Bits<A>* on = unit_on_;
+    const Bits<A>* on = waiting_units_.on;
     const int64_t size = size_;
     accumulate_where<A>(
         mask_sum_, mask_bias_, hidden_, size, waiting_,
@@ -181,7 +204,7 @@ class ScalarNetwork {
   // Pairs, also of blocks before, that are still to be added to the masked sums, as many as make a panel: the
   // sums of more pairs go to memory no more often. Their products times da, their units, da.
   V* product_ = nullptr;
-  Bits<A>* unit_on_ = nullptr;
+  Units<A> waiting_units_;
   V waiting_grad_[kPanel];
   int64_t waiting_ = 0;
   V *mask_sum_ = nullptr, *mask_bias_ = nullptr;

@@ -25,6 +25,10 @@ struct Int {
 template <class A>
 struct Simd;
 
+// Whether registers look up tables of 16 entries, each lane its own: float32 with AVX-512.
+template <class A>
+constexpr bool kLooksUp = kVectorBytes == 64 && sizeof(A) == 4;
+
 template <>
 struct Simd<float> {
   static constexpr int W = kVectorBytes / 4;
@@ -118,6 +122,13 @@ ALWAYS_INLINE uint16_t load_bits(const uint16_t* from) {
   __mmask16 bits;
   __asm__("kmovw %1, %0" : "=k"(bits) : "m"(*from));
   return bits;
+}
+// Lane by lane: word | bit where the mask has the lane; entry `index` (its low four bits) of a table of 16.
+ALWAYS_INLINE F32::U or_where(uint16_t lanes, F32::U word, F32::U bit) {
+  return (F32::U)_mm512_mask_or_epi32((__m512i)word, lanes, (__m512i)word, (__m512i)bit);
+}
+ALWAYS_INLINE F32::V entry(F32::U index, F32::V table) {
+  return (F32::V)_mm512_permutexvar_ps((__m512i)index, (__m512)table);
 }
 // x where the bit is set, else zero.
 ALWAYS_INLINE F32::V select(uint16_t bits, F32::V x) { return (F32::V)_mm512_maskz_mov_ps(bits, (__m512)x); }
