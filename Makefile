@@ -62,9 +62,10 @@ test-cpp: build
 test-simt: build
 	set -e; tag=$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'); \
 	build=$$(ls -d build/cmake-$$tag-* | head -n 1); \
-	$(BIN)/cmake --build $$build --target simt_test cuda_kernels_test cuda_rows_test; \
+	$(BIN)/cmake --build $$build --target simt_test cuda_kernels_test cuda_risk_test cuda_rows_test; \
 	$$build/simt_test; \
 	$$build/cuda_kernels_test tiles & tiles=$$!; \
+	$$build/cuda_risk_test; \
 	$$build/cuda_rows_test; \
 	$$build/cuda_kernels_test pairs lists; \
 	wait $$tiles

@@ -115,45 +115,48 @@ def gflop(shape: Shape, mode: str, open_pairs: float, pooled: bool = False) -> f
     """The least work of the floating-point multiply-add units, in 1e9 operations (an FMA counts as 2).
 
     Counted are multiplications, additions and FMAs of the formulation that the fused kernels use: the second
-    layer of the messages once a node, each pair once, closed pairs without a message, the backward computing
-    the hidden units again. A masked addition counts as one of them, although some processors add on other
-    units at the same time. Comparisons (relu, clamp), exponentials, random bits and data movement are not
+    layer of the messages once a node, each pair once, closed pairs without a message, the layer's backward
+    computing the hidden units again. A masked addition counts as one of them, although some processors add on
+    other units at the same time, and a sum of four units that is looked up as one addition, although some
+    kernels make all four. Comparisons (relu, clamp), exponentials, random bits and data movement are not
     counted, so that this is a lower bound. With K = d + Hd (message) and Ke = b + He b + He (edge), in lanes
     of one multiply-add:
 
     - forward, a pair: Ke, and if open K + 2H (g relu(.) added to both ends); a node: Hd + d;
     - inference: the same, with a dot product of H instead of 2H and no second layer (it is in the head);
-    - backward, a pair: Ke + 2 He b + He + 4b, and if open K + 2 Hd + 6H + 3d; a node: 2 Hd + d.
+    - backward, a pair: Ke + Be with Be = He b + He + He b / 4 + 4b (sums of the first layer's gradient, those
+      looked up, both ends), and if open K + 2 Hd + 6H + 3d; a node: 2 Hd + d.
 
-    Pooled, as in the model, a pair is added to its graph's sum alone, and the second layer is the graph's:
+    Pooled, as in the model with its head, message and edge network have one output each, and what the forward
+    found is at hand in the backward:
 
-    - forward, a pair: Ke, and if open K + H; a graph: Hd + d;
-    - backward, a pair: Ke + 2 He b + He + 4b, and if open K + 2 Hd + 3H + 4d (gate and sum 2H, gradients
-      of the first layer and of both ends from which units are on 2 Hd + H + 4d); a graph: 2 Hd + d.
+    - inference, a pair: Ke, and if open K + H; a graph: Hd + d;
+    - training, a pair: Ke + Be, and if open K + H + B with B of H and d as Be is of He and b.
 
     Args:
         shape: sizes.
         mode: "train" is forward and backward.
         open_pairs: the expected number of pairs with a gate above 0.
-        pooled: the sum over a graph's nodes, as l0sign_cuda.functional.l0_sign_bag computes it.
+        pooled: the model instead of the layer.
     """
     d, h, b, he = shape.dim, shape.hidden, shape.edge_dim, shape.edge_hidden
     sizes = shape.sizes()
     pairs, nodes = count_pairs(sizes), int(sizes.sum())
     message, edge = d + h * d, b + he * b + he
-    edge_backward = edge + 2 * he * b + he + 4 * b
+    edge_backward = 1.25 * he * b + he + 4 * b
     if pooled:
-        lanes = pairs * edge + open_pairs * (message + h) + shape.graphs * (h * d + d)
+        lanes = pairs * edge + open_pairs * (message + h)
         if mode == "train":
-            lanes += pairs * edge_backward + shape.graphs * (2 * h * d + d)
-            lanes += open_pairs * (message + 2 * h * d + 3 * h + 4 * d)
+            lanes += pairs * edge_backward + open_pairs * (1.25 * h * d + h + 4 * d)
+        else:
+            lanes += shape.graphs * (h * d + d)
         return 2e-9 * lanes
     if mode == "inference":
         lanes = pairs * edge + open_pairs * (message + h)
     else:
         lanes = pairs * edge + open_pairs * (message + 2 * h) + nodes * (h * d + d)
     if mode == "train":
-        lanes += pairs * edge_backward + nodes * (2 * h * d + d)
+        lanes += pairs * (edge + edge_backward) + nodes * (2 * h * d + d)
         lanes += open_pairs * (message + 2 * h * d + 6 * h + 3 * d)
     return 2e-9 * lanes
 

@@ -198,6 +198,15 @@ void backward(const Problem& problem, const Tensor& like) {
   cpu::backward(problem);
 }
 
+template <class A>
+void risk(const CompleteGraph<A>& problem, const Risk<A>& risk, const Tensor& like) {
+#ifdef L0SIGN_HAVE_CUDA
+  if (like.is_cuda()) return cuda::risk(problem, risk, like);
+#endif
+  L0SIGN_EXPECT(like.is_cpu(), "expected tensors on the CPU or a CUDA device");
+  cpu::risk(problem, risk);
+}
+
 // ---- Results and gradients of the operators on all pairs ----
 
 using Results2 = std::tuple<Tensor, Tensor>;
@@ -462,7 +471,7 @@ Results17 l0_sign_risk(const Tensor& ids, const OptionalTensor& values, const Te
     expect_shape(target, "target", {G});
     expect_shape(l0_weight, "l0_weight", {G});
     L0SIGN_EXPECT(loss == 0 || loss == 1, "loss: expected 0 or 1, got " + std::to_string(loss));
-    const Tensor risk = empty<A>(node_table, {}), logits = empty<A>(node_table, {G}),
+    const Tensor mean_risk = empty<A>(node_table, {}), logits = empty<A>(node_table, {G}),
                  l0 = empty<A>(node_table, {G}), num_edges = empty_of(node_table, {G}, ScalarType::Long),
                  grad_logits = empty<A>(node_table, {G}), grad_head_weight = empty<A>(node_table, {1, d}),
                  grad_head_bias = empty<A>(node_table, {head_bias ? 1 : 0});
@@ -476,12 +485,19 @@ Results17 l0_sign_risk(const Tensor& ids, const OptionalTensor& values, const Te
     p.grad_message = message.weights.pointers();
     p.grad_edge_nodes = data<A>(edge.nodes);
     p.grad_edge = edge.weights.pointers();
-    L0SIGN_EXPECT(node_table.is_cpu(), "l0_sign_risk: expected tensors on the CPU");
-    cpu::risk(p, {static_cast<Loss>(loss), in(head_weight), in(head_bias), in(target), in(l0_weight),
-                  data<A>(risk), data<A>(logits), data<A>(grad_logits), data<A>(grad_head_weight),
-                  head_bias ? data<A>(grad_head_bias) : nullptr});
+    const Risk<A> of_head = {static_cast<Loss>(loss),
+                             in(head_weight),
+                             in(head_bias),
+                             in(target),
+                             in(l0_weight),
+                             data<A>(mean_risk),
+                             data<A>(logits),
+                             data<A>(grad_logits),
+                             data<A>(grad_head_weight),
+                             head_bias ? data<A>(grad_head_bias) : nullptr};
+    risk(p, of_head, node_table);
     const RowSums tables(torch::stable::contiguous(ids), p.num_rows, sparse);
-    return {risk,
+    return {mean_risk,
             logits,
             l0,
             num_edges,
@@ -825,6 +841,7 @@ const l0sign::OperatorOnCuda kOnCuda[] = {
     {"l0_sign_backward", TORCH_BOX(&l0sign::l0_sign_backward)},
     {"l0_sign_bag", TORCH_BOX(&l0sign::l0_sign_bag)},
     {"l0_sign_bag_backward", TORCH_BOX(&l0sign::l0_sign_bag_backward)},
+    {"l0_sign_risk", TORCH_BOX(&l0sign::l0_sign_risk)},
     {"sign_bag", TORCH_BOX(&l0sign::sign_bag)},
     {"sign_bag_backward", TORCH_BOX(&l0sign::sign_bag_backward)},
     {"sign", TORCH_BOX(&l0sign::sign)},

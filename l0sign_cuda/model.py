@@ -212,12 +212,13 @@ class L0SIGN(nn.Module):
             risk, output = model.risk(ids, labels, l0_weight=1e-4)
             risk.backward()
 
-        is ``empirical_risk(model(ids), labels, l0_weight=1e-4).backward()`` within rounding. On the CPU one
-        operator goes forward and back through a few graphs at a time, while what it found of their pairs is
-        in the cache, and the gradients are there with the risk. It serves gated models of one output and one
-        iteration in float32 or float64, with the losses "bce" and "mse" and no weight of the L2 penalty,
-        where gradients are enabled; not under dropout, autocast, compilers or transforms. It calls no hooks
-        of modules. All else, on a GPU too, takes the two steps.
+        is ``empirical_risk(model(ids), labels, l0_weight=1e-4).backward()`` within rounding, by one operator,
+        which makes the gradients with the risk. On the CPU it goes forward and back through a few graphs at a
+        time, while what it found of their pairs is in the cache; on a GPU it starts fewer kernels than the
+        two steps. It serves gated models of one output and one iteration in float32 or float64, with the
+        losses "bce" and "mse" and no weight of the L2 penalty, where gradients are enabled; not under
+        dropout, autocast, compilers or transforms. It calls no hooks of modules. All else takes the two
+        steps.
 
         Args:
             ids: int64 [B, n], or [N] with offsets; 0..J-1.

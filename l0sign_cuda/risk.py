@@ -1,8 +1,8 @@
 """The empirical risk of a model on a batch: by one operator that also makes the gradients, where it serves.
 
 The backward of a sample needs nothing of the others: with the labels at hand, the operator ``l0_sign_risk``
-goes forward and back through a few graphs at a time, while what it found of their pairs is in the cache. A
-forward and a backward of the whole batch find it twice.
+goes forward and back through a few graphs at a time on the CPU, while what it found of their pairs is in the
+cache. A forward and a backward of the whole batch find it twice.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _fuses(model: L0SIGN, values: Tensor | None, l0_weight: float | Tensor) -> b
     layer, head, table = model.interaction, model.head, model.node_embedding.weight
     return (
         torch.is_grad_enabled()
-        and table.is_cpu
+        and (table.is_cpu or (table.is_cuda and ops.l0_sign_risk.on_cuda))
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and layer.edge is not None
@@ -135,7 +135,7 @@ class _Risk(torch.autograd.Function):
             pairs = zip(ctx.saved_tensors, ctx.options, strict=True)
             gradients = ops.l0_sign_risk(*(option if saved is None else saved for saved, option in pairs))[4:]
         rows, *gradients = gradients
-        if grad.requires_grad or grad != 1:
+        if grad.requires_grad or not grad.is_cpu or grad != 1:  # nobody waits for a GPU
             gradients = [gradient * grad for gradient in gradients]
         *_, sparse, _ = ctx.options
         for position, gradient in enumerate(gradients, start=2):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import cases
 import torch
 
-from l0sign_cuda import rows
+from l0sign_cuda import L0SIGN, rows
 
 # Each takes other kernels: those of the matrix units, by their sizes in csrc/cuda/tile_config.h, and the
 # general ones.
@@ -41,6 +41,7 @@ def main(device: str = "cuda") -> None:
             run_layers(widths, half, device)
     for dtype in (torch.float32, torch.float64):
         update_rows(dtype, device)
+        run_risk(dtype, device)
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -82,6 +83,15 @@ def run(case: cases.Case, call: object, **options: object) -> None:
     gradients = torch.autograd.grad(total, list(case.leaves.values()), allow_unused=True)
     values = [*outputs.values(), *gradients]
     assert all(bool(value.to_dense().isfinite().all()) for value in values if value is not None)
+
+
+def run_risk(dtype: torch.dtype, device: str) -> None:
+    """A model's training step, over more than a warp of graphs."""
+    model = L0SIGN(300).to(device, dtype)
+    ids = torch.arange(70 * 3, device=device).reshape(70, 3)
+    risk = model.risk(ids, torch.ones(70, dtype=dtype, device=device), seed=1, l0_weight=0.1).risk
+    risk.backward()
+    assert all(bool(weight.grad.isfinite().all()) for weight in model.parameters() if weight.grad is not None)
 
 
 @contextmanager

@@ -263,6 +263,20 @@ def test_nobody_waits_for_a_bag_with_dense_gradients(aggr, gpu):
         torch.cuda.set_sync_debug_mode(before)
 
 
+def test_nobody_waits_for_a_risk_with_dense_gradients(gpu):
+    model = L0SIGN(200).to(gpu)
+    ids, target = torch.zeros(64, 10, dtype=torch.int64, device=gpu), torch.ones(64, device=gpu)
+    seed = torch.tensor([5], device=gpu)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        risk = model.risk(ids, target, seed=seed, l0_weight=0.1).risk
+        risk.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert risk.grad_fn.name() == "_RiskBackward"
+
+
 def test_another_stream(gpu):
     case = cases.make(RAGGED, **WIDTHS["8x32"]).to(torch.float32, gpu)
     expected = cases.results(case, cases.l0_sign, backend="fused")
@@ -419,6 +433,26 @@ def test_the_gradients_of_bags_on_cuda(gated, sparse):
     for gradient, weight in zip(gradients, weights, strict=True):
         assert gradient.is_cuda
         if sparse and weight.shape[0] == 30:
+            assert gradient.shape == (touched.shape[0], weight.shape[1])
+        else:
+            assert gradient.shape == weight.shape
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.usefixtures("_fake_cuda")
+def test_the_risk_on_cuda(biased, sparse):
+    ids, (message, edge) = torch.zeros(35, dtype=torch.int64), networks()
+    head = torch.ones(1, 4), torch.ones(1) if biased else None
+    weights = [torch.ones(30, 4), torch.ones(30, 3), *message, *edge, *head]
+    options = (torch.ones(5), torch.ones(5), None, 7, None, 0, 2 / 3, -0.1, 1.1, sparse, 0)
+    risk, logits, l0, num_edges, touched, *gradients = ops.l0_sign_risk(ids, None, *weights, *options)
+    assert risk.shape == () and logits.shape == l0.shape == num_edges.shape == (5,)
+    assert all(output.is_cuda for output in (risk, logits, l0, num_edges, touched, *gradients))
+    for gradient, weight in zip(gradients, weights, strict=True):
+        if weight is None:
+            assert gradient.shape == (0,)
+        elif sparse and weight.shape[0] == 30:
             assert gradient.shape == (touched.shape[0], weight.shape[1])
         else:
             assert gradient.shape == weight.shape

@@ -14,16 +14,16 @@ FEATURES = 60
 FUSED = "_RiskBackward"
 
 
-def make_model(backend=None, *, dtype=torch.float64, **options):
+def make_model(backend=None, *, dtype=torch.float64, device="cpu", **options):
     torch.manual_seed(3)
     model = L0SIGN(FEATURES, 5, 9, 3, 7, backend=backend, init_std=0.7, **options).to(dtype)
     if model.edge_embedding is not None:
         with torch.no_grad():  # gates of all kinds
             model.edge_embedding.weight.normal_()
-    return model
+    return model.to(device)
 
 
-def make_batch(sizes, *, dtype=torch.float64, valued=False):
+def make_batch(sizes, *, dtype=torch.float64, device="cpu", valued=False):
     """(ids, target, offsets, values): dense for a pair (B, n)."""
     generator = torch.Generator().manual_seed(4)
     dense = isinstance(sizes, tuple)
@@ -32,7 +32,7 @@ def make_batch(sizes, *, dtype=torch.float64, valued=False):
     ids = torch.randint(FEATURES, shape, generator=generator)
     values = torch.randn(shape, generator=generator).to(dtype) if valued else None
     target = torch.rand(sizes[0] if dense else len(sizes), generator=generator).to(dtype)
-    return ids, target, offsets, values
+    return tuple(tensor if tensor is None else tensor.to(device) for tensor in (ids, target, offsets, values))
 
 
 def gradients(model):
@@ -81,10 +81,12 @@ def assert_same(actual, expected, **tolerance):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("sizes", [(35, 4), [3, 0, 70, 1, 7, 7]])
 @pytest.mark.parametrize("valued", [True, False])
-def test_definition(valued, sizes, training, loss, aggr):
-    batch = make_batch(sizes, valued=valued)
+def test_definition(valued, sizes, training, loss, aggr, device):
+    batch = make_batch(sizes, valued=valued, device=device)
     options = {"loss": loss, "l0_weight": 0.03}
-    fused, reference = (make_model(backend, aggr=aggr).train(training) for backend in ("fused", "reference"))
+    fused, reference = (
+        make_model(backend, aggr=aggr, device=device).train(training) for backend in ("fused", "reference")
+    )
     actual = by_risk(fused, batch, **options)
     assert actual[0].grad_fn.name() == FUSED
     assert_same(actual, one_by_one(reference, batch, **options))
@@ -94,11 +96,11 @@ def test_definition(valued, sizes, training, loss, aggr):
     "sizes",
     [(0, 5), (3, 0), [], [0], [0, 0, 1, 0], (35, 1), (17, 10), (33, 17), (3, 150), (20, 64), [2] * 33 + [20]],
 )
-def test_sizes(sizes):
+def test_sizes(sizes, device):
     """Also of graphs whose pairs are too many to be kept between forward and backward."""
-    batch = make_batch(sizes, valued=True)
-    actual = by_risk(make_model("fused"), batch, l0_weight=0.1)
-    assert_same(actual, one_by_one(make_model("reference"), batch, l0_weight=0.1))
+    batch = make_batch(sizes, valued=True, device=device)
+    actual = by_risk(make_model("fused", device=device), batch, l0_weight=0.1)
+    assert_same(actual, one_by_one(make_model("reference", device=device), batch, l0_weight=0.1))
 
 
 @pytest.mark.parametrize("widths", [(1, 1, 1, 1), (8, 32, 8, 32), (17, 33, 19, 2)])
@@ -161,9 +163,9 @@ def test_weight_for_each_graph(head_bias):
 # -------------------- gradients
 
 
-def test_sparse_gradients():
-    batch = make_batch([3, 0, 6, 1])
-    model = make_model()
+def test_sparse_gradients(device):
+    batch = make_batch([3, 0, 6, 1], device=device)
+    model = make_model(device=device)
     expected = by_risk(model, batch)[2]
     model.sparse = True
     actual = by_risk(model, batch)[2]
@@ -175,8 +177,8 @@ def test_sparse_gradients():
         assert torch.equal(grad.indices()[0], batch[0].unique())
 
 
-def test_backward_scales_accumulates_and_repeats():
-    model, batch = make_model(), make_batch((6, 4))
+def test_backward_scales_accumulates_and_repeats(device):
+    model, batch = make_model(device=device), make_batch((6, 4), device=device)
     once = by_risk(model, batch)[2]
     risk = model.risk(*batch[:2], seed=5).risk
     (risk * 3).backward(retain_graph=True)  # 1 + 3

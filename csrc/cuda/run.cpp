@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <optional>
@@ -12,8 +13,10 @@
 #include "cuda/edge_list.h"
 #include "cuda/gate_noise.h"
 #include "cuda/graph_totals.h"
+#include "cuda/risk.h"
 #include "cuda/rows.h"
 #include "cuda/stream.h"
+#include "cuda/workspace.h"
 
 namespace l0sign::cuda {
 namespace {
@@ -122,6 +125,31 @@ void backward(const CompleteGraph<A>& given, const Tensor& like) {
 }
 
 template <class A>
+void risk(const CompleteGraph<A>& given, const Risk<A>& risk, const Tensor& like) {
+  const int64_t G = given.graphs.count, d = given.message.in;
+  CompleteGraph<A> there = with_precision(given), back = there;
+  back.l0 = nullptr, back.num_edges = nullptr;
+  // For now any memory: what they need depends on what is there, not on where it is.
+  there.pooled = given.l0, back.grad_pooled = back.grad_l0 = given.l0;
+  // The passes and what lies between take the same memory, one after the other.
+  const int64_t work =
+      std::max({forward_workspace(there), judge_workspace<A>(G, d), backward_workspace(back)});
+  Arena sizes(nullptr);
+  sizes.take<A>(G * d), sizes.take<A>(G * d), sizes.take<A>(G);
+  const Place place(like);
+  place(sizes.used() + work, [&](void* workspace, cudaStream_t stream) {
+    Arena arena(workspace);
+    A *const pooled = arena.take<A>(G * d), *const grad_pooled = arena.take<A>(G * d);
+    A* const grad_l0 = arena.take<A>(G);
+    there.pooled = pooled, back.grad_pooled = grad_pooled, back.grad_l0 = grad_l0;
+    void* const memory = static_cast<unsigned char*>(workspace) + arena.used();
+    L0SIGN_TRY(forward(there, memory, stream));
+    L0SIGN_TRY(judge(risk, pooled, there.l0, G, d, grad_pooled, grad_l0, memory, stream));
+    return backward(back, memory, stream);
+  });
+}
+
+template <class A>
 void forward(const EdgeList<A>& given, const Tensor& edge_index) {
   const auto problem = with_precision(given);
   const Place place(edge_index);
@@ -180,6 +208,7 @@ void gate_noise(const Graphs& graphs, const int64_t* seed, int64_t num_pairs, fl
 #define INSTANTIATE(A)                                                                \
   template void forward(const CompleteGraph<A>&, const Tensor&);                      \
   template void backward(const CompleteGraph<A>&, const Tensor&);                     \
+  template void risk(const CompleteGraph<A>&, const Risk<A>&, const Tensor&);         \
   template void forward(const EdgeList<A>&, const Tensor&);                           \
   template void backward(const EdgeList<A>&, const Tensor&);                          \
   template void sum_rows(const RowGroups&, const A*, int64_t, A*, int64_t);           \

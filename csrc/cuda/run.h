@@ -17,6 +17,10 @@ void forward(const CompleteGraph<A>& problem, const torch::stable::Tensor& like)
 template <class A>
 void backward(const CompleteGraph<A>& problem, const torch::stable::Tensor& like);
 
+// The risk and all its gradients; `problem` as cpu::risk wants it.
+template <class A>
+void risk(const CompleteGraph<A>& problem, const Risk<A>& risk, const torch::stable::Tensor& like);
+
 // edge_index: [2, E], sorted here by either end.
 template <class A>
 void forward(const EdgeList<A>& problem, const torch::stable::Tensor& edge_index);
