@@ -209,6 +209,7 @@ class L0SIGN(nn.Module):
     ) -> Risk:
         """What the model gives for a batch, and its empirical risk: a training step's forward, at less cost.
 
+            optimizer.zero_grad()  # first: the gradients take their memory in the next line
             risk, output = model.risk(ids, labels, l0_weight=1e-4)
             risk.backward()
 

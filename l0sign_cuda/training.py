@@ -293,6 +293,7 @@ class _Trainer:
             l0_weight = l0_weight / pairs.clamp(min=1)
         assert batch.labels is not None
         target = batch.labels.long() if config.loss == "cross_entropy" else batch.labels
+        self.optimizer.zero_grad(set_to_none=True)  # now: the next gradients come with the risk
         with self._autocast(), self._drawing_from(seed):
             loss, output = self.model.risk(
                 batch.ids,
@@ -304,7 +305,6 @@ class _Trainer:
                 l2_weight=config.l2_weight,
                 loss=config.loss,
             )
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip_norm:
             _clip_gradients(self.model, config.clip_norm)
