@@ -199,12 +199,12 @@ void backward(const Problem& problem, const Tensor& like) {
 }
 
 template <class A>
-void risk(const CompleteGraph<A>& problem, const Risk<A>& risk, const Tensor& like) {
+void risk(const CompleteGraph<A>& problem, const Risk<A>& head, const Tensor& like) {
 #ifdef L0SIGN_HAVE_CUDA
-  if (like.is_cuda()) return cuda::risk(problem, risk, like);
+  if (like.is_cuda()) return cuda::risk(problem, head, like);
 #endif
   L0SIGN_EXPECT(like.is_cpu(), "expected tensors on the CPU or a CUDA device");
-  cpu::risk(problem, risk);
+  cpu::risk(problem, head);
 }
 
 // ---- Results and gradients of the operators on all pairs ----
@@ -466,6 +466,10 @@ Results17 l0_sign_risk(const Tensor& ids, const OptionalTensor& values, const Te
         gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
                           offsets, graph_size, seed, aggr, temperature, gamma, zeta);
     const int64_t G = p.graphs.count, N = p.graphs.num_nodes, d = p.message.in;
+    expect_device(head_weight, "head_weight", node_table, "node_table");
+    if (head_bias) expect_device(*head_bias, "head_bias", node_table, "node_table");
+    expect_device(target, "target", node_table, "node_table");
+    expect_device(l0_weight, "l0_weight", node_table, "node_table");
     expect_shape(head_weight, "head_weight", {1, d});
     if (head_bias) expect_shape(*head_bias, "head_bias", {1});
     expect_shape(target, "target", {G});
@@ -485,17 +489,17 @@ Results17 l0_sign_risk(const Tensor& ids, const OptionalTensor& values, const Te
     p.grad_message = message.weights.pointers();
     p.grad_edge_nodes = data<A>(edge.nodes);
     p.grad_edge = edge.weights.pointers();
-    const Risk<A> of_head = {static_cast<Loss>(loss),
-                             in(head_weight),
-                             in(head_bias),
-                             in(target),
-                             in(l0_weight),
-                             data<A>(mean_risk),
-                             data<A>(logits),
-                             data<A>(grad_logits),
-                             data<A>(grad_head_weight),
-                             head_bias ? data<A>(grad_head_bias) : nullptr};
-    risk(p, of_head, node_table);
+    const Risk<A> head = {static_cast<Loss>(loss),
+                          in(head_weight),
+                          in(head_bias),
+                          in(target),
+                          in(l0_weight),
+                          data<A>(mean_risk),
+                          data<A>(logits),
+                          data<A>(grad_logits),
+                          data<A>(grad_head_weight),
+                          head_bias ? data<A>(grad_head_bias) : nullptr};
+    risk(p, head, node_table);
     const RowSums tables(torch::stable::contiguous(ids), p.num_rows, sparse);
     return {mean_risk,
             logits,

@@ -14,7 +14,7 @@ from . import functional, reference
 from ._version import __version__
 from .functional import LayerOutput
 from .layers import L0SIGNLayer, SIGNLayer
-from .model import L0SIGN, L0SIGNOutput
+from .model import L0SIGN, L0SIGNOutput, RiskOutput
 from .objective import empirical_risk
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "L0SIGNLayer",
     "L0SIGNOutput",
     "LayerOutput",
+    "RiskOutput",
     "SIGNLayer",
     "TrainConfig",
     "__version__",

@@ -48,7 +48,7 @@ def not_negative(**sizes: int) -> tuple[int, ...]:
 def probability(**values: float) -> float:
     """The one value as a float; ValueError unless it is at least 0 and less than 1."""
     ((name, value),) = values.items()
-    number = _number(value)
+    number = as_number(value)
     if not 0 <= number < 1:
         raise ValueError(f"{name}: expected a number of at least 0 and less than 1, got {value!r}")
     return number
@@ -57,13 +57,13 @@ def probability(**values: float) -> float:
 def deviation(**values: float) -> float:
     """The one value as a float; ValueError unless it is finite and at least 0."""
     ((name, value),) = values.items()
-    number = _number(value)
+    number = as_number(value)
     if not 0 <= number < math.inf:
         raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
     return number
 
 
-def _number(value: Any) -> float:
+def as_number(value: Any) -> float:
     """NaN for what is no number."""
     try:
         return math.nan if isinstance(value, (bool, str, bytes)) else float(value)
@@ -118,7 +118,7 @@ def seed(seed: int | Tensor | None, device: torch.device) -> Tensor | None:
     if seed is None:
         return None
     if isinstance(seed, Tensor):
-        _require("seed", seed, torch.int64, device)
+        require("seed", seed, torch.int64, device)
         if seed.numel() != 1:
             raise ValueError(f"seed: expected one element, got shape {list(seed.shape)}")
         return seed.reshape(1)
@@ -169,7 +169,7 @@ def check_offsets(
     offsets: Tensor, device: torch.device | None, rows: int | None, name: str = "nodes"
 ) -> None:
     """Check int64 [B+1]: from 0, never falling, to ``rows`` (where that is known)."""
-    _require("offsets", offsets, torch.int64, device)
+    require("offsets", offsets, torch.int64, device)
     if offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"offsets: expected shape [B+1], got shape {list(offsets.shape)}")
     if not readable(offsets):
@@ -205,7 +205,7 @@ def network(name: str, weights: Sequence[Tensor], inputs: int, outputs: int, lik
     dtype, device = like.dtype, like.device
     for part, weight, shape in zip(_PARTS, weights, shapes, strict=True):
         if not _fits(weight, dtype, device, shape):
-            _require(f"{name} {part}", weight, dtype, device, shape)
+            require(f"{name} {part}", weight, dtype, device, shape)
 
 
 def columns(name: str, rows: Any, size: int) -> None:
@@ -216,7 +216,7 @@ def columns(name: str, rows: Any, size: int) -> None:
 
 def edge_nodes(edge_nodes: Tensor, nodes: Tensor) -> None:
     """Check that there is an edge row, of the same dtype and device, for each row of ``nodes``."""
-    _require("edge_nodes", edge_nodes, nodes.dtype, nodes.device)
+    require("edge_nodes", edge_nodes, nodes.dtype, nodes.device)
     if (
         edge_nodes.dim() != nodes.dim()
         or edge_nodes.shape[:-1] != nodes.shape[:-1]
@@ -230,11 +230,11 @@ def edge_nodes(edge_nodes: Tensor, nodes: Tensor) -> None:
 
 def edges(edge_index: Tensor, edge_weight: Tensor | None, nodes: Tensor, graphs: Graphs) -> None:
     """Check int64 [2, E] rows (source, target) over all nodes, and weights [E]."""
-    _require("edge_index", edge_index, torch.int64, nodes.device)
+    require("edge_index", edge_index, torch.int64, nodes.device)
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index: expected shape [2, E], got shape {list(edge_index.shape)}")
     if edge_weight is not None:
-        _require("edge_weight", edge_weight, nodes.dtype, nodes.device, (edge_index.shape[1],))
+        require("edge_weight", edge_weight, nodes.dtype, nodes.device, (edge_index.shape[1],))
     if not readable(edge_index) or edge_index.numel() == 0:
         return
     index = edge_index.numpy()
@@ -259,14 +259,14 @@ def feature_ids(
     ids: Tensor, offsets: Tensor | None, values: Tensor | None, num_embeddings: int, device: torch.device
 ) -> Graphs:
     """The graphs of feature ids [B, n], or [N] with ``offsets``, and of their values."""
-    _require("ids", ids, torch.int64, device)
+    require("ids", ids, torch.int64, device)
     if ids.dim() not in (1, 2):
         raise ValueError(f"ids: expected shape [B, n], or [N] with offsets, got shape {list(ids.shape)}")
     if values is not None:
         tensor("values", values)
         if not values.is_floating_point():
             raise ValueError(f"values: expected a floating dtype, got {_dtype(values.dtype)}")
-        _require("values", values, values.dtype, device, tuple(ids.shape))
+        require("values", values, values.dtype, device, tuple(ids.shape))
     if readable(ids) and ids.numel():
         in_range("ids", ids.numpy(), num_embeddings, "num_embeddings")
     return graphs("ids", ids.shape, offsets, device)
@@ -288,7 +288,7 @@ def bag(
         )
     for edge_table in edge_tables:
         tensor("edge_table", edge_table)
-        _require("edge_table", edge_table, node_table.dtype, node_table.device)
+        require("edge_table", edge_table, node_table.dtype, node_table.device)
         rows = node_table.shape[0]
         if edge_table.dim() != 2 or edge_table.shape[0] != rows or edge_table.shape[1] < 1:
             raise ValueError(
@@ -340,7 +340,7 @@ def tensor(name: str, value: Any) -> None:
 
 
 def _fits(value: Any, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...]) -> bool:
-    """Whether `_require` has nothing to say; cheaper, since no name is made."""
+    """Whether `require` has nothing to say; cheaper, since no name is made."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -350,7 +350,7 @@ def _fits(value: Any, dtype: torch.dtype, device: torch.device, shape: tuple[int
     )
 
 
-def _require(
+def require(
     name: str,
     value: Any,
     dtype: torch.dtype,

@@ -29,7 +29,7 @@ class L0SIGNOutput(NamedTuple):
     """int64 [B], the number of open unordered pairs"""
 
 
-class Risk(NamedTuple):
+class RiskOutput(NamedTuple):
     """What :meth:`L0SIGN.risk` gives for a batch."""
 
     risk: Tensor
@@ -206,7 +206,7 @@ class L0SIGN(nn.Module):
         l0_weight: float | Tensor = 0.0,
         l2_weight: float | Tensor = 0.0,
         loss: str | Loss = "bce",
-    ) -> Risk:
+    ) -> RiskOutput:
         """What the model gives for a batch, and its empirical risk: a training step's forward, at less cost.
 
             optimizer.zero_grad()  # first: the gradients take their memory in the next line
@@ -218,8 +218,13 @@ class L0SIGN(nn.Module):
         time, while what it found of their pairs is in the cache; on a GPU it starts fewer kernels than the
         two steps. It serves gated models of one output and one iteration in float32 or float64, with the
         losses "bce" and "mse" and no weight of the L2 penalty, where gradients are enabled; not under
-        dropout, autocast, compilers or transforms. It calls no hooks of modules. All else takes the two
+        dropout, autocast, compilers or transforms, and not where somebody wants a gradient of target, values
+        or weights, a hook on the model or its head, or a subclass another ``forward``. All else takes the two
         steps.
+
+        Gradients with rows (``sparse=True``) make the host wait for a GPU here, and not in the backward. A
+        wrapper that looks at calls of a module, as DistributedDataParallel does, wants one whose ``forward``
+        calls this.
 
         Args:
             ids: int64 [B, n], or [N] with offsets; 0..J-1.
@@ -233,8 +238,8 @@ class L0SIGN(nn.Module):
             loss: "bce", "mse", "cross_entropy" or a function, as for ``empirical_risk``.
 
         Returns:
-            Risk(risk, output): a differentiable scalar, and the model's output, detached, with l2_penalty
-            None where that has no weight.
+            RiskOutput(risk, output): a differentiable scalar, and the model's output, detached, whose
+            l2_penalty is None where it has no weight.
 
         Raises:
             ValueError, IndexError, TypeError: as the model and ``empirical_risk`` raise them.
@@ -242,7 +247,11 @@ class L0SIGN(nn.Module):
         risk, *output = empirical_risk_of(
             self, ids, target, offsets, values, seed, l0_weight, l2_weight, loss
         )
-        return Risk(risk, L0SIGNOutput(*output))
+        return RiskOutput(risk, L0SIGNOutput(*output))
+
+    def overrides_forward(self) -> bool:
+        """Whether a subclass predicts in a way of its own."""
+        return type(self).forward is not L0SIGN.forward
 
     def _iterate(
         self,

@@ -52,16 +52,16 @@ def empirical_risk(
         logits = logits.float()
     if callable(loss):
         risk = loss(logits, target)
-    elif loss in _LOSSES:
+    elif isinstance(loss, str) and loss in _LOSSES:
         _checks.tensor("target", target)
         risk = _LOSSES[loss](logits, target)
     else:
         raise ValueError(f"loss: expected a function or one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
     if risk.shape != logits.shape[:1]:  # of several outputs, or already a mean
         risk = _mean(risk)
-    if is_used("l0_weight", l0_weight):
+    if is_used("l0_weight", l0_weight, logits.shape[:1]):
         risk = _add(risk, output.l0_penalty, l0_weight)
-    if is_used("l2_weight", l2_weight):
+    if is_used("l2_weight", l2_weight, logits.shape[:1]):
         if output.l2_penalty is None:
             raise ValueError(
                 f"l2_weight: expected 0 for an output without l2_penalty, got {l2_weight};"
@@ -72,12 +72,12 @@ def empirical_risk(
 
 
 def _bce(logits: Tensor, target: Tensor) -> Tensor:
-    check_target("bce", target, logits.shape)
+    check_target("bce", target, logits.shape, logits.device)
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
 
 
 def _mse(logits: Tensor, target: Tensor) -> Tensor:
-    check_target("mse", target, logits.shape)
+    check_target("mse", target, logits.shape, logits.device)
     return F.mse_loss(logits, target.to(logits.dtype), reduction="none")
 
 
@@ -88,7 +88,7 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
             " build the model with num_outputs=K"
         )
     if target.dtype != torch.int64 or target.shape != logits.shape[:1]:
-        got = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
+        got = f"{_dtype(target)} of shape {list(target.shape)}"
         raise ValueError(f"target: expected int64 classes of shape [{logits.shape[0]}], got {got}")
     if _checks.readable(target) and target.numel():
         _checks.in_range("target", target.numpy(), logits.shape[1], "num_outputs")
@@ -98,26 +98,42 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 _LOSSES: dict[str, Loss] = {"bce": _bce, "mse": _mse, "cross_entropy": _cross_entropy}
 
 
-def check_target(loss: str, target: Tensor, shape: Sequence[int]) -> None:
-    """Check the targets of logits of a shape for "bce" or "mse"."""
+def check_target(loss: str, target: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    """Check the targets of logits of a shape, on a device, for "bce" or "mse"."""
     _checks.tensor("target", target)
     if target.shape != shape:
         raise ValueError(f"target: expected shape {list(shape)}, got shape {list(target.shape)}")
+    if target.is_complex() or target.is_quantized:
+        raise ValueError(f"target: expected real numbers, got {_dtype(target)}")
+    if target.device != device:
+        raise ValueError(f"target: expected device {device}, got {target.device}")
     if loss == "bce" and _checks.readable(target) and target.numel():
-        low, high = map(float, target.aminmax())
+        low, high = map(float, target.detach().aminmax())
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f'target: expected values in 0..1 for loss="bce", got values in {low:g}..{high:g}'
+                f'target: expected values in 0..1 for loss="bce", got values in {low:.9g}..{high:.9g}'
             )
 
 
-def is_used(name: str, weight: float | Tensor) -> bool:
-    """Whether a weight counts; what a tensor holds is not looked at."""
+def is_used(name: str, weight: float | Tensor, graphs: Sequence[int]) -> bool:
+    """Whether a weight counts; a tensor, of one number or for each of the graphs [B], always does."""
     if isinstance(weight, Tensor):
+        _checks.tensor(name, weight)
+        if weight.is_complex():
+            raise ValueError(f"{name}: expected real numbers, got {_dtype(weight)}")
+        if weight.numel() != 1 and weight.shape != graphs:
+            raise ValueError(
+                f"{name}: expected a number or shape {list(graphs)}, got shape {list(weight.shape)}"
+            )
         return True
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"{name}: expected a number of at least 0, got {weight}")
-    return weight != 0
+    number = _checks.as_number(weight)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name}: expected a number of at least 0, got {weight!r}")
+    return number != 0
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _add(risk: Tensor, penalty: Tensor, weight: float | Tensor) -> Tensor:

@@ -34,32 +34,55 @@ def empirical_risk_of(
     loss: str | Loss,
 ) -> tuple[Any, ...]:
     """(risk, logits, l0_penalty, l2_penalty, num_edges) of :meth:`l0sign_cuda.L0SIGN.risk`."""
-    weighs_l2 = is_used("l2_weight", l2_weight)
-    if loss in _LOSSES and not weighs_l2 and _fuses(model, values, l0_weight):
-        assert isinstance(loss, str)
+    weighs_l2 = not (isinstance(l2_weight, (int, float)) and l2_weight == 0)
+    if (
+        isinstance(loss, str)
+        and loss in _LOSSES
+        and not weighs_l2
+        and _fuses(model, ids, target, values, l0_weight)
+    ):
         return _fused(model, ids, target, offsets, values, seed, l0_weight, loss)
     output = model(ids, offsets, values, seed=seed)
     risk = empirical_risk(output, target, l0_weight, l2_weight, loss)
-    l2_penalty = output.l2_penalty.detach() if weighs_l2 else None
+    l2_penalty = output.l2_penalty if weighs_l2 else None
+    if l2_penalty is not None:
+        l2_penalty = l2_penalty.detach()
     return risk, output.logits.detach(), output.l0_penalty.detach(), l2_penalty, output.num_edges
 
 
-def _fuses(model: L0SIGN, values: Tensor | None, l0_weight: float | Tensor) -> bool:
-    """Whether the operator serves this model now."""
+def _fuses(model: L0SIGN, *data: Any) -> bool:
+    """Whether the operator serves this model and these tensors (ids, target, values, l0_weight) now."""
     layer, head, table = model.interaction, model.head, model.node_embedding.weight
     return (
         torch.is_grad_enabled()
+        and not model.overrides_forward()
+        and all(value is None or isinstance(value, (float, int)) or _is_plain(value) for value in data)
         and (table.is_cpu or (table.is_cuda and ops.l0_sign_risk.on_cuda))
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
         and layer.edge is not None
         and type(head) is nn.Linear
         and head.out_features == 1
-        and head.weight.dtype == table.dtype
         and model.iterations == 1
         and not (model.training and model.dropout)
-        and not (isinstance(l0_weight, Tensor) and l0_weight.requires_grad)
-        and functional.fuses_bag(layer.backend, table, values, model.sparse)
+        and not (_has_hooks(model) or _has_hooks(head))
+        and functional.fuses_bag(layer.backend, table, None, model.sparse)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor of which nobody wants a gradient; of what is none the two steps complain."""
+    return type(value) is Tensor and not value.requires_grad
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at calls of a module, which the operator does not make."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
@@ -77,21 +100,24 @@ def _fused(
     assert model.edge_embedding is not None and layer.edge is not None
     node_table, edge_table = model.node_embedding.weight, model.edge_embedding.weight
     message, edge = layer.message.weights(), layer.edge.weights()
+    dtype, device, d = node_table.dtype, node_table.device, node_table.shape[1]
     graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
-    _checks.network("message", message, node_table.shape[1], node_table.shape[1], node_table)
+    _checks.network("message", message, d, d, node_table)
     _checks.network("edge", edge, edge_table.shape[1], 1, node_table)
-    check_target(loss, target, (graphs.num_graphs,))
+    _checks.require("head.weight", head.weight, dtype, device, (1, d))
+    if head.bias is not None:
+        _checks.require("head.bias", head.bias, dtype, device, (1,))
+    check_target(loss, target, (graphs.num_graphs,), device)
     risk, logits, l0_penalty, num_edges = _Risk.apply(
         *functional.looked_up(ids, values, node_table, edge_table, *message, *edge, head.weight),
         head.bias,
-        target.to(node_table.dtype).contiguous(),
+        target.to(dtype).contiguous(),
         _weights(l0_weight, graphs.num_graphs, node_table),
         graphs.offsets,
         graphs.size,
-        layer.seed_of(seed, ids.device),
+        layer.seed_of(seed, device),
         _checks.aggregation(layer.aggr),
-        layer.temperature,
-        *layer.limits,
+        *_checks.gate_options(layer.temperature, layer.limits),
         # Nothing as large as a table for tables that are frozen.
         not (node_table.requires_grad or edge_table.requires_grad)
         or (model.sparse and gives_sparse(node_table, edge_table)),
@@ -102,12 +128,12 @@ def _fused(
 
 def _weights(weight: float | Tensor, num_graphs: int, like: Tensor) -> Tensor:
     """A weight for each graph."""
+    is_used("l0_weight", weight, (num_graphs,))  # whether it is one
     if not isinstance(weight, Tensor):
-        is_used("l0_weight", weight)  # whether it is one
         return like.new_full((num_graphs,), weight)
-    if weight.numel() != 1 and weight.shape != (num_graphs,):
-        raise ValueError(f"l0_weight: expected a number or shape [{num_graphs}], got {list(weight.shape)}")
-    return weight.to(like.dtype).flatten().expand(num_graphs).contiguous()
+    if weight.device != like.device and weight.dim():
+        raise ValueError(f"l0_weight: expected device {like.device}, got {weight.device}")
+    return weight.to(like.device, like.dtype).flatten().expand(num_graphs).contiguous()
 
 
 class _Risk(torch.autograd.Function):
@@ -129,14 +155,14 @@ class _Risk(torch.autograd.Function):
         if grad is None:
             return tuple(result)
         gradients, ctx.gradients = ctx.gradients, None
-        # Autograd owns those that a backward before this one gave away; and of these a derivative may be
-        # asked for, which the operator itself will refuse.
+        # Autograd owns those that a backward before this one gave away; and where it makes a graph, the
+        # operator has to be in it, to refuse a derivative of these.
         if gradients is None or torch.is_grad_enabled():
             pairs = zip(ctx.saved_tensors, ctx.options, strict=True)
             gradients = ops.l0_sign_risk(*(option if saved is None else saved for saved, option in pairs))[4:]
         rows, *gradients = gradients
         if grad.requires_grad or not grad.is_cpu or grad != 1:  # nobody waits for a GPU
-            gradients = [gradient * grad for gradient in gradients]
+            gradients = torch._foreach_mul(gradients, grad)
         *_, sparse, _ = ctx.options
         for position, gradient in enumerate(gradients, start=2):
             if ctx.needs_input_grad[position]:
@@ -145,3 +171,7 @@ class _Risk(torch.autograd.Function):
         if sparse:
             ctx.held = result[2:4]  # see rows._Lookup
         return tuple(result)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError("L0SIGN.risk has no forward-mode derivative; use backend='reference'")

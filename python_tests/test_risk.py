@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
 
 from l0sign_cuda import L0SIGN, empirical_risk
 
@@ -315,6 +320,70 @@ def test_two_steps_by_circumstance(monkeypatch):
     assert name_of(model) not in (None, FUSED)
 
 
+class Shifted(L0SIGN):
+    def forward(self, *args, **options):
+        output = super().forward(*args, **options)
+        return output._replace(logits=output.logits + 1)
+
+
+def test_two_steps_for_models_that_do_more():
+    batch = make_batch((6, 4))
+    model = make_model()
+    calls = []
+    for module in (model, model.head):
+        handle = module.register_forward_hook(lambda *args: calls.append(args))
+        assert by_risk(model, batch)[0].grad_fn.name() != FUSED and len(calls) == 1
+        handle.remove()
+        calls.clear()
+    for pruned in (False, True):
+        other = make_model()
+        if pruned:
+            prune.l1_unstructured(other.head, "weight", 2)
+        else:
+            torch.nn.utils.spectral_norm(other.head)
+        for _ in range(2):  # their weights are made before each call
+            assert by_risk(other, batch)[0].grad_fn.name() != FUSED
+    shifted = Shifted(FEATURES, 5, 9, 3, 7).double()
+    shifted.load_state_dict(model.state_dict())
+    assert_same(by_risk(shifted, batch), one_by_one(shifted, batch))
+
+
+def test_two_steps_where_targets_want_a_gradient():
+    model, (ids, target, *_) = make_model(), make_batch((6, 4))
+    wanted = []
+    for call in (
+        lambda target: model.risk(ids, target, seed=5).risk,
+        lambda target: empirical_risk(model(ids, seed=5), target),
+    ):
+        soft = target.clone().requires_grad_()
+        call(soft).backward()
+        wanted.append(soft.grad)
+    torch.testing.assert_close(*wanted)
+    assert wanted[0].norm() > 0
+
+
+def test_fake_tensors_and_traces():
+    model, (ids, target, *_) = make_model(), make_batch((6, 4))
+
+    def step(ids, target):
+        risk = model.risk(ids, target, seed=torch.tensor([5])).risk
+        return torch.autograd.grad(risk, list(model.parameters()))
+
+    for got, wanted in zip(make_fx(step)(ids, target)(ids, target), step(ids, target), strict=True):
+        torch.testing.assert_close(got, wanted)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model.risk(mode.from_tensor(ids), mode.from_tensor(target)).risk.backward()
+
+
+def test_no_forward_mode():
+    model, (ids, target, *_) = make_model(), make_batch((6, 4))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        weight = model.head.weight
+        del model.head.weight
+        model.head.weight = forward_ad.make_dual(weight.detach().requires_grad_(), torch.ones_like(weight))
+        model.risk(ids, target)
+
+
 def test_compile_and_transforms():
     model, batch = make_model(), make_batch((6, 4))
     expected = by_risk(model, batch, l0_weight=0.1)
@@ -346,7 +415,21 @@ def test_compile_and_transforms():
         ({"target": [0.0] * 6}, TypeError, "target: expected a tensor, got list"),
         ({"l0_weight": -1.0}, ValueError, "l0_weight: expected a number of at least 0, got -1.0"),
         ({"l2_weight": -1.0}, ValueError, "l2_weight: expected a number of at least 0, got -1.0"),
-        ({"l0_weight": torch.rand(5)}, ValueError, r"l0_weight: expected a number or shape \[6\], got \[5\]"),
+        ({"l0_weight": None}, ValueError, "l0_weight: expected a number of at least 0, got None"),
+        ({"l2_weight": "1"}, ValueError, "l2_weight: expected a number of at least 0, got '1'"),
+        ({"l0_weight": torch.rand(6, 1)}, ValueError, r"l0_weight: expected .* \[6\], got shape \[6, 1\]"),
+        ({"l0_weight": torch.rand(6) * 1j}, ValueError, "l0_weight: expected real numbers, got complex64"),
+        ({"target": torch.rand(6) * 1j}, ValueError, "target: expected real numbers, got complex64"),
+        ({"target": torch.full((6,), 1.0000001)}, ValueError, r"got values in 1\.0000001"),
+        ({"target": torch.rand(6, device="meta")}, ValueError, "target: expected device cpu, got meta"),
+        ({"l0_weight": torch.rand(6, device="meta")}, ValueError, "l0_weight: expected device cpu, got meta"),
+        ({"loss": ["bce"]}, ValueError, r"loss: expected a function or one of .* got \['bce'\]"),
+        ({"values": np.ones((6, 4))}, TypeError, "values: expected a tensor, got ndarray"),
+        (
+            {"l0_weight": torch.rand(5)},
+            ValueError,
+            r"l0_weight: expected a number or shape \[6\], got shape \[5\]",
+        ),
         ({"loss": "hinge"}, ValueError, "loss: expected a function or one of"),
         ({"ids": torch.full((6, 4), 99)}, IndexError, r"ids: expected values in 0..59 .* got 99"),
         ({"ids": torch.zeros(6, 4)}, ValueError, "ids: expected dtype int64"),
@@ -360,6 +443,38 @@ def test_errors(change, error, message):
     arguments = {"ids": ids, "target": target} | change
     with pytest.raises(error, match=message):
         make_model().risk(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda m: m.head.to("meta"), ValueError, "head.weight: expected device cpu, got meta"),
+        (lambda m: m.head.float(), ValueError, "head.weight: expected dtype float64, got float32"),
+        (lambda m: setattr(m, "head", nn.Linear(4, 1)), ValueError, r"head.weight: expected "),
+        (lambda m: setattr(m.interaction, "limits", (0.1, 1.1)), ValueError, "limits: expected"),
+        (lambda m: setattr(m.interaction, "temperature", "x"), ValueError, "temperature, limits: expected"),
+    ],
+)
+def test_models_that_were_changed(change, error, message):
+    model = make_model()
+    change(model)
+    with pytest.raises(error, match=message):
+        model.risk(*make_batch((6, 4))[:2])
+
+
+def test_the_operator_refuses_tensors_of_another_device(gpu):
+    """A compiled graph would call it without the checks of Python."""
+    model, (ids, target, *_) = make_model(), make_batch((6, 4))
+    tables = model.node_embedding.weight, model.edge_embedding.weight
+    networks = *model.interaction.message.weights(), *model.interaction.edge.weights()
+    tensors = [ids.flatten(), None, *tables, *networks, *model.head.parameters(), target, target]
+    options = (None, 4, None, 0, 2 / 3, -0.1, 1.1, False, 0)
+    with torch.no_grad():
+        assert torch.ops.l0sign_cuda.l0_sign_risk(*tensors, *options)[0].isfinite()
+        for k in range(12, 16):
+            moved = [tensor.to(gpu) if at == k else tensor for at, tensor in enumerate(tensors)]
+            with pytest.raises(RuntimeError, match="expected a tensor on the device of node_table"):
+                torch.ops.l0sign_cuda.l0_sign_risk(*moved, *options)
 
 
 def test_l2_weight_without_the_penalty():

@@ -149,8 +149,10 @@ ALWAYS_INLINE void multiply_subsets(const A* table, int64_t rows, int64_t column
         for (int m = 0; m < kRows; ++m) {
           const V t = entries[m];
 #pragma GCC unroll 4
-          for (int c = 0; c < C; ++c)  // additions and multiply-adds in turn, as above
-            y[m][c] = c % 2 ? entry(index[c], t) * one + y[m][c] : y[m][c] + entry(index[c], t);
+          for (int c = 0; c < C; ++c) {  // additions and multiply-adds in turn, as above
+            const V x = entry(index[c], t);
+            y[m][c] = c % 2 ? fma_add(y[m][c], x, one) : y[m][c] + x;
+          }
         }
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) index[c] >>= 4;

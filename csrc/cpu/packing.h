@@ -11,8 +11,8 @@ namespace cpu {
 template <class A>
 class Packing {
  public:
-  Packing(const CompleteGraph<A>& problem, const Kernels<A>& kernels)
-      : rows_(kernels.rows), looks_up_(kernels.looks_up) {
+  Packing(const CompleteGraph<A>& problem, const Kernels<A>& kernels, bool backward)
+      : rows_(kernels.rows), looks_up_(backward && kernels.looks_up) {
     if (problem.nodes) message(problem.message);
     if (problem.edge_nodes) scalar(problem.edge, weights_.edge);
   }
@@ -22,8 +22,7 @@ class Packing {
     scalar(folded, weights_.message);
     scalar(edge, weights_.edge);
   }
-  Packing(const EdgeList<A>& problem, const Kernels<A>& kernels)
-      : rows_(kernels.rows), looks_up_(kernels.looks_up) {
+  Packing(const EdgeList<A>& problem, const Kernels<A>& kernels) : rows_(kernels.rows), looks_up_(false) {
     message(problem.message);
   }
 

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -13,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../core/loss.h"
 #include "../core/pair.h"
 #include "../core/philox.h"
 #include "dispatch.h"
@@ -175,23 +175,26 @@ struct Plan {
   }
 };
 
+// A pair's weight in the pooled sum depends on how many edges its ends keep: gates first.
+template <class A>
+void find_degrees(const CompleteGraph<A>& problem) {
+  CompleteGraph<A> degrees = problem;
+  degrees.nodes = nullptr;
+  degrees.pools = false;
+  degrees.pooled = degrees.l0 = degrees.l2 = nullptr;
+  degrees.num_edges = nullptr;
+  forward(degrees);
+}
+
 }  // namespace
 
 template <class A>
 void forward(const CompleteGraph<A>& problem) {
-  if (problem.pools && problem.degree) {
-    // A pair's weight in the pooled sum depends on how many edges its ends keep: gates first.
-    CompleteGraph<A> degrees = problem;
-    degrees.nodes = nullptr;
-    degrees.pools = false;
-    degrees.pooled = degrees.l0 = degrees.l2 = nullptr;
-    degrees.num_edges = nullptr;
-    forward(degrees);
-  }
+  if (problem.pools && problem.degree) find_degrees(problem);
   const Kernels<A>& k = kernels<A>();
   const Plan<A> plan(problem.graphs, k.lanes,
                      [&](int64_t slots) { return k.scratch(problem, slots, false); });
-  const Packing<A> packing(problem, k);
+  const Packing<A> packing(problem, k, false);
   for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
     const int64_t begin = plan.task_begin[t];
     k.forward(problem, packing.weights(), plan.blocks.data() + begin, plan.task_begin[t + 1] - begin, memory);
@@ -202,7 +205,7 @@ template <class A>
 void backward(const CompleteGraph<A>& problem) {
   const Kernels<A>& k = kernels<A>();
   const Plan<A> plan(problem.graphs, k.lanes, [&](int64_t slots) { return k.scratch(problem, slots, true); });
-  const Packing<A> packing(problem, k);
+  const Packing<A> packing(problem, k, true);
   const Perceptron<A>&m = problem.message, &e = problem.edge;
   const GradientLayout message = gradient_layout(0, m.in, m.hidden, m.out);
   const GradientLayout edge = gradient_layout(message.end, e.in, e.hidden, e.out);
@@ -253,31 +256,16 @@ struct FoldedHead {
   }
 };
 
-// The loss of a prediction; as torch computes it.
-template <class A>
-double loss_of(Loss loss, A y, A target) {
-  if (loss == Loss::mse) return (static_cast<double>(y) - target) * (static_cast<double>(y) - target);
-  return (std::isnan(y) || y > 0 ? y : A(0)) - static_cast<double>(y) * target +
-         std::log1p(std::exp(-std::abs(y)));
-}
-
 }  // namespace
 
 template <class A>
-void risk(const CompleteGraph<A>& given, const Risk<A>& risk) {
+void risk(const CompleteGraph<A>& given, const Risk<A>& head) {
   CompleteGraph<A> problem = given;
-  if (problem.degree) {  // gates first, as in the forward
-    CompleteGraph<A> degrees = problem;
-    degrees.nodes = nullptr;
-    degrees.pools = false;
-    degrees.l0 = nullptr;
-    degrees.num_edges = nullptr;
-    forward(degrees);
-  }
+  if (problem.degree) find_degrees(problem);
   const int64_t G = problem.graphs.count;
-  const FoldedHead<A> folded(given.message, risk.head_weight);
+  const FoldedHead<A> folded(given.message, head.head_weight);
   std::vector<A> grad_l0(G);
-  for (int64_t g = 0; g < G; ++g) grad_l0[g] = risk.l0_weight[g] / static_cast<A>(G);
+  for (int64_t g = 0; g < G; ++g) grad_l0[g] = head.l0_weight[g] / static_cast<A>(G);
   problem.message = folded.network();
   problem.grad_l0 = grad_l0.data();
   const Kernels<A>& k = kernels<A>();
@@ -289,7 +277,7 @@ void risk(const CompleteGraph<A>& given, const Risk<A>& risk) {
   std::vector<A> partials((plan.task_begin.size() - 1) * edge.end, A(0));
   for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
     const int64_t begin = plan.task_begin[t];
-    k.risk(problem, risk, packing.weights(), plan.blocks.data() + begin, plan.task_begin[t + 1] - begin,
+    k.risk(problem, head, packing.weights(), plan.blocks.data() + begin, plan.task_begin[t + 1] - begin,
            memory, partials.data() + t * edge.end);
   });
   std::vector<A> grad_out(m.hidden);
@@ -298,15 +286,15 @@ void risk(const CompleteGraph<A>& given, const Risk<A>& risk) {
   of_folded.out_weight = grad_out.data(), of_folded.out_bias = &grad_out_bias;
   reduce(partials, edge.end, message, of_folded);
   reduce(partials, edge.end, edge, problem.grad_edge);
-  folded.unfold(grad_out.data(), grad_out_bias, problem.grad_message, risk.grad_head_weight);
+  folded.unfold(grad_out.data(), grad_out_bias, problem.grad_message, head.grad_head_weight);
   double sum = 0, grad_bias = 0;
   for (int64_t g = 0; g < G; ++g) {
-    sum += loss_of(risk.loss, risk.logits[g], risk.target[g]) +
-           static_cast<double>(risk.l0_weight[g]) * problem.l0[g];
-    grad_bias += risk.grad_logits[g];
+    sum += loss_of<double>(head.loss, head.logits[g], head.target[g]) +
+           static_cast<double>(head.l0_weight[g]) * problem.l0[g];
+    grad_bias += head.grad_logits[g];
   }
-  *risk.risk = static_cast<A>(G > 0 ? sum / static_cast<double>(G) : 0);
-  if (risk.grad_head_bias) *risk.grad_head_bias = static_cast<A>(grad_bias);
+  *head.risk = static_cast<A>(G > 0 ? sum / static_cast<double>(G) : 0);
+  if (head.grad_head_bias) *head.grad_head_bias = static_cast<A>(grad_bias);
 }
 
 // ---- Edge lists ----

@@ -14,7 +14,7 @@ void backward(const CompleteGraph<A>& problem);
 // The risk and all its gradients, in one pass over the graphs. `problem` has what a pooled backward has, but
 // for grad_pooled and grad_l0; its l0 and num_edges are written as by the forward.
 template <class A>
-void risk(const CompleteGraph<A>& problem, const Risk<A>& risk);
+void risk(const CompleteGraph<A>& problem, const Risk<A>& head);
 
 // Throw std::runtime_error where an edge leaves its graph.
 template <class A>

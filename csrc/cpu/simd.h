@@ -130,6 +130,10 @@ ALWAYS_INLINE F32::U or_where(uint16_t lanes, F32::U word, F32::U bit) {
 ALWAYS_INLINE F32::V entry(F32::U index, F32::V table) {
   return (F32::V)_mm512_permutexvar_ps((__m512i)index, (__m512)table);
 }
+// sum + x on the units of multiply-adds: written as one with a factor of 1, GCC would make it an addition.
+ALWAYS_INLINE F32::V fma_add(F32::V sum, F32::V x, F32::V one) {
+  return (F32::V)_mm512_fmadd_ps((__m512)x, (__m512)one, (__m512)sum);
+}
 // x where the bit is set, else zero.
 ALWAYS_INLINE F32::V select(uint16_t bits, F32::V x) { return (F32::V)_mm512_maskz_mov_ps(bits, (__m512)x); }
 ALWAYS_INLINE F64::V select(uint16_t bits, F64::V x) {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/loss.h"
 #include "cuda/weights.h"
 #include "cuda/workspace.h"
 
@@ -11,18 +12,6 @@ namespace {
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 
 int64_t blocks_of(int64_t num_graphs) { return blocks_for((num_graphs + kThreads - 1) / kThreads, 0); }
-
-template <class A>
-__device__ __forceinline__ A loss_of(Loss loss, A y, A target) {
-  if (loss == Loss::mse) return (y - target) * (y - target);
-  const A positive = y < 0 ? A(0) : y;  // a NaN stays one
-  return positive - y * target + std::log1p(std::exp(-std::abs(y)));
-}
-
-template <class A>
-__device__ __forceinline__ A slope_of(Loss loss, A y, A target) {
-  return loss == Loss::mse ? 2 * (y - target) : 1 / (1 + std::exp(-y)) - target;
-}
 
 // A thread for each graph. Of its graphs a warp leaves in its row of partials [warps, d + 2] the sums of the
 // gradients of their logits times pooled, of their parts of the risk, and of these gradients.

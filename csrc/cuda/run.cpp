@@ -125,12 +125,13 @@ void backward(const CompleteGraph<A>& given, const Tensor& like) {
 }
 
 template <class A>
-void risk(const CompleteGraph<A>& given, const Risk<A>& risk, const Tensor& like) {
+void risk(const CompleteGraph<A>& given, const Risk<A>& head, const Tensor& like) {
   const int64_t G = given.graphs.count, d = given.message.in;
   CompleteGraph<A> there = with_precision(given), back = there;
   back.l0 = nullptr, back.num_edges = nullptr;
   // For now any memory: what they need depends on what is there, not on where it is.
-  there.pooled = given.l0, back.grad_pooled = back.grad_l0 = given.l0;
+  A somewhere;
+  there.pooled = &somewhere, back.grad_pooled = back.grad_l0 = &somewhere;
   // The passes and what lies between take the same memory, one after the other.
   const int64_t work =
       std::max({forward_workspace(there), judge_workspace<A>(G, d), backward_workspace(back)});
@@ -144,7 +145,7 @@ void risk(const CompleteGraph<A>& given, const Risk<A>& risk, const Tensor& like
     there.pooled = pooled, back.grad_pooled = grad_pooled, back.grad_l0 = grad_l0;
     void* const memory = static_cast<unsigned char*>(workspace) + arena.used();
     L0SIGN_TRY(forward(there, memory, stream));
-    L0SIGN_TRY(judge(risk, pooled, there.l0, G, d, grad_pooled, grad_l0, memory, stream));
+    L0SIGN_TRY(judge(head, pooled, there.l0, G, d, grad_pooled, grad_l0, memory, stream));
     return backward(back, memory, stream);
   });
 }

@@ -19,7 +19,7 @@ void backward(const CompleteGraph<A>& problem, const torch::stable::Tensor& like
 
 // The risk and all its gradients; `problem` as cpu::risk wants it.
 template <class A>
-void risk(const CompleteGraph<A>& problem, const Risk<A>& risk, const torch::stable::Tensor& like);
+void risk(const CompleteGraph<A>& problem, const Risk<A>& head, const torch::stable::Tensor& like);
 
 // edge_index: [2, E], sorted here by either end.
 template <class A>
