@@ -12,7 +12,7 @@ class RiskKernel {
   using V = typename S::V;
   using I = typename S::I;
   static constexpr int kPanel = S::kPanel;
-  static constexpr int64_t kKeptBytes = 512 << 10;  // of panels; those beyond are computed again
+  static constexpr int64_t kPanelBytes = 4 << 20;  // of panels, touched as needed; those beyond are computed again
 
  public:
   // problem.message is the folded network. Without memory, `scratch_vectors` tells how much is needed.
@@ -29,7 +29,7 @@ class RiskKernel {
     edge_units_at_ = kScoreAt + kPanel;
     units_at_ = edge_units_at_ + Units<A>::vectors(problem.edge.hidden);
     kept_vectors_ = units_at_ + Units<A>::vectors(problem.message.hidden);
-    panels_ = kKeptBytes / kVectorBytes / kept_vectors_ + 1;
+    panels_ = kPanelBytes / kVectorBytes / kept_vectors_ + 1;
     kept_ = arena_.take(panels_ * kept_vectors_);
   }
 
