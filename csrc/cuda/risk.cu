@@ -1,8 +1,10 @@
 #include "cuda/risk.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/loss.h"
+#include "cuda/complete_graph.h"
 #include "cuda/weights.h"
 #include "cuda/workspace.h"
 
@@ -84,7 +86,51 @@ cudaError_t judge(const Risk<A>& risk, const A* pooled, const A* l0, int64_t num
   return launch(finish<A>, 1, kThreads, 0, stream, risk, partials, blocks * kWarps, size);
 }
 
+namespace {
+
+// The passes and what lies between them, which take the same memory, one after the other.
+template <class A>
+struct Passes {
+  CompleteGraph<A> forward, backward;
+  A *pooled, *grad_pooled, *grad_l0;
+
+  Passes(const CompleteGraph<A>& problem, Arena& arena) : forward(problem), backward(problem) {
+    const int64_t G = problem.graphs.count, d = problem.message.in;
+    pooled = arena.take<A>(G * d), grad_pooled = arena.take<A>(G * d), grad_l0 = arena.take<A>(G);
+    forward.pooled = pooled;
+    backward.grad_pooled = grad_pooled, backward.grad_l0 = grad_l0;
+    backward.l0 = nullptr, backward.num_edges = nullptr;
+  }
+};
+
+}  // namespace
+
+template <class A>
+int64_t risk_workspace(const CompleteGraph<A>& problem) {
+  Arena arena(nullptr);
+  Passes<A> passes(problem, arena);
+  // What the passes need depends on what is there, not on where it is.
+  A somewhere;
+  passes.forward.pooled = &somewhere;
+  passes.backward.grad_pooled = passes.backward.grad_l0 = &somewhere;
+  return arena.used() + std::max({forward_workspace(passes.forward), backward_workspace(passes.backward),
+                                  judge_workspace<A>(problem.graphs.count, problem.message.in)});
+}
+
+template <class A>
+cudaError_t risk(const CompleteGraph<A>& problem, const Risk<A>& head, void* workspace, cudaStream_t stream) {
+  Arena arena(workspace);
+  const Passes<A> passes(problem, arena);
+  void* const memory = static_cast<unsigned char*>(workspace) + arena.used();
+  L0SIGN_TRY(forward(passes.forward, memory, stream));
+  L0SIGN_TRY(judge(head, passes.pooled, problem.l0, problem.graphs.count, problem.message.in,
+                   passes.grad_pooled, passes.grad_l0, memory, stream));
+  return backward(passes.backward, memory, stream);
+}
+
 #define INSTANTIATE(A)                                                                            \
+  template int64_t risk_workspace(const CompleteGraph<A>&);                                       \
+  template cudaError_t risk(const CompleteGraph<A>&, const Risk<A>&, void*, cudaStream_t);        \
   template int64_t judge_workspace<A>(int64_t, int64_t);                                          \
   template cudaError_t judge(const Risk<A>&, const A*, const A*, int64_t, int64_t, A*, A*, void*, \
                              cudaStream_t);

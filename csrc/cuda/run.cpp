@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <optional>
@@ -16,7 +15,6 @@
 #include "cuda/risk.h"
 #include "cuda/rows.h"
 #include "cuda/stream.h"
-#include "cuda/workspace.h"
 
 namespace l0sign::cuda {
 namespace {
@@ -126,28 +124,10 @@ void backward(const CompleteGraph<A>& given, const Tensor& like) {
 
 template <class A>
 void risk(const CompleteGraph<A>& given, const Risk<A>& head, const Tensor& like) {
-  const int64_t G = given.graphs.count, d = given.message.in;
-  CompleteGraph<A> there = with_precision(given), back = there;
-  back.l0 = nullptr, back.num_edges = nullptr;
-  // For now any memory: what they need depends on what is there, not on where it is.
-  A somewhere;
-  there.pooled = &somewhere, back.grad_pooled = back.grad_l0 = &somewhere;
-  // The passes and what lies between take the same memory, one after the other.
-  const int64_t work =
-      std::max({forward_workspace(there), judge_workspace<A>(G, d), backward_workspace(back)});
-  Arena sizes(nullptr);
-  sizes.take<A>(G * d), sizes.take<A>(G * d), sizes.take<A>(G);
+  const auto problem = with_precision(given);
   const Place place(like);
-  place(sizes.used() + work, [&](void* workspace, cudaStream_t stream) {
-    Arena arena(workspace);
-    A *const pooled = arena.take<A>(G * d), *const grad_pooled = arena.take<A>(G * d);
-    A* const grad_l0 = arena.take<A>(G);
-    there.pooled = pooled, back.grad_pooled = grad_pooled, back.grad_l0 = grad_l0;
-    void* const memory = static_cast<unsigned char*>(workspace) + arena.used();
-    L0SIGN_TRY(forward(there, memory, stream));
-    L0SIGN_TRY(judge(head, pooled, there.l0, G, d, grad_pooled, grad_l0, memory, stream));
-    return backward(back, memory, stream);
-  });
+  place(risk_workspace(problem),
+        [&](void* workspace, cudaStream_t stream) { return risk(problem, head, workspace, stream); });
 }
 
 template <class A>

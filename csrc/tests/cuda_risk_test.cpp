@@ -1,12 +1,14 @@
-// The CUDA kernels between the forward and the backward of a risk, on the host executor under
-// AddressSanitizer and UndefinedBehaviorSanitizer: against plain loops, and in several orders of the threads,
-// which must not change a bit.
+// The CUDA kernels of a risk on the host executor, under AddressSanitizer and UndefinedBehaviorSanitizer:
+// those between forward and backward against plain loops, and in several orders of the threads, which must
+// not change a bit; and all three, in one workspace, against each in its own.
 #include <cmath>
 #include <random>
 #include <string>
 
 #include "arrays.h"
+#include "cuda/complete_graph.h"
 #include "cuda/risk.h"
+#include "plain.h"
 
 namespace {
 
@@ -109,9 +111,124 @@ void check(const Given& given) {
   }
 }
 
+// ---- The whole ----
+
+// The gradients of a problem.
+template <class A>
+struct Gradients {
+  std::vector<Array<A>> arrays;
+
+  A* take(size_t size) {
+    arrays.push_back(poisoned<A>(static_cast<int64_t>(size)));
+    return arrays.back().get();
+  }
+  PerceptronGrad<A> take(const Values (&m)[4]) {
+    return {take(m[0].size()), take(m[1].size()), take(m[2].size()), take(m[3].size())};
+  }
+  Gradients(CompleteGraph<A>& p, const plain::Leaves& like) {
+    p.grad_nodes = take(like.nodes.size());
+    p.grad_edge_nodes = take(like.edge_nodes.size());
+    p.grad_message = take(like.message);
+    p.grad_edge = take(like.edge);
+  }
+};
+
+template <class A>
+void check_whole(const plain::Bag& bag) {
+  const plain::Case& c = bag.nodes;
+  const int64_t G = c.graphs();
+  std::vector<Array<A>> inputs;
+  const auto input = [&](const Values& values) {
+    inputs.push_back(copy<A>(values));
+    return inputs.back().get();
+  };
+  const auto perceptron = [&](const Values(&m)[4], int64_t in, int64_t hidden, int64_t out) {
+    return Perceptron<A>{input(m[0]), input(m[1]), input(m[2]), input(m[3]), in, hidden, out};
+  };
+  const Array<int64_t> offsets = copy<int64_t>(c.offsets), ids = copy<int64_t>(bag.ids),
+                       seed = copy<int64_t>(std::vector<int64_t>{c.seed});
+  const Array<A> l0 = poisoned<A>(G);
+  const Array<int64_t> num_edges = poisoned<int64_t>(G);
+  const Array<int32_t> degree = poisoned<int32_t>(c.num_nodes());
+  CompleteGraph<A> p = {};
+  p.graphs = {offsets.get(), 0, G, c.num_nodes()};
+  p.aggregation = c.aggregation;
+  p.gate = {plain::kTemperature, plain::kGamma, plain::kZeta, seed.get()};
+  p.message = perceptron(c.leaves.message, c.d, c.H, c.d);
+  p.edge = perceptron(c.leaves.edge, c.b, c.He, 1);
+  p.pools = true;
+  p.nodes = input(bag.node_table), p.edge_nodes = input(bag.edge_table);
+  p.ids = ids.get(), p.num_rows = bag.num_rows, p.values = input(bag.values);
+  p.l0 = l0.get(), p.num_edges = num_edges.get();
+  p.degree = c.aggregation == Aggregation::neighbor_mean ? degree.get() : nullptr;
+
+  Given given = {
+      G, c.d, Loss::bce, true, {}, {}, Values(c.d, 0.5), {0.25}, Values(G, 0.75), Values(G, 0.125)};
+  const A* const head = input(given.head);
+  const A* const bias = input(given.bias);
+  const A* const target = input(given.target);
+  const A* const weight = input(given.weight);
+  const auto risk_of = [&](Results<A>& to) {
+    return Risk<A>{Loss::bce,
+                   head,
+                   bias,
+                   target,
+                   weight,
+                   to.risk.get(),
+                   to.logits.get(),
+                   to.grad_logits.get(),
+                   to.grad_head.get(),
+                   to.grad_bias.get()};
+  };
+  Results<A> together(given), apart(given);
+  Gradients<A> gradients(p, c.leaves);
+  in_workspace(cuda::risk_workspace(p), [&](void* workspace, cudaStream_t stream) {
+    return cuda::risk(p, risk_of(together), workspace, stream);
+  });
+
+  CompleteGraph<A> alone = p;
+  const Array<A> pooled = poisoned<A>(G * c.d);
+  alone.pooled = pooled.get();
+  in_workspace(cuda::forward_workspace(alone),
+               [&](void* workspace, cudaStream_t stream) { return cuda::forward(alone, workspace, stream); });
+  in_workspace(cuda::judge_workspace<A>(G, c.d), [&](void* workspace, cudaStream_t stream) {
+    return cuda::judge(risk_of(apart), pooled.get(), alone.l0, G, c.d, apart.grad_pooled.get(),
+                       apart.grad_l0.get(), workspace, stream);
+  });
+  Gradients<A> expected(alone, c.leaves);
+  alone.pooled = alone.l0 = nullptr, alone.num_edges = nullptr;
+  alone.grad_pooled = apart.grad_pooled.get(), alone.grad_l0 = apart.grad_l0.get();
+  in_workspace(cuda::backward_workspace(alone), [&](void* workspace, cudaStream_t stream) {
+    return cuda::backward(alone, workspace, stream);
+  });
+  bool same = same_bits(together.risk, apart.risk) && same_bits(together.logits, apart.logits) &&
+              same_bits(together.grad_head, apart.grad_head) &&
+              same_bits(together.grad_bias, apart.grad_bias);
+  for (size_t k = 0; k < expected.arrays.size(); ++k) {
+    const Array<A>& x = gradients.arrays[k];
+    same = same && same_bits(x, expected.arrays[k]);
+    for (int64_t at = 0; at < x.size; ++at) same = same && std::isfinite(x.get()[at]);
+  }
+  expect(same, c.name + (sizeof(A) == 8 ? ", float64" : ", float32") + ": the passes together and apart");
+}
+
 }  // namespace
 
 int main() {
+  const int64_t shapes[][4] = {{8, 32, 8, 32}, {40, 70, 5, 9}, {100, 140, 3, 5}};
+  for (const std::vector<int64_t>& offsets :
+       {std::vector<int64_t>{0}, {0, 0}, {0, 3, 3, 4, 20}, {0, 10, 20, 30}})
+    for (const auto& s : shapes)
+      for (const Aggregation aggregation : {Aggregation::mean, Aggregation::neighbor_mean}) {
+        plain::Case c = {};
+        c.name = std::to_string(offsets.size() - 1) + " graphs, " + std::to_string(s[0]) + " x " +
+                 std::to_string(s[1]);
+        c.d = s[0], c.H = s[1], c.b = s[2], c.He = s[3];
+        c.offsets = offsets, c.aggregation = aggregation, c.l2 = false;
+        plain::fill(c, 5);
+        const plain::Bag bag = plain::as_bag(c, 7, true, 6);
+        check_whole<float>(bag), check_whole<double>(bag);
+      }
   std::mt19937 random(3);
   std::normal_distribution<float> normal;  // exact in float32 and float64
   std::uniform_real_distribution<float> uniform;
