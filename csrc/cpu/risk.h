@@ -12,8 +12,7 @@ class RiskKernel {
   using V = typename S::V;
   using I = typename S::I;
   static constexpr int kPanel = S::kPanel;
-  static constexpr int64_t kPanelBytes =
-      4 << 20;  // of panels, touched as needed; those beyond are computed again
+  static constexpr int64_t kPanelBytes = 4 << 20;  // of what is kept; panels beyond are computed again
 
  public:
   // problem.message is the folded network. Without memory, `scratch_vectors` tells how much is needed.
