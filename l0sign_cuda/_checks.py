@@ -67,7 +67,7 @@ def as_number(value: Any) -> float:
     """NaN for what is no number."""
     try:
         return math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return math.nan
 
 

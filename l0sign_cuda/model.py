@@ -217,14 +217,13 @@ class L0SIGN(nn.Module):
         which makes the gradients with the risk. On the CPU it goes forward and back through a few graphs at a
         time, while what it found of their pairs is in the cache; on a GPU it starts fewer kernels than the
         two steps. It serves gated models of one output and one iteration in float32 or float64, with the
-        losses "bce" and "mse" and no weight of the L2 penalty, where gradients are enabled; not under
-        dropout, autocast, compilers or transforms, and not where somebody wants a gradient of target, values
-        or weights, a hook on the model or its head, or a subclass another ``forward``. All else takes the two
-        steps.
+        losses "bce" and "mse" and no weight of the L2 penalty, where gradients are enabled. The two steps are
+        taken by all other calls, and with dropout or autocast, within compilers and transforms, where target,
+        values or l0_weight require a gradient, where the model or its head has a hook, and where a subclass
+        or a wrapper has another ``forward``.
 
-        Gradients with rows (``sparse=True``) make the host wait for a GPU here, and not in the backward. A
-        wrapper that looks at calls of a module, as DistributedDataParallel does, wants one whose ``forward``
-        calls this.
+        With ``sparse=True`` the host waits for a GPU here, and not in the backward. DistributedDataParallel
+        and others that look at a module's calls should be given a module whose ``forward`` calls ``risk``.
 
         Args:
             ids: int64 [B, n], or [N] with offsets; 0..J-1.
@@ -250,8 +249,8 @@ class L0SIGN(nn.Module):
         return RiskOutput(risk, L0SIGNOutput(*output))
 
     def overrides_forward(self) -> bool:
-        """Whether a subclass predicts in a way of its own."""
-        return type(self).forward is not L0SIGN.forward
+        """Whether a subclass, or somebody who wrapped this model's calls, predicts in another way."""
+        return type(self).forward is not L0SIGN.forward or "forward" in vars(self)
 
     def _iterate(
         self,

@@ -126,7 +126,7 @@ def is_used(name: str, weight: float | Tensor, graphs: Sequence[int]) -> bool:
                 f"{name}: expected a number or shape {list(graphs)}, got shape {list(weight.shape)}"
             )
         return True
-    number = _checks.as_number(weight)
+    number = float(weight) if isinstance(weight, bool) else _checks.as_number(weight)
     if not 0 <= number < math.inf:
         raise ValueError(f"{name}: expected a number of at least 0, got {weight!r}")
     return number != 0

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from . import _checks, functional, ops
+from .layers import L0SIGNLayer
 from .objective import Loss, check_target, empirical_risk, is_used
 from .rows import gives_sparse, sparse_gradient
 
@@ -62,11 +64,13 @@ def _fuses(model: L0SIGN, *data: Any) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and layer.edge is not None
+        and type(layer).bag is L0SIGNLayer.bag
         and type(head) is nn.Linear
+        and "forward" not in vars(head)
         and head.out_features == 1
         and model.iterations == 1
         and not (model.training and model.dropout)
-        and not (_has_hooks(model) or _has_hooks(head))
+        and not (_has_any_global_hook() or _has_hooks(model) or _has_hooks(head))
         and functional.fuses_bag(layer.backend, table, None, model.sparse)
     )
 
@@ -118,9 +122,8 @@ def _fused(
         layer.seed_of(seed, device),
         _checks.aggregation(layer.aggr),
         *_checks.gate_options(layer.temperature, layer.limits),
-        # Nothing as large as a table for tables that are frozen.
-        not (node_table.requires_grad or edge_table.requires_grad)
-        or (model.sparse and gives_sparse(node_table, edge_table)),
+        # Nothing as large as a table for tables that are frozen; a GPU, though, would be waited for.
+        (model.sparse if gives_sparse(node_table, edge_table) else node_table.is_cpu),
         _LOSSES.index(loss),
     )
     return risk, logits, l0_penalty, None, num_edges
@@ -130,7 +133,7 @@ def _weights(weight: float | Tensor, num_graphs: int, like: Tensor) -> Tensor:
     """A weight for each graph."""
     is_used("l0_weight", weight, (num_graphs,))  # whether it is one
     if not isinstance(weight, Tensor):
-        return like.new_full((num_graphs,), weight)
+        return like.new_full((num_graphs,), float(weight))
     if weight.device != like.device and weight.dim():
         raise ValueError(f"l0_weight: expected device {like.device}, got {weight.device}")
     return weight.to(like.device, like.dtype).flatten().expand(num_graphs).contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -343,6 +344,19 @@ def test_two_steps_for_models_that_do_more():
             torch.nn.utils.spectral_norm(other.head)
         for _ in range(2):  # their weights are made before each call
             assert by_risk(other, batch)[0].grad_fn.name() != FUSED
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: calls.append(args))
+    try:
+        assert by_risk(model, batch)[0].grad_fn.name() != FUSED and calls
+    finally:
+        handle.remove()
+    assert by_risk(model, batch)[0].grad_fn.name() == FUSED
+    for wrapped in ("", "head"):  # as libraries do that look at a module's calls
+        other = make_model()
+        module = other.get_submodule(wrapped)
+        module.forward = types.MethodType(
+            lambda self, *args, of=module.forward, **options: of(*args, **options), module
+        )
+        assert by_risk(other, batch)[0].grad_fn.name() != FUSED
     shifted = Shifted(FEATURES, 5, 9, 3, 7).double()
     shifted.load_state_dict(model.state_dict())
     assert_same(by_risk(shifted, batch), one_by_one(shifted, batch))
@@ -416,6 +430,7 @@ def test_compile_and_transforms():
         ({"l0_weight": -1.0}, ValueError, "l0_weight: expected a number of at least 0, got -1.0"),
         ({"l2_weight": -1.0}, ValueError, "l2_weight: expected a number of at least 0, got -1.0"),
         ({"l0_weight": None}, ValueError, "l0_weight: expected a number of at least 0, got None"),
+        ({"l0_weight": 10**400}, ValueError, "l0_weight: expected a number of at least 0, got 1000"),
         ({"l2_weight": "1"}, ValueError, "l2_weight: expected a number of at least 0, got '1'"),
         ({"l0_weight": torch.rand(6, 1)}, ValueError, r"l0_weight: expected .* \[6\], got shape \[6, 1\]"),
         ({"l0_weight": torch.rand(6) * 1j}, ValueError, "l0_weight: expected real numbers, got complex64"),
