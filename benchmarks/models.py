@@ -27,7 +27,6 @@ from .contestants import Relu, dense_layer, gated_message_passing, repaired_relu
 OPTIMIZERS = ("adagrad", "adam")
 _LEARNING_RATES = {"adagrad": 0.2, "adam": 0.01}
 _WEIGHT_DECAY = 1e-5
-
 _L0_WEIGHT = 3.6e-4
 
 Optimizer = Callable[..., torch.optim.Optimizer]

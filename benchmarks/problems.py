@@ -143,11 +143,14 @@ def gflop(shape: Shape, mode: str, open_pairs: float, pooled: bool = False) -> f
     sizes = shape.sizes()
     pairs, nodes = count_pairs(sizes), int(sizes.sum())
     message, edge = d + h * d, b + he * b + he
-    edge_backward = 1.25 * he * b + he + 4 * b
+
+    def one_output_backward(size: int, hidden: int) -> float:
+        return 1.25 * hidden * size + hidden + 4 * size
+
     if pooled:
         lanes = pairs * edge + open_pairs * (message + h)
         if mode == "train":
-            lanes += pairs * edge_backward + open_pairs * (1.25 * h * d + h + 4 * d)
+            lanes += pairs * one_output_backward(b, he) + open_pairs * one_output_backward(d, h)
         else:
             lanes += shape.graphs * (h * d + d)
         return 2e-9 * lanes
@@ -156,7 +159,7 @@ def gflop(shape: Shape, mode: str, open_pairs: float, pooled: bool = False) -> f
     else:
         lanes = pairs * edge + open_pairs * (message + 2 * h) + nodes * (h * d + d)
     if mode == "train":
-        lanes += pairs * (edge + edge_backward) + nodes * (2 * h * d + d)
+        lanes += pairs * (edge + one_output_backward(b, he)) + nodes * (2 * h * d + d)
         lanes += open_pairs * (message + 2 * h * d + 6 * h + 3 * d)
     return 2e-9 * lanes
 

@@ -243,16 +243,27 @@ Results2 forward_ungated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
   return {as(out, like), l2_sum};
 }
 
+// What gates tell of the graphs [G], and, where it is needed, of the nodes [N].
+struct GateResults {
+  Tensor l0, num_edges, degree;
+};
+
 template <class A>
-Results5 forward_gated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
+GateResults gate_results(CompleteGraph<A>& p, const Tensor& like) {
   const int64_t G = p.graphs.count, N = p.graphs.num_nodes;
   const bool keeps_degree = p.aggregation == Aggregation::neighbor_mean;
+  const GateResults results = {empty<A>(like, {G}), empty_of(like, {G}, ScalarType::Long),
+                               empty_of(like, {keeps_degree ? N : 0}, ScalarType::Int)};
+  p.l0 = data<A>(results.l0);
+  p.num_edges = data<int64_t>(results.num_edges);
+  p.degree = keeps_degree ? data<int32_t>(results.degree) : nullptr;
+  return results;
+}
+
+template <class A>
+Results5 forward_gated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
   const auto [out, l2_sum] = out_and_l2(p, like, l2);
-  const Tensor l0 = empty<A>(like, {G}), num_edges = empty_of(like, {G}, ScalarType::Long);
-  const Tensor degree = empty_of(like, {keeps_degree ? N : 0}, ScalarType::Int);
-  p.l0 = data<A>(l0);
-  p.num_edges = data<int64_t>(num_edges);
-  p.degree = keeps_degree ? data<int32_t>(degree) : nullptr;
+  const auto [l0, num_edges, degree] = gate_results(p, like);
   forward(p, like);
   return {as(out, like), l0, l2_sum, num_edges, degree};
 }
@@ -267,6 +278,23 @@ struct NetworkGradients {
 };
 
 template <class A>
+NetworkGradients<A> message_gradients(CompleteGraph<A>& p, const Tensor& like) {
+  const NetworkGradients<A> gradients(p, like, p.message);
+  p.grad_nodes = data<A>(gradients.nodes);
+  p.grad_message = gradients.weights.pointers();
+  return gradients;
+}
+
+template <class A>
+NetworkGradients<A> edge_gradients(CompleteGraph<A>& p, const Tensor& like) {
+  const NetworkGradients<A> gradients(p, like, p.edge);
+  p.grad_edge_nodes = data<A>(gradients.nodes);
+  p.grad_edge = gradients.weights.pointers();
+  return gradients;
+}
+
+// The same for the gradients that come in.
+template <class A>
 NetworkGradients<A> message_gradients(Inputs<A>& in, CompleteGraph<A>& p, const Tensor& like,
                                       const OptionalTensor& grad_out, const OptionalTensor& grad_l2) {
   const int64_t G = p.graphs.count;
@@ -275,11 +303,9 @@ NetworkGradients<A> message_gradients(Inputs<A>& in, CompleteGraph<A>& p, const 
   if (grad_l2) expect_shape(*grad_l2, "grad_l2", {G});
   (p.pools ? p.grad_pooled : p.grad_out) = in(grad_out);
   p.grad_l2 = in(grad_l2);
-  NetworkGradients<A> gradients(p, like, p.message);
+  NetworkGradients<A> gradients = message_gradients(p, like);
   // Then no message is computed.
   if (!grad_out && !grad_l2) torch::stable::zero_(gradients.nodes);
-  p.grad_nodes = data<A>(gradients.nodes);
-  p.grad_message = gradients.weights.pointers();
   return gradients;
 }
 
@@ -292,10 +318,7 @@ NetworkGradients<A> edge_gradients(Inputs<A>& in, CompleteGraph<A>& p, const Ten
     expect_shape(degree, "degree", {p.graphs.num_nodes});
     p.degree = in.degree(degree);
   }
-  const NetworkGradients<A> gradients(p, like, p.edge);
-  p.grad_edge_nodes = data<A>(gradients.nodes);
-  p.grad_edge = gradients.weights.pointers();
-  return gradients;
+  return edge_gradients(p, like);
 }
 
 // ---- l0_sign: all pairs, gated ----
@@ -465,7 +488,7 @@ Results17 l0_sign_risk(const Tensor& ids, const OptionalTensor& values, const Te
     CompleteGraph<A> p =
         gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
                           offsets, graph_size, seed, aggr, temperature, gamma, zeta);
-    const int64_t G = p.graphs.count, N = p.graphs.num_nodes, d = p.message.in;
+    const int64_t G = p.graphs.count, d = p.message.in;
     expect_device(head_weight, "head_weight", node_table, "node_table");
     if (head_bias) expect_device(*head_bias, "head_bias", node_table, "node_table");
     expect_device(target, "target", node_table, "node_table");
@@ -476,19 +499,11 @@ Results17 l0_sign_risk(const Tensor& ids, const OptionalTensor& values, const Te
     expect_shape(l0_weight, "l0_weight", {G});
     L0SIGN_EXPECT(loss == 0 || loss == 1, "loss: expected 0 or 1, got " + std::to_string(loss));
     const Tensor mean_risk = empty<A>(node_table, {}), logits = empty<A>(node_table, {G}),
-                 l0 = empty<A>(node_table, {G}), num_edges = empty_of(node_table, {G}, ScalarType::Long),
                  grad_logits = empty<A>(node_table, {G}), grad_head_weight = empty<A>(node_table, {1, d}),
                  grad_head_bias = empty<A>(node_table, {head_bias ? 1 : 0});
-    p.l0 = data<A>(l0);
-    p.num_edges = data<int64_t>(num_edges);
-    const bool keeps_degree = p.aggregation == Aggregation::neighbor_mean;
-    const Tensor degree = empty_of(node_table, {keeps_degree ? N : 0}, ScalarType::Int);
-    p.degree = keeps_degree ? data<int32_t>(degree) : nullptr;
-    const NetworkGradients<A> message(p, node_table, p.message), edge(p, node_table, p.edge);
-    p.grad_nodes = data<A>(message.nodes);
-    p.grad_message = message.weights.pointers();
-    p.grad_edge_nodes = data<A>(edge.nodes);
-    p.grad_edge = edge.weights.pointers();
+    const auto [l0, num_edges, degree] = gate_results(p, node_table);
+    const NetworkGradients<A> message = message_gradients(p, node_table),
+                              edge = edge_gradients(p, node_table);
     const Risk<A> head = {static_cast<Loss>(loss),
                           in(head_weight),
                           in(head_bias),

@@ -133,8 +133,8 @@ def nodes(name: str, rows: Tensor, offsets: Tensor | None) -> Graphs:
     """The graphs of node rows [B, n, d], or [N, d] with ``offsets``."""
     tensor(name, rows)
     if rows.dtype not in DTYPES:
-        expected = ", ".join(map(_dtype, DTYPES))
-        raise ValueError(f"{name}: expected dtype {expected}, got {_dtype(rows.dtype)}")
+        expected = ", ".join(map(dtype_name, DTYPES))
+        raise ValueError(f"{name}: expected dtype {expected}, got {dtype_name(rows.dtype)}")
     if rows.dim() not in (2, 3):
         raise ValueError(
             f"{name}: expected shape [B, n, d], or [N, d] with offsets, got shape {list(rows.shape)}"
@@ -265,7 +265,7 @@ def feature_ids(
     if values is not None:
         tensor("values", values)
         if not values.is_floating_point():
-            raise ValueError(f"values: expected a floating dtype, got {_dtype(values.dtype)}")
+            raise ValueError(f"values: expected a floating dtype, got {dtype_name(values.dtype)}")
         require("values", values, values.dtype, device, tuple(ids.shape))
     if readable(ids) and ids.numel():
         in_range("ids", ids.numpy(), num_embeddings, "num_embeddings")
@@ -283,7 +283,7 @@ def bag(
     tensor("node_table", node_table)
     if node_table.dim() != 2 or node_table.shape[1] < 1 or node_table.dtype not in DTYPES:
         raise ValueError(
-            f"node_table: expected a floating tensor [J, d], got {_dtype(node_table.dtype)} of shape"
+            f"node_table: expected a floating tensor [J, d], got {dtype_name(node_table.dtype)} of shape"
             f" {list(node_table.shape)}"
         )
     for edge_table in edge_tables:
@@ -336,7 +336,7 @@ def tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
-        raise ValueError(f"{name}: expected a dense tensor, got layout {_dtype(value.layout)}")
+        raise ValueError(f"{name}: expected a dense tensor, got layout {dtype_name(value.layout)}")
 
 
 def _fits(value: Any, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...]) -> bool:
@@ -359,12 +359,19 @@ def require(
 ) -> None:
     tensor(name, value)
     if value.dtype != dtype:
-        raise ValueError(f"{name}: expected dtype {_dtype(dtype)}, got {_dtype(value.dtype)}")
-    if device is not None and value.device != device:
-        raise ValueError(f"{name}: expected device {device}, got {value.device}")
+        raise ValueError(f"{name}: expected dtype {dtype_name(dtype)}, got {dtype_name(value.dtype)}")
+    if device is not None:
+        on_device(name, value, device)
     if shape is not None and value.shape != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got shape {list(value.shape)}")
 
 
-def _dtype(dtype: torch.dtype | torch.layout) -> str:
+def on_device(name: str, value: Tensor, device: torch.device) -> None:
+    """Raise ValueError for a tensor on another device."""
+    if value.device != device:
+        raise ValueError(f"{name}: expected device {device}, got {value.device}")
+
+
+def dtype_name(dtype: torch.dtype | torch.layout) -> str:
+    """Without "torch."."""
     return str(dtype).removeprefix("torch.")

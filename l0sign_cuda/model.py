@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
+from . import risk as risks
 from .layers import L0SIGNLayer
-from .objective import Loss
+from .objective import Loss, empirical_risk
 from .reference import BagOutput, mean_rows, scale_rows
-from .risk import empirical_risk_of
 from .rows import large_pages, lookup
 
 
@@ -243,10 +243,18 @@ class L0SIGN(nn.Module):
         Raises:
             ValueError, IndexError, TypeError: as the model and ``empirical_risk`` raise them.
         """
-        risk, *output = empirical_risk_of(
-            self, ids, target, offsets, values, seed, l0_weight, l2_weight, loss
-        )
-        return RiskOutput(risk, L0SIGNOutput(*output))
+        if risks.fuses(self, loss, l2_weight, ids, target, values, l0_weight):
+            risk, logits, l0_penalty, num_edges = risks.fused(
+                self, ids, target, offsets, values, seed, l0_weight, str(loss)
+            )
+            return RiskOutput(risk, L0SIGNOutput(logits, l0_penalty, None, num_edges))
+        output = self(ids, offsets, values, seed=seed)
+        risk = empirical_risk(output, target, l0_weight, l2_weight, loss)
+        logits, l0_penalty, l2_penalty, num_edges = output
+        if l2_penalty is not None:
+            weighs = isinstance(l2_weight, Tensor) or l2_weight != 0
+            l2_penalty = l2_penalty.detach() if weighs else None
+        return RiskOutput(risk, L0SIGNOutput(logits.detach(), l0_penalty.detach(), l2_penalty, num_edges))
 
     def overrides_forward(self) -> bool:
         """Whether a subclass, or somebody who wrapped this model's calls, predicts in another way."""

@@ -53,7 +53,6 @@ def empirical_risk(
     if callable(loss):
         risk = loss(logits, target)
     elif isinstance(loss, str) and loss in _LOSSES:
-        _checks.tensor("target", target)
         risk = _LOSSES[loss](logits, target)
     else:
         raise ValueError(f"loss: expected a function or one of {', '.join(map(repr, _LOSSES))}, got {loss!r}")
@@ -82,13 +81,14 @@ def _mse(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    _checks.tensor("target", target)
     if logits.dim() != 2:
         raise ValueError(
             f'output: expected logits [B, K] for loss="cross_entropy", got shape {list(logits.shape)};'
             " build the model with num_outputs=K"
         )
     if target.dtype != torch.int64 or target.shape != logits.shape[:1]:
-        got = f"{_dtype(target)} of shape {list(target.shape)}"
+        got = f"{_checks.dtype_name(target.dtype)} of shape {list(target.shape)}"
         raise ValueError(f"target: expected int64 classes of shape [{logits.shape[0]}], got {got}")
     if _checks.readable(target) and target.numel():
         _checks.in_range("target", target.numpy(), logits.shape[1], "num_outputs")
@@ -104,9 +104,8 @@ def check_target(loss: str, target: Tensor, shape: Sequence[int], device: torch.
     if target.shape != shape:
         raise ValueError(f"target: expected shape {list(shape)}, got shape {list(target.shape)}")
     if target.is_complex() or target.is_quantized:
-        raise ValueError(f"target: expected real numbers, got {_dtype(target)}")
-    if target.device != device:
-        raise ValueError(f"target: expected device {device}, got {target.device}")
+        raise ValueError(f"target: expected real numbers, got {_checks.dtype_name(target.dtype)}")
+    _checks.on_device("target", target, device)
     if loss == "bce" and _checks.readable(target) and target.numel():
         low, high = map(float, target.detach().aminmax())
         if not (low >= 0 and high <= 1):
@@ -120,7 +119,7 @@ def is_used(name: str, weight: float | Tensor, graphs: Sequence[int]) -> bool:
     if isinstance(weight, Tensor):
         _checks.tensor(name, weight)
         if weight.is_complex():
-            raise ValueError(f"{name}: expected real numbers, got {_dtype(weight)}")
+            raise ValueError(f"{name}: expected real numbers, got {_checks.dtype_name(weight.dtype)}")
         if weight.numel() != 1 and weight.shape != graphs:
             raise ValueError(
                 f"{name}: expected a number or shape {list(graphs)}, got shape {list(weight.shape)}"
@@ -130,10 +129,6 @@ def is_used(name: str, weight: float | Tensor, graphs: Sequence[int]) -> bool:
     if not 0 <= number < math.inf:
         raise ValueError(f"{name}: expected a number of at least 0, got {weight!r}")
     return number != 0
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _add(risk: Tensor, penalty: Tensor, weight: float | Tensor) -> Tensor:

@@ -110,8 +110,7 @@ class Operator:
         if self._flag is not None and not inputs[self._flag]:
             ctx.mark_non_differentiable(output[self._outputs - 1])
         kept = [*inputs[: self._inputs], *(output[k] for k in self._extra)]
-        ctx.options = [None if isinstance(value, Tensor) else value for value in kept]
-        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in kept))
+        keep(ctx, kept)
 
     def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if self._backward is None:
@@ -122,10 +121,7 @@ class Operator:
         result: list[Tensor | None] = [None] * ctx.num_inputs
         given = [None if grad is None else grad.contiguous() for grad in grads[: self._outputs]]
         if any(grad is not None for grad in given):
-            kept = [
-                option if saved is None else saved
-                for saved, option in zip(ctx.saved_tensors, ctx.options, strict=True)
-            ]
+            kept = kept_by(ctx)
             if (
                 self._tables
                 and type(kept[0]) is Tensor
@@ -168,6 +164,18 @@ class Operator:
             return torch.stack(results), 0
         stacked = tuple(torch.stack(outputs) for outputs in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
+
+
+def keep(ctx: Any, values: Sequence[Any]) -> None:
+    """Save tensors, and what is none, for a backward."""
+    ctx.options = [None if isinstance(value, Tensor) else value for value in values]
+    ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in values))
+
+
+def kept_by(ctx: Any) -> list[Any]:
+    """What `keep` was given."""
+    pairs = zip(ctx.saved_tensors, ctx.options, strict=True)
+    return [option if saved is None else saved for saved, option in pairs]
 
 
 def _gradients(*positions: int) -> Callable[..., tuple[Tensor, ...]]:

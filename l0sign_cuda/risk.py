@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from . import _checks, functional, ops
 from .layers import L0SIGNLayer
-from .objective import Loss, check_target, empirical_risk, is_used
+from .objective import Loss, check_target, is_used
 from .rows import gives_sparse, sparse_gradient
 
 if TYPE_CHECKING:
@@ -24,39 +24,20 @@ if TYPE_CHECKING:
 _LOSSES = ("bce", "mse")  # by the operator's code
 
 
-def empirical_risk_of(
+def fuses(
     model: L0SIGN,
-    ids: Tensor,
-    target: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    seed: int | Tensor | None,
-    l0_weight: float | Tensor,
-    l2_weight: float | Tensor,
     loss: str | Loss,
-) -> tuple[Any, ...]:
-    """(risk, logits, l0_penalty, l2_penalty, num_edges) of :meth:`l0sign_cuda.L0SIGN.risk`."""
-    weighs_l2 = not (isinstance(l2_weight, (int, float)) and l2_weight == 0)
-    if (
-        isinstance(loss, str)
-        and loss in _LOSSES
-        and not weighs_l2
-        and _fuses(model, ids, target, values, l0_weight)
-    ):
-        return _fused(model, ids, target, offsets, values, seed, l0_weight, loss)
-    output = model(ids, offsets, values, seed=seed)
-    risk = empirical_risk(output, target, l0_weight, l2_weight, loss)
-    l2_penalty = output.l2_penalty if weighs_l2 else None
-    if l2_penalty is not None:
-        l2_penalty = l2_penalty.detach()
-    return risk, output.logits.detach(), output.l0_penalty.detach(), l2_penalty, output.num_edges
-
-
-def _fuses(model: L0SIGN, *data: Any) -> bool:
-    """Whether the operator serves this model and these tensors (ids, target, values, l0_weight) now."""
+    l2_weight: float | Tensor,
+    *data: Any,
+) -> bool:
+    """Whether the operator serves this model, loss and data (ids, target, values, l0_weight) now."""
     layer, head, table = model.interaction, model.head, model.node_embedding.weight
     return (
-        torch.is_grad_enabled()
+        isinstance(loss, str)
+        and loss in _LOSSES
+        and isinstance(l2_weight, (int, float))
+        and l2_weight == 0
+        and torch.is_grad_enabled()
         and not model.overrides_forward()
         and all(value is None or isinstance(value, (float, int)) or _is_plain(value) for value in data)
         and (table.is_cpu or (table.is_cuda and ops.l0_sign_risk.on_cuda))
@@ -90,7 +71,7 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _fused(
+def fused(
     model: L0SIGN,
     ids: Tensor,
     target: Tensor,
@@ -99,7 +80,8 @@ def _fused(
     seed: int | Tensor | None,
     l0_weight: float | Tensor,
     loss: str,
-) -> tuple[Any, ...]:
+) -> tuple[Tensor, ...]:
+    """(risk, logits, l0_penalty, num_edges); only the first has a gradient."""
     layer, head = model.interaction, model.head
     assert model.edge_embedding is not None and layer.edge is not None
     node_table, edge_table = model.node_embedding.weight, model.edge_embedding.weight
@@ -112,7 +94,7 @@ def _fused(
     if head.bias is not None:
         _checks.require("head.bias", head.bias, dtype, device, (1,))
     check_target(loss, target, (graphs.num_graphs,), device)
-    risk, logits, l0_penalty, num_edges = _Risk.apply(
+    result: tuple[Tensor, ...] = _Risk.apply(
         *functional.looked_up(ids, values, node_table, edge_table, *message, *edge, head.weight),
         head.bias,
         target.to(dtype).contiguous(),
@@ -126,7 +108,7 @@ def _fused(
         (model.sparse if gives_sparse(node_table, edge_table) else node_table.is_cpu),
         _LOSSES.index(loss),
     )
-    return risk, logits, l0_penalty, None, num_edges
+    return result
 
 
 def _weights(weight: float | Tensor, num_graphs: int, like: Tensor) -> Tensor:
@@ -134,8 +116,8 @@ def _weights(weight: float | Tensor, num_graphs: int, like: Tensor) -> Tensor:
     is_used("l0_weight", weight, (num_graphs,))  # whether it is one
     if not isinstance(weight, Tensor):
         return like.new_full((num_graphs,), float(weight))
-    if weight.device != like.device and weight.dim():
-        raise ValueError(f"l0_weight: expected device {like.device}, got {weight.device}")
+    if weight.dim():
+        _checks.on_device("l0_weight", weight, like.device)
     return weight.to(like.device, like.dtype).flatten().expand(num_graphs).contiguous()
 
 
@@ -145,8 +127,7 @@ class _Risk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         risk, logits, l0_penalty, num_edges, *ctx.gradients = ops.l0_sign_risk(*args)
-        ctx.options = [None if isinstance(value, Tensor) else value for value in args]
-        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in args))
+        ops.keep(ctx, args)
         ctx.num_rows = args[2].shape[0]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(logits, l0_penalty, num_edges)
@@ -161,8 +142,7 @@ class _Risk(torch.autograd.Function):
         # Autograd owns those that a backward before this one gave away; and where it makes a graph, the
         # operator has to be in it, to refuse a derivative of these.
         if gradients is None or torch.is_grad_enabled():
-            pairs = zip(ctx.saved_tensors, ctx.options, strict=True)
-            gradients = ops.l0_sign_risk(*(option if saved is None else saved for saved, option in pairs))[4:]
+            gradients = ops.l0_sign_risk(*ops.kept_by(ctx))[4:]
         rows, *gradients = gradients
         if grad.requires_grad or not grad.is_cpu or grad != 1:  # nobody waits for a GPU
             gradients = torch._foreach_mul(gradients, grad)

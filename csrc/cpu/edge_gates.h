@@ -48,8 +48,7 @@ class EdgeGates {
     for (int64_t c = 0; c < block_.count; ++c) {
       const V one = gate[c] > 0 ? splat(A(1)) : V{};
       degree_[block_.left[c]] += one;
-      const bool self = block_.diagonal && c == 0;
-      degree_[block_.right_sum[c]] += self ? (block_.not_self ? one : V{}) : one;
+      degree_[block_.right_sum[c]] += block_.right_part(c, one);
     }
   }
 
@@ -125,7 +124,7 @@ class EdgeGates {
   // The gates again, with what `backward` needs of them.
   void recompute() {
     evaluate_into(gated_ ? network_.room(block_.count) : Units<A>{});
-    for (int64_t c = 0; c < block_.count; ++c) grad_gate[c] = V{};
+    clear(grad_gate, block_.count);
   }
 
   // The same with the units that are on kept in `units`, and with the sums of the forward.
@@ -137,9 +136,8 @@ class EdgeGates {
   // What evaluate_into() made of a panel, but for the units, to memory and back.
   static constexpr int64_t kSavedVectors = 3 * kPanel;
   void save(V* to) const {
-    for (int64_t c = 0; c < block_.count; ++c) {
+    for (int64_t c = 0; c < block_.count; ++c)
       to[c] = gate[c], to[kPanel + c] = gate_slope_[c], to[2 * kPanel + c] = open_slope_[c];
-    }
   }
   void restore(const V* from, const Units<A>& units) {
     for (int64_t c = 0; c < block_.count; ++c)

@@ -225,6 +225,9 @@ struct GraphBlock {
     return Diagonal && c == 0 ? (not_self ? v : V{}) : v;
   }
 
+  // The same for pair c of the panel.
+  ALWAYS_INLINE V right_part(int64_t c, V v) const { return diagonal && c == 0 ? (not_self ? v : V{}) : v; }
+
   // Lanes over nodes: node i to all lanes of the extra slot.
   void copy_to_extra(V* v, int64_t stride, int64_t i) const {
     for (int64_t k = 0; k < stride; ++k) v[extra * stride + k] = splat<A>(v[i / W * stride + k][i % W]);

@@ -10,7 +10,6 @@ template <class A>
 class RiskKernel {
   using S = Simd<A>;
   using V = typename S::V;
-  using I = typename S::I;
   static constexpr int kPanel = S::kPanel;
   static constexpr int64_t kPanelBytes = 4 << 20;  // of what is kept; panels beyond are computed again
 
@@ -129,7 +128,7 @@ class RiskKernel {
 
   void backward() {
     V weight[kPanel];
-    for (int64_t c = 0; c < block_.count; ++c) gates_.grad_gate[c] = V{};
+    clear(gates_.grad_gate, block_.count);
     for (int c = 0; c < gates_.open.count; ++c) {
       const int pair = gates_.open.pair[c];
       const V part = grad_logit_ * share(pair);
@@ -142,9 +141,7 @@ class RiskKernel {
 
   // w_ij / g_ij.
   ALWAYS_INLINE V share(int pair) const {
-    const V right = alpha_[block_.right_sum[pair]];
-    const bool self = block_.diagonal && pair == 0;
-    return alpha_[block_.left[pair]] + (self ? block_.not_self ? right : V{} : right);
+    return alpha_[block_.left[pair]] + block_.right_part(pair, alpha_[block_.right_sum[pair]]);
   }
 
   // Pairs with a message, and their lanes with one.

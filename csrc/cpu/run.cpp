@@ -175,6 +175,22 @@ struct Plan {
   }
 };
 
+// Calls run(blocks, count, memory, gradients) for each task, and adds up what they add to their gradients.
+template <class A, class Run>
+void sum_gradients(const Plan<A>& plan, const CompleteGraph<A>& problem,
+                   const PerceptronGrad<A>& grad_message, Run run) {
+  const Perceptron<A>&m = problem.message, &e = problem.edge;
+  const GradientLayout message = gradient_layout(0, m.in, m.hidden, m.out);
+  const GradientLayout edge = gradient_layout(message.end, e.in, e.hidden, e.out);
+  std::vector<A> partials((plan.task_begin.size() - 1) * edge.end, A(0));
+  for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
+    const int64_t begin = plan.task_begin[t];
+    run(plan.blocks.data() + begin, plan.task_begin[t + 1] - begin, memory, partials.data() + t * edge.end);
+  });
+  reduce(partials, edge.end, message, grad_message);
+  reduce(partials, edge.end, edge, problem.grad_edge);
+}
+
 // A pair's weight in the pooled sum depends on how many edges its ends keep: gates first.
 template <class A>
 void find_degrees(const CompleteGraph<A>& problem) {
@@ -206,17 +222,10 @@ void backward(const CompleteGraph<A>& problem) {
   const Kernels<A>& k = kernels<A>();
   const Plan<A> plan(problem.graphs, k.lanes, [&](int64_t slots) { return k.scratch(problem, slots, true); });
   const Packing<A> packing(problem, k, true);
-  const Perceptron<A>&m = problem.message, &e = problem.edge;
-  const GradientLayout message = gradient_layout(0, m.in, m.hidden, m.out);
-  const GradientLayout edge = gradient_layout(message.end, e.in, e.hidden, e.out);
-  std::vector<A> partials((plan.task_begin.size() - 1) * edge.end, A(0));
-  for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
-    const int64_t begin = plan.task_begin[t];
-    k.backward(problem, packing.weights(), plan.blocks.data() + begin, plan.task_begin[t + 1] - begin, memory,
-               partials.data() + t * edge.end);
-  });
-  reduce(partials, edge.end, message, problem.grad_message);
-  reduce(partials, edge.end, edge, problem.grad_edge);
+  sum_gradients(plan, problem, problem.grad_message,
+                [&](const Block* blocks, int64_t count, void* memory, A* gradients) {
+                  k.backward(problem, packing.weights(), blocks, count, memory, gradients);
+                });
 }
 
 namespace {
@@ -271,21 +280,14 @@ void risk(const CompleteGraph<A>& given, const Risk<A>& head) {
   const Kernels<A>& k = kernels<A>();
   const Plan<A> plan(problem.graphs, k.lanes, [&](int64_t slots) { return k.risk_scratch(problem, slots); });
   const Packing<A> packing(problem.message, problem.edge, k);
-  const Perceptron<A>&m = problem.message, &e = problem.edge;
-  const GradientLayout message = gradient_layout(0, m.in, m.hidden, 1);
-  const GradientLayout edge = gradient_layout(message.end, e.in, e.hidden, 1);
-  std::vector<A> partials((plan.task_begin.size() - 1) * edge.end, A(0));
-  for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
-    const int64_t begin = plan.task_begin[t];
-    k.risk(problem, head, packing.weights(), plan.blocks.data() + begin, plan.task_begin[t + 1] - begin,
-           memory, partials.data() + t * edge.end);
-  });
-  std::vector<A> grad_out(m.hidden);
+  std::vector<A> grad_out(problem.message.hidden);
   A grad_out_bias;
   PerceptronGrad<A> of_folded = problem.grad_message;
   of_folded.out_weight = grad_out.data(), of_folded.out_bias = &grad_out_bias;
-  reduce(partials, edge.end, message, of_folded);
-  reduce(partials, edge.end, edge, problem.grad_edge);
+  sum_gradients(plan, problem, of_folded,
+                [&](const Block* blocks, int64_t count, void* memory, A* gradients) {
+                  k.risk(problem, head, packing.weights(), blocks, count, memory, gradients);
+                });
   folded.unfold(grad_out.data(), grad_out_bias, problem.grad_message, head.grad_head_weight);
   double sum = 0, grad_bias = 0;
   for (int64_t g = 0; g < G; ++g) {

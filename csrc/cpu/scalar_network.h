@@ -26,12 +26,9 @@ class ScalarNetwork {
   ScalarNetwork(const Perceptron<A>& network, const PackedPerceptron<A>& weights, GraphBlock<A>& block)
       : network_(network), weights_(weights), block_(block) {}
 
-  // A vector for each slot and component.
-  V* nodes = nullptr;
-
   void take(Arena<A>& arena, int64_t slots, bool backward) {
     size_ = padded(network_.in), hidden_ = padded(network_.hidden);
-    nodes = arena.take((slots + 1) * size_);
+    nodes_ = arena.take((slots + 1) * size_);
     chunk_product_ = arena.take(S::kChunk * size_);
     if (!backward) return;
     product_ = arena.take(kPanel * size_);
@@ -42,13 +39,13 @@ class ScalarNetwork {
   }
 
   void load(const A* rows, const int64_t* ids, const A* values) {
-    block_.load_rows(rows, ids, values, network_.in, nodes, size_);
+    block_.load_rows(rows, ids, values, network_.in, nodes_, size_);
   }
 
-  void begin_row(int64_t i) { block_.copy_to_extra(nodes, size_, i); }
+  void begin_row(int64_t i) { block_.copy_to_extra(nodes_, size_, i); }
 
   // a of pairs first to first + C - 1 of those that pair(c) tells, to out[first ...]; with Keep which units
-  // are on, to `on`. Lanes that do not count have a product of zero: nothing can overflow.
+  // are on, to `units`. Lanes that do not count have a product of zero: nothing can overflow.
   template <int C, bool Keep, class Pair, class Counts>
   ALWAYS_INLINE void compute(int64_t first, Pair pair, Counts counts, const Units<A>& units, V* out) {
     V* product = chunk_product_;
@@ -128,7 +125,7 @@ class ScalarNetwork {
       int pairs[C];
       for (int c = 0; c < C; ++c) pairs[c] = pair(first + c);
       block_.template add_to_ends<C>(
-          pairs, grad_out + first, nodes, grad_nodes_, size, [&](auto use) LAMBDA_INLINE {
+          pairs, grad_out + first, nodes_, grad_nodes_, size, [&](auto use) LAMBDA_INLINE {
 #if defined(__AVX512F__)
             if constexpr (kLooksUp<A>)
               return multiply_subsets<A, C>(
@@ -177,7 +174,7 @@ class ScalarNetwork {
 
   template <class Counts, class Use>
   ALWAYS_INLINE void multiply_ends(int64_t pair, Counts counts, V* product, Use use) const {
-    const V *x = nodes + block_.left[pair] * size_, *y = nodes + block_.right[pair] * size_;
+    const V *x = nodes_ + block_.left[pair] * size_, *y = nodes_ + block_.right[pair] * size_;
     const auto lanes = counts(pair);
     for (int64_t k = 0; k < size_; ++k) product[k] = use(where(lanes, x[k] * y[k]));
   }
@@ -199,8 +196,9 @@ class ScalarNetwork {
   const Perceptron<A>& network_;
   const PackedPerceptron<A>& weights_;
   GraphBlock<A>& block_;
-  int64_t size_ = 0, hidden_ = 0;  // padded
-  V *grad_nodes_ = nullptr, *chunk_product_ = nullptr;
+  int64_t size_ = 0, hidden_ = 0;               // padded
+  V *nodes_ = nullptr, *grad_nodes_ = nullptr;  // a vector for each slot and component
+  V* chunk_product_ = nullptr;
   // Pairs, also of blocks before, that are still to be added to the masked sums, as many as make a panel: the
   // sums of more pairs go to memory no more often. Their products times da, their units, da.
   V* product_ = nullptr;
