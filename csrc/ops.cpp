@@ -498,6 +498,11 @@ Results17 l0_sign_risk(const Tensor& ids, const OptionalTensor& values, const Te
     expect_shape(target, "target", {G});
     expect_shape(l0_weight, "l0_weight", {G});
     L0SIGN_EXPECT(loss == 0 || loss == 1, "loss: expected 0 or 1, got " + std::to_string(loss));
+    if (target.is_cpu() && loss == static_cast<int64_t>(Loss::bce)) {
+      const A *begin = in(target), *end = begin + G;
+      L0SIGN_EXPECT(std::all_of(begin, end, [](A y) { return y >= 0 && y <= 1; }),
+                    "target: expected values in 0..1 for binary cross-entropy");
+    }
     const Tensor mean_risk = empty<A>(node_table, {}), logits = empty<A>(node_table, {G}),
                  grad_logits = empty<A>(node_table, {G}), grad_head_weight = empty<A>(node_table, {1, d}),
                  grad_head_bias = empty<A>(node_table, {head_bias ? 1 : 0});

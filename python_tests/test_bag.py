@@ -83,6 +83,22 @@ def test_one_id_at_all_positions(call, device):
     cases.assert_fused_as_good(cases.make_bag([4, 9, 0, 2], num_rows=1), call, device=device)
 
 
+@pytest.mark.parametrize("sizes", [[2000], [200] * 16])
+def test_sums_of_many_pairs_keep_their_digits(sizes, device):
+    """All of one sign: what rounding takes from each addition would add up."""
+    random = torch.Generator().manual_seed(0)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    ids = torch.randint(50, (sum(sizes),), generator=random)
+    leaves = [torch.rand(shape, generator=random) for shape in ((50, 3), (8, 3), (8,), (3, 8), (3,))]
+
+    def pooled(dtype):
+        table, *message = (leaf.to(dtype=dtype, device=device) for leaf in leaves)
+        return functional.sign_bag(ids.to(device), table, tuple(message), offsets.to(device)).pooled
+
+    exact = pooled(torch.float64)
+    torch.testing.assert_close(pooled(torch.float32).double(), exact, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("aggr", cases.AGGREGATIONS)
 @pytest.mark.parametrize("call", CALLS)
 def test_dense_is_ragged(call, aggr, backend, device):

@@ -22,9 +22,9 @@ class CompleteGraphKernel {
     block_.begin(block);
     gates_.begin_forward();
     messages_.begin_forward();
-    block_.for_panels([&](int64_t i) { gates_.begin_row(i), messages_.begin_row_forward(i); },
+    block_.for_panels([&] { gates_.begin_band(), messages_.begin_band_forward(); },
                       [&] { gates_.forward(), messages_.forward(); },
-                      [&](int64_t i) { gates_.end_row_forward(i), messages_.end_row_forward(i); });
+                      [&] { gates_.end_band_forward(), messages_.end_band_forward(); });
     gates_.end_forward();
     messages_.end_forward();
   }
@@ -43,9 +43,9 @@ class CompleteGraphKernel {
     block_.begin(block);
     gates_.begin_backward();
     messages_.begin_backward();
-    block_.for_panels([&](int64_t i) { gates_.begin_row(i), messages_.begin_row_backward(i); },
+    block_.for_panels([&] { gates_.begin_band(), messages_.begin_band_backward(); },
                       [&] { gates_.recompute(), messages_.backward(), gates_.backward(); },
-                      [&](int64_t i) { gates_.end_row_backward(i), messages_.end_row_backward(i); });
+                      [&] { gates_.end_band_backward(), messages_.end_band_backward(); });
     gates_.end_backward();
     messages_.end_backward();
   }

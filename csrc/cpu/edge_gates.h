@@ -22,7 +22,7 @@ class EdgeGates {
         block_(block),
         gated_(problem.edge_nodes != nullptr),
         network_(problem.edge, weights.edge, block) {
-    if (!backward) degree_ = arena.take(slots + 1);
+    if (!backward) degree_ = arena.take(slots + GraphBlock<A>::kBand);
     if (gated_) network_.take(arena, slots, backward);
   }
 
@@ -30,7 +30,7 @@ class EdgeGates {
 
   void begin_forward() {
     load();
-    clear(degree_, block_.slots + 1);
+    clear(degree_, block_.all);
     begin_sums();
   }
 
@@ -52,20 +52,20 @@ class EdgeGates {
     }
   }
 
-  void begin_row(int64_t i) {
-    if (gated_) network_.begin_row(i);
+  void begin_band() {
+    if (gated_) network_.begin_band();
   }
 
   void count_open() {
     for (int64_t c = 0; c < block_.count; ++c) open_ -= gate[c] > 0;
   }
 
-  void end_row_forward(int64_t i) {
-    end_row_sums();
-    block_.flush_extra(degree_, 1, i);
+  void end_band_forward() {
+    end_band_sums();
+    block_.flush_extra(degree_, 1);
   }
 
-  void end_row_sums() {
+  void end_band_sums() {
     open_rows_ += sum_lanes(open_, int64_t{0});
     open_ = I{};
   }
@@ -159,8 +159,8 @@ class EdgeGates {
     network_.backward(block_.count, all_pairs, all_lanes, units_, grad_logit);
   }
 
-  void end_row_backward(int64_t i) {
-    if (gated_) network_.end_row_backward(i);
+  void end_band_backward() {
+    if (gated_) network_.end_band_backward();
   }
 
   void end_backward() {
@@ -177,7 +177,7 @@ class EdgeGates {
   static ALWAYS_INLINE AllLanes all_lanes(int64_t) { return {}; }
 
   void load() {
-    cached_noise_ = -1;
+    for (int64_t& cached : cached_noise_) cached = -1;
     if (gated_) network_.load(problem_.edge_nodes, problem_.ids, nullptr);
   }
 
@@ -282,17 +282,17 @@ class EdgeGates {
     U word;
     if (!block_.over_nodes && block_.uniform) {
       const int64_t pair = pair_index(block_.left[c], block_.right[c], block_.slots);
-      if (pair >> 2 != cached_noise_) {
-        cached_noise_ = pair >> 2;
+      if (pair >> 2 != cached_noise_[0]) {
+        cached_noise_[0] = pair >> 2;
         Philox4<U> counter;
-        counter.x[0] = U{} + static_cast<uint32_t>(cached_noise_);
-        counter.x[1] = U{} + static_cast<uint32_t>(static_cast<uint64_t>(cached_noise_) >> 32);
+        counter.x[0] = U{} + static_cast<uint32_t>(cached_noise_[0]);
+        counter.x[1] = U{} + static_cast<uint32_t>(static_cast<uint64_t>(cached_noise_[0]) >> 32);
         set_graph_words(counter);
         noise_words_ = random_words(counter, seed);
       }
       word = noise_words_.x[pair & 3];
     } else if (kWordsFillLanes && block_.over_nodes) {
-      word = consecutive_words(block_.lane_pair(c, 0), seed);
+      word = consecutive_words(block_.band_row(c), block_.lane_pair(c, 0), seed);
     } else {
       Philox4<U> counter;
       U which;
@@ -311,16 +311,22 @@ class EdgeGates {
   }
 
   static ALWAYS_INLINE Philox4<U> random_words(const Philox4<U>& counter, uint64_t seed) {
-    return philox4x32<VectorPhilox<A>>(counter, static_cast<uint32_t>(seed),
-                                       static_cast<uint32_t>(seed >> 32));
+    using P = VectorPhilox<A>;
+    Philox4<typename P::Word> words;
+    for (int k = 0; k < 4; ++k) words.x[k] = P::from_lanes(counter.x[k]);
+    words = philox4x32<P>(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+    Philox4<U> lanes;
+    for (int k = 0; k < 4; ++k) lanes.x[k] = P::to_lanes(words.x[k]);
+    return lanes;
   }
 
-  // The words of pairs `pair` to pair + W - 1 of one graph. A counter gives four: W counters at a time give
-  // those of the next pairs, too.
-  ALWAYS_INLINE U consecutive_words(int64_t pair, uint64_t seed) {
-    if (cached_noise_ < 0 || pair < cached_noise_ || pair + W > cached_noise_ + 4 * W) {
+  // The words of pairs `pair` to pair + W - 1 of one graph, in a row of the band. A counter gives four: W
+  // counters at a time give those of the next pairs, too.
+  ALWAYS_INLINE U consecutive_words(int64_t row, int64_t pair, uint64_t seed) {
+    int64_t& cached = cached_noise_[row];
+    if (cached < 0 || pair < cached || pair + W > cached + 4 * W) {
       const uint64_t first = static_cast<uint64_t>(pair) >> 2;
-      cached_noise_ = pair & ~int64_t{3};
+      cached = pair & ~int64_t{3};
       Philox4<U> counter;
       for (int l = 0; l < W; ++l) {
         counter.x[0][l] = static_cast<uint32_t>(first + l);
@@ -330,12 +336,12 @@ class EdgeGates {
       const Philox4<U> words = random_words(counter, seed);
       V rows[4];
       for (int k = 0; k < 4; ++k) __builtin_memcpy(&rows[k], &words.x[k], sizeof(U));
-      static_assert(!kWordsFillLanes || sizeof(cached_words_) == sizeof(rows));
+      static_assert(!kWordsFillLanes || sizeof(cached_words_[0]) == sizeof(rows));
       Transpose<A>::template lanes_to_rows<4>(rows);
-      __builtin_memcpy(cached_words_, rows, sizeof(cached_words_));
+      __builtin_memcpy(cached_words_[row], rows, sizeof(rows));
     }
     U word;
-    __builtin_memcpy(&word, cached_words_ + (pair - cached_noise_), sizeof(U));
+    __builtin_memcpy(&word, cached_words_[row] + (pair - cached), sizeof(U));
     return word;
   }
 
@@ -354,11 +360,11 @@ class EdgeGates {
   V* degree_ = nullptr;  // of a slot
   Units<A> units_;
   V logit_[kPanel], gate_slope_[kPanel], open_slope_[kPanel];
-  // Lanes over graphs: the words of the pairs 4 cached_noise_ to 4 cached_noise_ + 3. Lanes over nodes: of
-  // the 4 W pairs from cached_noise_ on.
-  int64_t cached_noise_ = -1;
+  // Lanes over graphs: the words of the pairs 4 c to 4 c + 3 with c = cached_noise_[0]. Lanes over nodes: in
+  // each row of the band those of the 4 W pairs from cached_noise_ on.
+  int64_t cached_noise_[GraphBlock<A>::kBand];
   Philox4<U> noise_words_;
-  uint32_t cached_words_[4 * W];
+  uint32_t cached_words_[GraphBlock<A>::kBand][4 * W];
 
   CompensatedSum<V> l0_;
   V grad_l0_ = {};

@@ -7,9 +7,11 @@
 // gradients are added up over the whole panel in registers. Nothing is kept for a pair; sums live in the
 // slots.
 //
-// One slot is extra. Lanes over graphs: a self-pair is added to one end only, and the extra slot swallows the
-// other end. Lanes over nodes: it holds node i, copied to all lanes, while row i of the pairs runs; its sums
-// are then added to node i.
+// Some slots are extra. Lanes over graphs: a self-pair is added to one end only, and one extra slot swallows
+// the other end. Lanes over nodes: rows i of the pairs run in bands of kBand. Each node i of a band is copied
+// to all lanes of an extra slot, and the sums of these are then added to node i. The pairs of a band pass
+// slot by slot, so that a slot's sums are read and written once for all its rows, whose own stay in the L1
+// cache.
 
 template <class A>
 struct GraphBlock {
@@ -17,12 +19,14 @@ struct GraphBlock {
   using V = typename S::V;
   using I = typename S::I;
   static constexpr int W = S::W, kPanel = S::kPanel;
+  static constexpr int kBand = S::kChunk;  // a slot's pairs with a band make a chunk
+  static_assert(W % kBand == 0, "a band has one tile on the diagonal");
 
   const Graphs& graphs;
   const Block* block = nullptr;
   bool over_nodes = false, uniform = false;  // uniform: all graphs of the block have `slots` nodes
   bool full = false;                         // lanes over graphs, and every lane of every slot holds a node
-  int64_t slots = 0, extra = 0;
+  int64_t slots = 0, extra = 0, all = 0;     // of nodes, the first extra one, with the extra ones
   int64_t lane_graph[W], lane_begin[W];
   I lane_nodes;
 
@@ -30,9 +34,9 @@ struct GraphBlock {
   int64_t count = 0;
   int64_t left[kPanel], right[kPanel], right_sum[kPanel];
   I active[kPanel];
-  int64_t row_index = 0;  // lanes over nodes: i
-  bool diagonal = false;  // the first pair is the tile on the diagonal, where
-  I not_self;             // these lanes hold no self-pair
+  int64_t band_begin = 0;  // lanes over nodes: the first row of the band
+  int diagonal = 0;        // the first so many pairs are in the tile on the diagonal, where
+  I not_self[kBand];       // these lanes hold no self-pair
 
   explicit GraphBlock(const Graphs& of) : graphs(of) {}
 
@@ -41,6 +45,7 @@ struct GraphBlock {
     over_nodes = of.lanes_over_nodes;
     slots = over_nodes ? (of.nodes + W - 1) / W : of.nodes;
     extra = slots;
+    all = slots + (over_nodes ? kBand : 1);
     uniform = true;
     lane_nodes = I{};
     for (int l = 0; l < W; ++l) {
@@ -171,16 +176,17 @@ struct GraphBlock {
   // ---- Pairs ----
 
   // Calls panel() with the next pairs described, for all pairs i <= j of the block's slots. Lanes over nodes:
-  // begin_row(i) and end_row(i) around the pairs of node i.
-  template <class BeginRow, class RunPanel, class EndRow>
-  ALWAYS_INLINE void for_panels(BeginRow begin_row, RunPanel panel, EndRow end_row) {
+  // the left end is a slot and the right end a row's extra slot; begin_band() and end_band() around the pairs
+  // of a band.
+  template <class BeginBand, class RunPanel, class EndBand>
+  ALWAYS_INLINE void for_panels(BeginBand begin_band, RunPanel panel, EndBand end_band) {
     count = 0;
-    diagonal = false;
+    diagonal = 0;
     const auto next = [&] {
-      if (++count == kPanel) panel(), count = 0, diagonal = false;
+      if (++count == kPanel) panel(), count = 0, diagonal = 0;
     };
     const auto last = [&] {
-      if (count) panel(), count = 0, diagonal = false;
+      if (count) panel(), count = 0, diagonal = 0;
     };
     if (!over_nodes) {
       for (int64_t i = 0; i < slots; ++i)
@@ -194,51 +200,77 @@ struct GraphBlock {
       last();
       return;
     }
-    for (int64_t i = 0; i < block->nodes; ++i) {
-      begin_row(i);
-      row_index = i;
-      const int64_t first = i / W;
-      diagonal = true;
-      not_self = lane_index<A>() + splat_index<A>(first * W) != splat_index<A>(i);
+    for (band_begin = 0; band_begin < block->nodes; band_begin += kBand) {
+      const int rows =
+          static_cast<int>(block->nodes - band_begin < kBand ? block->nodes - band_begin : kBand);
+      const int64_t first = band_begin / W;
+      begin_band();
+      diagonal = rows;
       for (int64_t slot = first; slot < slots; ++slot) {
-        left[count] = extra;
-        right[count] = right_sum[count] = slot;
-        active[count] = lane_index<A>() + splat_index<A>(slot * W) < lane_nodes;
-        if (slot == first) active[count] &= lane_index<A>() + splat_index<A>(first * W) >= splat_index<A>(i);
-        next();
+        const I node = lane_index<A>() + splat_index<A>(slot * W);
+        for (int r = 0; r < rows; ++r) {
+          left[count] = slot;
+          right[count] = right_sum[count] = extra + r;
+          active[count] = node < lane_nodes;
+          if (slot == first) {
+            not_self[r] = node != splat_index<A>(band_begin + r);
+            active[count] &= node >= splat_index<A>(band_begin + r);
+          }
+          next();
+        }
       }
       last();
-      end_row(i);
+      end_band();
     }
   }
 
+  // Lanes over nodes: the row of pair c in the band.
+  ALWAYS_INLINE int64_t band_row(int64_t c) const { return right[c] - extra; }
+
   // Canonical index of pair c in the graph of lane l.
   ALWAYS_INLINE int64_t lane_pair(int64_t c, int l) const {
-    return over_nodes ? pair_index(row_index, right[c] * W + l, lane_nodes[l])
+    return over_nodes ? pair_index(band_begin + band_row(c), left[c] * W + l, lane_nodes[l])
                       : pair_index(left[c], right[c], lane_nodes[l]);
   }
 
-  // What the right end of pair c of a chunk receives; Diagonal: the chunk begins with the tile on the
-  // diagonal.
-  template <bool Diagonal>
-  ALWAYS_INLINE V right_part(int c, V v) const {
-    return Diagonal && c == 0 ? (not_self ? v : V{}) : v;
+  // What the right end of pair c receives, where it is in the tile on the diagonal.
+  ALWAYS_INLINE V right_part(int64_t c, V v) const { return c < diagonal ? (not_self[c] ? v : V{}) : v; }
+
+  // The same for the pairs of a chunk; Diagonal: some may be in that tile.
+  template <int C, bool Diagonal>
+  struct RightPart {
+    I lanes[C];
+    ALWAYS_INLINE RightPart(const GraphBlock& block, const int* pair) {
+      for (int c = 0; Diagonal && c < C; ++c)
+        lanes[c] = pair[c] < block.diagonal ? block.not_self[pair[c]] : splat_index<A>(-1);
+    }
+    ALWAYS_INLINE V operator()(int c, V v) const { return Diagonal ? (lanes[c] ? v : V{}) : v; }
+  };
+
+  // Lanes over nodes: each node of the band to all lanes of its extra slot.
+  void copy_to_extra(V* v, int64_t stride) const {
+    const V* from = v + band_begin / W * stride;
+    V* to = v + extra * stride;
+    for (int r = 0; r < kBand; ++r, to += stride)
+      for (int64_t k = 0; k < stride; ++k) to[k] = splat<A>(from[k][band_begin % W + r]);
   }
 
-  // The same for pair c of the panel.
-  ALWAYS_INLINE V right_part(int64_t c, V v) const { return diagonal && c == 0 ? (not_self ? v : V{}) : v; }
-
-  // Lanes over nodes: node i to all lanes of the extra slot.
-  void copy_to_extra(V* v, int64_t stride, int64_t i) const {
-    for (int64_t k = 0; k < stride; ++k) v[extra * stride + k] = splat<A>(v[i / W * stride + k][i % W]);
-  }
-
-  // Adds the extra slot's lanes to node i, and clears them.
-  void flush_extra(V* v, int64_t stride, int64_t i) const {
-    A* lanes = reinterpret_cast<A*>(v + i / W * stride);
-    for (int64_t k = 0; k < stride; ++k) {
-      lanes[k * W + i % W] += sum_lanes(v[extra * stride + k], A(0));
-      v[extra * stride + k] = V{};
+  // Adds the lanes of each extra slot to its node of the band, and clears them.
+  void flush_extra(V* v, int64_t stride) const {
+    typedef A Rows __attribute__((vector_size(kBand * sizeof(A))));
+    A* to = reinterpret_cast<A*>(v + band_begin / W * stride) + band_begin % W;
+    V* from = v + extra * stride;
+    for (int64_t k = 0; k < stride; ++k, to += W) {
+      V rows[kBand];
+      for (int r = 0; r < kBand; ++r) rows[r] = from[r * stride + k], from[r * stride + k] = V{};
+      Transpose<A>::template lanes_to_rows<kBand>(rows);
+      V sum = rows[0];
+      for (int r = 1; r < kBand; ++r) sum += rows[r];
+      Rows parts[W / kBand], total;
+      __builtin_memcpy(parts, &sum, sizeof(sum));
+      __builtin_memcpy(&total, to, sizeof(total));
+      for (const Rows& part : parts) total += part;
+      __builtin_memcpy(to, &total, sizeof(total));
     }
   }
 
@@ -342,24 +374,26 @@ struct OpenPairs {
   // Calls run(Int<C>, Int<diagonal>, first) for chunks of them.
   template <class Run>
   ALWAYS_INLINE void for_chunks_of(const GraphBlock<A>& block, Run run) const {
-    const bool diagonal = block.diagonal && count && pair[0] == 0;
     for_chunks<A>(count, [&](auto size, int64_t first) LAMBDA_INLINE {
-      if (diagonal && first == 0)
+      if (pair[first] < block.diagonal)
         run(size, Int<1>{}, first);
       else
         run(size, Int<0>{}, first);
     });
   }
 
-  // The same with run(Int<C>, Int<diagonal>, Int<R>, first); R as in by_runs.
+  // The same with run(Int<C>, Int<diagonal>, Int<R>, first); R as in by_runs, but C or 0 on the diagonal.
   template <class Run>
   ALWAYS_INLINE void for_runs_of(const GraphBlock<A>& block, Run run) const {
     for_chunks_of(block, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
-      if constexpr (decltype(diagonal)::value)
+      constexpr int C = decltype(size)::value;
+      if constexpr (!decltype(diagonal)::value)
+        block.template by_runs<C>(pair + first,
+                                  [&](auto of_run) LAMBDA_INLINE { run(size, diagonal, of_run, first); });
+      else if (block.left[pair[first]] == block.left[pair[first + C - 1]])
         run(size, diagonal, size, first);
       else
-        block.template by_runs<decltype(size)::value>(
-            pair + first, [&](auto of_run) LAMBDA_INLINE { run(size, diagonal, of_run, first); });
+        run(size, diagonal, Int<0>{}, first);
     });
   }
 };

@@ -13,7 +13,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
                EdgeGates<A>& gates, Arena<A>& arena, int64_t slots, bool backward)
       : Base(problem, weights, block, gates, arena, slots, backward) {
     if (!present_) return;
-    const int64_t all = slots + 1;
+    const int64_t all = slots + GraphBlock<A>::kBand;
     hidden_sum_ = arena.take(all * h_);
     gate_sum_ = arena.take(all);
     if (!backward) return;
@@ -29,8 +29,8 @@ class NodeMessages : public MessageNetwork<A, 3> {
     clear_sums();
   }
 
-  void begin_row_forward(int64_t i) {
-    if (present_) block_.copy_to_extra(nodes_, d_, i);
+  void begin_band_forward() {
+    if (present_) block_.copy_to_extra(nodes_, d_);
   }
 
   void forward() {
@@ -40,8 +40,8 @@ class NodeMessages : public MessageNetwork<A, 3> {
     });
   }
 
-  void end_row_forward(int64_t i) {
-    if (present_) block_.flush_extra(hidden_sum_, h_, i), block_.flush_extra(gate_sum_, 1, i);
+  void end_band_forward() {
+    if (present_) block_.flush_extra(hidden_sum_, h_), block_.flush_extra(gate_sum_, 1);
   }
 
   // v'_i = scale_i (W2 sum_j g_ij relu(...) + b2 sum_j g_ij), written over the slots of the nodes.
@@ -85,11 +85,11 @@ class NodeMessages : public MessageNetwork<A, 3> {
     load_grad_out();
   }
 
-  void begin_row_backward(int64_t i) {
+  void begin_band_backward() {
     if (!present_) return;
-    block_.copy_to_extra(nodes_, d_, i);
-    block_.copy_to_extra(grad_sum_, h_, i);
-    block_.copy_to_extra(grad_bias_, 1, i);
+    block_.copy_to_extra(nodes_, d_);
+    block_.copy_to_extra(grad_sum_, h_);
+    block_.copy_to_extra(grad_bias_, 1);
   }
 
   // Fills the gates' grad_gate.
@@ -107,10 +107,10 @@ class NodeMessages : public MessageNetwork<A, 3> {
     });
   }
 
-  void end_row_backward(int64_t i) {
+  void end_band_backward() {
     if (!present_) return;
-    block_.flush_extra(hidden_sum_, h_, i), block_.flush_extra(gate_sum_, 1, i);
-    block_.flush_extra(grad_nodes_, d_, i);
+    block_.flush_extra(hidden_sum_, h_), block_.flush_extra(gate_sum_, 1);
+    block_.flush_extra(grad_nodes_, d_);
   }
 
   // dW2 = sum_i D_i (sum_j g_ij relu_ij)^T and db2 = sum_i D_i sum_j g_ij: once a node, not once a pair.
@@ -135,8 +135,8 @@ class NodeMessages : public MessageNetwork<A, 3> {
 
   void clear_sums() {
     if (!present_) return;
-    clear(hidden_sum_, (block_.slots + 1) * h_);
-    clear(gate_sum_, block_.slots + 1);
+    clear(hidden_sum_, block_.all * h_);
+    clear(gate_sum_, block_.all);
   }
 
   // Whether the pairs of a chunk share node i, whose sums then stay in registers.
@@ -151,13 +151,15 @@ class NodeMessages : public MessageNetwork<A, 3> {
     Base::template multiply_ends<C>(first, 0);
     const int64_t H = h_;
     const bool l2 = problem_.l2 != nullptr;
+    const typename GraphBlock<A>::template RightPart<C, Diagonal> right_part(block_,
+                                                                             gates_.open.pair + first);
     V gate[C], right_gate[C];
     V *left[C], *right[C];
     for (int c = 0; c < C; ++c) {
       const int pair = gates_.open.pair[first + c];
       const int64_t i = block_.left[pair], j = block_.right_sum[pair];
       gate[c] = gates_.gate[pair];
-      right_gate[c] = block_.template right_part<Diagonal>(c, gate[c]);
+      right_gate[c] = right_part(c, gate[c]);
       left[c] = hidden_sum_ + i * H, right[c] = hidden_sum_ + j * H;
       gate_sum_[i] += gate[c];
       gate_sum_[j] += right_gate[c];
@@ -166,7 +168,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
         // With R no right end is a left end. Lanes over graphs: by_runs says so, and a self-pair's right end
-        // is the extra slot. Lanes over nodes: the left end is the extra slot, and no right end is.
+        // is an extra slot. Lanes over nodes: all right ends are extra slots, and no left end is.
         V run_sum[2] = {left[0][h0 + m], left[C - 1][h0 + m]};
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
@@ -191,6 +193,8 @@ class NodeMessages : public MessageNetwork<A, 3> {
     Base::template multiply_ends<C>(first, waiting_);
     const int64_t H = h_;
     const bool l2 = problem_.grad_l2 != nullptr;
+    const typename GraphBlock<A>::template RightPart<C, Diagonal> right_part(block_,
+                                                                             gates_.open.pair + first);
     V gate[C], right_gate[C], grad_gate[C];
     V *left_sum[C], *right_sum[C];
     const V *left_grad[C], *right_grad[C];
@@ -198,10 +202,10 @@ class NodeMessages : public MessageNetwork<A, 3> {
       const int pair = gates_.open.pair[first + c];
       const int64_t i = block_.left[pair], j = block_.right_sum[pair];
       gate[c] = gates_.gate[pair];
-      right_gate[c] = block_.template right_part<Diagonal>(c, gate[c]);
+      right_gate[c] = right_part(c, gate[c]);
       left_sum[c] = hidden_sum_ + i * H, right_sum[c] = hidden_sum_ + j * H;
       left_grad[c] = grad_sum_ + i * H, right_grad[c] = grad_sum_ + j * H;
-      grad_gate[c] = grad_bias_[i] + block_.template right_part<Diagonal>(c, grad_bias_[j]);
+      grad_gate[c] = grad_bias_[i] + right_part(c, grad_bias_[j]);
       gate_sum_[i] += gate[c];
       gate_sum_[j] += right_gate[c];
     }
@@ -215,7 +219,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
         for (int c = 0; c < C; ++c) {
           const V r = relu(y[m][c]);
           const V of_left = SameLeft ? shared_grad : left_grad[c][h];
-          const V both = of_left + block_.template right_part<Diagonal>(c, right_grad[c][h]);
+          const V both = of_left + right_part(c, right_grad[c][h]);
           grad_gate[c] += both * r;
           if (SameLeft)
             shared_sum += gate[c] * r;
@@ -235,9 +239,9 @@ class NodeMessages : public MessageNetwork<A, 3> {
 
   // D_i = scale_i dL/dv'_i, and what every pair of node i needs of it: W2^T D_i and b2 . D_i.
   void load_grad_out() {
-    const int64_t slots = block_.slots, all = slots + 1;
-    clear(grad_sum_ + slots * h_, h_);
-    grad_bias_[slots] = V{};
+    const int64_t slots = block_.slots, all = block_.all;
+    clear(grad_sum_ + slots * h_, (all - slots) * h_);
+    clear(grad_bias_ + slots, all - slots);
     if (!problem_.grad_out) {
       clear(grad_out_, all * d_);
       clear(grad_sum_, all * h_);

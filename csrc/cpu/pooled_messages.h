@@ -17,9 +17,9 @@ class PooledMessages : public MessageNetwork<A, 1> {
                  EdgeGates<A>& gates, Arena<A>& arena, int64_t slots, bool backward)
       : Base(problem, weights, block, gates, arena, slots, backward) {
     if (!present_) return;
-    alpha_ = arena.take(slots + 1);
+    alpha_ = arena.take(slots + GraphBlock<A>::kBand);
     hidden_sum_ = arena.take(h_);
-    row_sum_ = arena.take(h_);
+    hidden_total_ = reinterpret_cast<CompensatedSum<V>*>(arena.take(2 * h_));
     if (!backward) return;
     grad_pooled_ = arena.take(d_);
     grad_sum_ = arena.take(h_);
@@ -34,31 +34,30 @@ class PooledMessages : public MessageNetwork<A, 1> {
     begin_sums();
   }
 
-  void begin_row_forward(int64_t i) {
-    if (present_) block_.copy_to_extra(nodes_, d_, i), block_.copy_to_extra(alpha_, 1, i);
+  void begin_band_forward() {
+    if (present_) block_.copy_to_extra(nodes_, d_), block_.copy_to_extra(alpha_, 1);
   }
 
   void forward() {
     if (!present_) return;
-    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
-      forward_chunk<decltype(size)::value, decltype(diagonal)::value>(first);
-    });
+    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first)
+                                         LAMBDA_INLINE { forward_chunk<decltype(size)::value>(first); });
+    if (block_.count == kPanel) add_sums();
   }
 
-  // A row's sum is added to the graph's: adding every pair of a large graph to one sum would lose digits.
-  void end_row_forward(int64_t) { add_row(); }
+  void end_band_forward() { add_sums(); }
 
   void end_forward() {
     if (problem_.l2) block_.store_graph(problem_.l2, Base::l2_.sum);
     if (!problem_.pooled) return;
-    add_row();
+    add_sums();
     const A* bias = weights_.out_bias;
     V* pooled = nodes_;  // no longer needed
     multiply<A, 1>(
         weights_.out, nullptr, d_, problem_.message.hidden,
-        [&](int64_t h, int) LAMBDA_INLINE { return hidden_sum_[h]; },
+        [&](int64_t h, int) LAMBDA_INLINE { return hidden_total_[h].sum; },
         [&](int64_t k0, V(&y)[kRows][1]) LAMBDA_INLINE {
-          for (int m = 0; m < kRows; ++m) pooled[k0 + m] = y[m][0] + bias[k0 + m] * weight_sum_;
+          for (int m = 0; m < kRows; ++m) pooled[k0 + m] = y[m][0] + bias[k0 + m] * weight_total_.sum;
         });
     block_.store_graph_rows(problem_.pooled, problem_.message.out, pooled, d_);
   }
@@ -84,14 +83,14 @@ class PooledMessages : public MessageNetwork<A, 1> {
         });
   }
 
-  void begin_row_backward(int64_t i) { begin_row_forward(i); }
+  void begin_band_backward() { begin_band_forward(); }
 
   // Fills the gates' grad_gate.
   void backward() {
     if (!present_) return;
-    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
-      backward_chunk<decltype(size)::value, decltype(diagonal)::value>(first);
-    });
+    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first)
+                                         LAMBDA_INLINE { backward_chunk<decltype(size)::value>(first); });
+    if (block_.count == kPanel) add_sums();
     if (problem_.grad_l2) return;  // each chunk did the rest
     const V *product = product_, *grad_sum = grad_sum_, *weight = weight_;
     const Bits<A>* on = unit_on_;
@@ -114,19 +113,19 @@ class PooledMessages : public MessageNetwork<A, 1> {
     });
   }
 
-  void end_row_backward(int64_t i) {
-    add_row();
-    if (present_) block_.flush_extra(grad_nodes_, d_, i);
+  void end_band_backward() {
+    add_sums();
+    if (present_) block_.flush_extra(grad_nodes_, d_);
   }
 
   void end_backward() {
     if (!present_) return;
-    add_row();
+    add_sums();
     accumulate_outer<A>(
         grad_message_.out_weight, nullptr, d_, h_, 1,
         [&](int64_t k, int64_t) LAMBDA_INLINE { return grad_pooled_[k]; },
-        [&](int64_t h, int64_t) LAMBDA_INLINE { return hidden_sum_[h]; });
-    for (int64_t k = 0; k < d_; ++k) grad_message_.out_bias[k] += grad_pooled_[k] * weight_sum_;
+        [&](int64_t h, int64_t) LAMBDA_INLINE { return hidden_total_[h].sum; });
+    for (int64_t k = 0; k < d_; ++k) grad_message_.out_bias[k] += grad_pooled_[k] * weight_total_.sum;
     Base::store_grad_nodes();
   }
 
@@ -134,35 +133,37 @@ class PooledMessages : public MessageNetwork<A, 1> {
   void begin_sums() {
     if (!present_) return;
     clear(hidden_sum_, h_);
-    clear(row_sum_, h_);
+    for (int64_t h = 0; h < h_; ++h) hidden_total_[h].clear();
     weight_sum_ = V{};
+    weight_total_.clear();
     gates_.find_alpha(alpha_);
   }
 
-  void add_row() {
+  // To the graph's totals: adding every pair of a large graph to one sum would lose digits.
+  void add_sums() {
     if (!present_) return;
-    for (int64_t h = 0; h < h_; ++h) hidden_sum_[h] += row_sum_[h];
-    clear(row_sum_, h_);
+    for (int64_t h = 0; h < h_; ++h) hidden_total_[h].add(hidden_sum_[h]);
+    clear(hidden_sum_, h_);
+    weight_total_.add(weight_sum_);
+    weight_sum_ = V{};
   }
 
   // w_ij / g_ij of a pair, the c-th of a chunk.
-  template <bool Diagonal>
-  ALWAYS_INLINE V share(int c, int pair) const {
-    return alpha_[block_.left[pair]] +
-           block_.template right_part<Diagonal>(c, alpha_[block_.right_sum[pair]]);
+  ALWAYS_INLINE V share(int pair) const {
+    return alpha_[block_.left[pair]] + block_.right_part(pair, alpha_[block_.right_sum[pair]]);
   }
 
-  template <int C, bool Diagonal>
+  template <int C>
   ALWAYS_INLINE void forward_chunk(int64_t first) {
     Base::template multiply_ends<C>(first, first);
     const bool l2 = problem_.l2 != nullptr;
     V weight[C];
     for (int c = 0; c < C; ++c) {
       const int pair = gates_.open.pair[first + c];
-      weight[c] = gates_.gate[pair] * share<Diagonal>(c, pair);
+      weight[c] = gates_.gate[pair] * share(pair);
       weight_sum_ += weight[c];
     }
-    V* sums = row_sum_;
+    V* sums = hidden_sum_;
     Base::template hidden_layer<C>(first, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
@@ -178,17 +179,17 @@ class PooledMessages : public MessageNetwork<A, 1> {
 
   // The gradients of the gates, and R. Without the penalty also what `backward` makes the rest of, for the
   // whole panel.
-  template <int C, bool Diagonal>
+  template <int C>
   ALWAYS_INLINE void backward_chunk(int64_t first) {
     Base::template multiply_ends<C>(first, first);
-    V* sums = row_sum_;
+    V* sums = hidden_sum_;
     const V* grad_sum = grad_sum_;
     Bits<A>* on = unit_on_;
     const bool l2 = problem_.grad_l2 != nullptr;
     V part[C], weight[C], dot[C];
     for (int c = 0; c < C; ++c) {
       const int pair = gates_.open.pair[first + c];
-      part[c] = share<Diagonal>(c, pair);
+      part[c] = share(pair);
       weight[c] = gates_.gate[pair] * part[c];
       weight_sum_ += weight[c];
       dot[c] = grad_bias_;
@@ -228,9 +229,13 @@ class PooledMessages : public MessageNetwork<A, 1> {
   }
 
   V* alpha_ = nullptr;                              // of a slot
-  V *hidden_sum_ = nullptr, *row_sum_ = nullptr;    // R of the rows before, and of this one
   V *grad_pooled_ = nullptr, *grad_sum_ = nullptr;  // D and W2^T D
   V* weight_ = nullptr;                             // w_ij of the panel's open pairs
   Bits<A>* unit_on_ = nullptr;                      // and which of their hidden units are on
-  V weight_sum_ = {}, grad_bias_ = {};              // r and b2 . D
+  V grad_bias_ = {};                                // b2 . D
+  // R and r: of the last pairs, and of all before.
+  V* hidden_sum_ = nullptr;
+  V weight_sum_ = {};
+  CompensatedSum<V>* hidden_total_ = nullptr;
+  CompensatedSum<V> weight_total_;
 };

@@ -24,7 +24,7 @@ class RiskKernel {
         gates_(problem, weights, block_, arena_, slots, true),
         network_(problem.message, weights.message, block_) {
     network_.take(arena_, slots, true);
-    alpha_ = arena_.take(slots + 1);
+    alpha_ = arena_.take(slots + GraphBlock<A>::kBand);
     edge_units_at_ = kScoreAt + kPanel;
     units_at_ = edge_units_at_ + Units<A>::vectors(problem.edge.hidden);
     kept_vectors_ = units_at_ + Units<A>::vectors(problem.message.hidden);
@@ -50,13 +50,12 @@ class RiskKernel {
     network_.begin_backward();
     score_sum_.clear();
     int64_t panel = 0;
-    block_.for_panels([&](int64_t i) { begin_row(i); }, [&] { find(panel++); },
-                      [&](int64_t) { gates_.end_row_sums(); });
+    block_.for_panels([&] { begin_band(); }, [&] { find(panel++); }, [&] { gates_.end_band_sums(); });
     gates_.end_forward();
     judge();
     panel = 0;
-    block_.for_panels([&](int64_t i) { begin_row(i); }, [&] { find_again(panel++), backward(); },
-                      [&](int64_t i) { gates_.end_row_backward(i), network_.end_row_backward(i); });
+    block_.for_panels([&] { begin_band(); }, [&] { find_again(panel++), backward(); },
+                      [&] { gates_.end_band_backward(), network_.end_band_backward(); });
     gates_.end_backward();
     network_.store_grad_nodes(problem_.grad_nodes, problem_.values);
   }
@@ -69,10 +68,10 @@ class RiskKernel {
   }
 
  private:
-  void begin_row(int64_t i) {
-    gates_.begin_row(i);
-    network_.begin_row(i);
-    block_.copy_to_extra(alpha_, 1, i);
+  void begin_band() {
+    gates_.begin_band();
+    network_.begin_band();
+    block_.copy_to_extra(alpha_, 1);
   }
 
   // Gates, scores and sums of a panel.

@@ -28,12 +28,12 @@ class ScalarNetwork {
 
   void take(Arena<A>& arena, int64_t slots, bool backward) {
     size_ = padded(network_.in), hidden_ = padded(network_.hidden);
-    nodes_ = arena.take((slots + 1) * size_);
+    nodes_ = arena.take((slots + GraphBlock<A>::kBand) * size_);
     chunk_product_ = arena.take(S::kChunk * size_);
     if (!backward) return;
     product_ = arena.take(kPanel * size_);
     waiting_units_ = Units<A>::at(arena.take(Units<A>::vectors(hidden_)), hidden_);
-    grad_nodes_ = arena.take((slots + 1) * size_);
+    grad_nodes_ = arena.take((slots + GraphBlock<A>::kBand) * size_);
     mask_sum_ = arena.take(hidden_ * size_);
     mask_bias_ = arena.take(hidden_);
   }
@@ -42,7 +42,7 @@ class ScalarNetwork {
     block_.load_rows(rows, ids, values, network_.in, nodes_, size_);
   }
 
-  void begin_row(int64_t i) { block_.copy_to_extra(nodes_, size_, i); }
+  void begin_band() { block_.copy_to_extra(nodes_, size_); }
 
   // a of pairs first to first + C - 1 of those that pair(c) tells, to out[first ...]; with Keep which units
   // are on, to `units`. Lanes that do not count have a product of zero: nothing can overflow.
@@ -93,7 +93,7 @@ class ScalarNetwork {
     waiting_ = 0;
   }
 
-  void begin_backward() { clear(grad_nodes_, (block_.slots + 1) * size_); }
+  void begin_backward() { clear(grad_nodes_, block_.all * size_); }
 
   // Where the units of the next pairs, `count` of them, may be kept without a copy until `backward`.
   Units<A> room(int64_t count) {
@@ -143,7 +143,7 @@ class ScalarNetwork {
     if (waiting_ + count > kPanel) add_waiting();  // while they are in the L1 cache
   }
 
-  void end_row_backward(int64_t i) { block_.flush_extra(grad_nodes_, size_, i); }
+  void end_band_backward() { block_.flush_extra(grad_nodes_, size_); }
 
   void store_grad_nodes(A* to, const A* values) {
     block_.store_rows(to, values, network_.in, grad_nodes_, size_);

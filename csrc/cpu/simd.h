@@ -256,30 +256,14 @@ ALWAYS_INLINE F64::V sqrt_lanes(F64::V x) {
   return x;
 }
 
-// The 64-bit products of Philox, lane by lane.
+// Philox on lanes: words of lanes to Word and back, and their 64-bit products.
 template <class A>
 struct VectorPhilox {
-  using Word = typename Simd<A>::U;
+  using U = typename Simd<A>::U;
+  using Word = U;
+  static ALWAYS_INLINE Word from_lanes(U x) { return x; }
+  static ALWAYS_INLINE U to_lanes(Word x) { return x; }
   static ALWAYS_INLINE void multiply(uint32_t a, Word b, Word& high, Word& low) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(Word) == 64) {
-      const __m512i constant = _mm512_set1_epi64(a);
-      const __m512i even = _mm512_mul_epu32((__m512i)b, constant);
-      const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)b, 32), constant);
-      low = (Word)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
-      high = (Word)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
-      return;
-    }
-#elif defined(__AVX2__)
-    if constexpr (sizeof(Word) == 32) {
-      const __m256i constant = _mm256_set1_epi64x(a);
-      const __m256i even = _mm256_mul_epu32((__m256i)b, constant);
-      const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)b, 32), constant);
-      low = (Word)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-      high = (Word)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-      return;
-    }
-#endif
     for (unsigned l = 0; l < sizeof(Word) / 4; ++l) {
       const uint64_t product = static_cast<uint64_t>(a) * b[l];
       high[l] = static_cast<uint32_t>(product >> 32);
@@ -287,3 +271,34 @@ struct VectorPhilox {
     }
   }
 };
+
+#if defined(__AVX2__)
+// The lower half of 64 bits is a lane's word, and the upper half anything: that of a product costs nothing to
+// keep, and a multiplication does not read it.
+template <>
+struct VectorPhilox<float> {
+  using U = F32::U;
+  typedef uint64_t Wide __attribute__((vector_size(kVectorBytes)));
+  struct Word {
+    Wide even, odd;
+    ALWAYS_INLINE Word operator^(const Word& b) const { return {even ^ b.even, odd ^ b.odd}; }
+    ALWAYS_INLINE Word operator^(uint32_t b) const { return {even ^ b, odd ^ b}; }
+  };
+  static ALWAYS_INLINE Word from_lanes(U x) { return {(Wide)x, (Wide)x >> 32}; }
+  static ALWAYS_INLINE U to_lanes(const Word& x) {
+    const Wide lower = Wide{} + 0xFFFFFFFFu;
+    return (U)((x.even & lower) | x.odd << 32);
+  }
+  static ALWAYS_INLINE void multiply(uint32_t a, const Word& b, Word& high, Word& low) {
+    const Wide constant = Wide{} + a;
+#if defined(__AVX512F__)
+    low.even = (Wide)_mm512_mul_epu32((__m512i)b.even, (__m512i)constant);
+    low.odd = (Wide)_mm512_mul_epu32((__m512i)b.odd, (__m512i)constant);
+#else
+    low.even = (Wide)_mm256_mul_epu32((__m256i)b.even, (__m256i)constant);
+    low.odd = (Wide)_mm256_mul_epu32((__m256i)b.odd, (__m256i)constant);
+#endif
+    high = {low.even >> 32, low.odd >> 32};
+  }
+};
+#endif
