@@ -121,7 +121,7 @@ def seed(seed: int | Tensor | None, device: torch.device) -> Tensor | None:
         require("seed", seed, torch.int64, device)
         if seed.numel() != 1:
             raise ValueError(f"seed: expected one element, got shape {list(seed.shape)}")
-        return seed.reshape(1)
+        return seed if seed.dim() == 1 else seed.reshape(1)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise TypeError(f"seed: expected None, an integer or an int64 tensor, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
@@ -255,10 +255,11 @@ def edges(edge_index: Tensor, edge_weight: Tensor | None, nodes: Tensor, graphs:
         )
 
 
-def feature_ids(
-    ids: Tensor, offsets: Tensor | None, values: Tensor | None, num_embeddings: int, device: torch.device
-) -> Graphs:
-    """The graphs of feature ids [B, n], or [N] with ``offsets``, and of their values."""
+def feature_ids(ids: Tensor, offsets: Tensor | None, values: Tensor | None, device: torch.device) -> Graphs:
+    """The graphs of feature ids [B, n], or [N] with ``offsets``, and of their values.
+
+    Whether rows of these ids exist is left to :func:`rows_of`.
+    """
     require("ids", ids, torch.int64, device)
     if ids.dim() not in (1, 2):
         raise ValueError(f"ids: expected shape [B, n], or [N] with offsets, got shape {list(ids.shape)}")
@@ -267,8 +268,6 @@ def feature_ids(
         if not values.is_floating_point():
             raise ValueError(f"values: expected a floating dtype, got {dtype_name(values.dtype)}")
         require("values", values, values.dtype, device, tuple(ids.shape))
-    if readable(ids) and ids.numel():
-        in_range("ids", ids.numpy(), num_embeddings, "num_embeddings")
     return graphs("ids", ids.shape, offsets, device)
 
 
@@ -295,7 +294,13 @@ def bag(
                 f"edge_table: expected shape [{rows}, b], as many rows as node_table, got shape"
                 f" {list(edge_table.shape)}"
             )
-    return feature_ids(ids, offsets, values, node_table.shape[0], node_table.device)
+    return feature_ids(ids, offsets, values, node_table.device)
+
+
+def rows_of(ids: Tensor, table: Tensor) -> None:
+    """Check that the table has a row for each id, where they can be looked at."""
+    if readable(ids) and ids.numel():
+        in_range("ids", ids.numpy(), table.shape[0], "num_embeddings")
 
 
 def num_pairs(offsets: Tensor) -> int:
@@ -343,8 +348,8 @@ def _fits(value: Any, dtype: torch.dtype, device: torch.device, shape: tuple[int
     """Whether `require` has nothing to say; cheaper, since no name is made."""
     return (
         isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.dtype == dtype
+        and value.layout is torch.strided
+        and value.dtype is dtype
         and value.device == device
         and value.shape == shape
     )

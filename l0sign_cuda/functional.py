@@ -22,6 +22,7 @@ for. Each names the argument, what was expected and what came.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -242,7 +243,8 @@ def l0_sign_bag(
         )  # fmt: skip
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     _checks.network("edge", edge, edge_table.shape[-1], 1, node_table)
-    pooled, l0, l2, num_edges, _ = ops.l0_sign_bag(
+    pooled, l0, l2, num_edges, _ = on_table(
+        ops.l0_sign_bag,
         *looked_up(ids, values, node_table, edge_table, *message, *edge),
         graphs.offsets,
         graphs.size,
@@ -276,7 +278,8 @@ def sign_bag(
             aggr=aggr, l2_penalty=l2_penalty, sparse=sparse, layer=partial(complete_sign, backend=backend),
         )  # fmt: skip
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
-    pooled, l2 = ops.sign_bag(
+    pooled, l2 = on_table(
+        ops.sign_bag,
         *looked_up(ids, values, node_table, *message),
         graphs.offsets,
         graphs.size,
@@ -361,7 +364,7 @@ def _use_reference(backend: str | None) -> bool:
 
 def _autocast(first: Tensor, *others: Any) -> tuple[Any, ...]:
     """Tensors and tuples of tensors as autocast wants them; float64 is left alone, as in torch."""
-    if not isinstance(first, Tensor) or first.is_meta or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor) or not autocasts(first):
         return first, *others
     dtype = torch.get_autocast_dtype(first.device.type)
 
@@ -374,12 +377,19 @@ def _autocast(first: Tensor, *others: Any) -> tuple[Any, ...]:
     return tuple(map(cast, (first, *others)))
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on where the tensor is."""
+    if tensor.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
 def fuses_bag(backend: str | None, table: Tensor, values: Tensor | None, sparse: bool) -> bool:
     """Whether a bag's operator serves this call: with a half type it would copy the whole table."""
     return (
         not _use_reference(backend)
         and table.dtype in (torch.float32, torch.float64)
-        and (table.is_meta or not torch.is_autocast_enabled(table.device.type))
+        and not autocasts(table)
         and (values is None or not _wants_gradient(values))
         and not (sparse and torch.compiler.is_compiling())  # a compiler knows no sparse gradients
     )
@@ -394,7 +404,18 @@ def _wants_gradient(values: Tensor) -> bool:
 def looked_up(ids: Tensor, values: Tensor | None, table: Tensor, *others: Tensor) -> list[Tensor | None]:
     """The flat ids and values, and contiguous tensors."""
     x = None if values is None else values.to(table.dtype).flatten().contiguous()
-    return [ids.flatten().contiguous(), x, *(t.contiguous() for t in (table, *others))]
+    return [ids.flatten().contiguous(), x, *_contiguous(table, *others)]
+
+
+def on_table(operator: Callable[..., Any], *args: Any) -> Any:
+    """Call an operator, which looks at the ids; where it refuses them, the error is that of the checks."""
+    try:
+        return operator(*args)
+    except RuntimeError as error:
+        refused = error
+    ids, _, table = args[:3]
+    _checks.rows_of(ids, table)
+    raise refused
 
 
 def _contiguous(*tensors: Tensor) -> list[Tensor]:

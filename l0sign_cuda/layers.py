@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from . import _checks, functional
 from .reference import BagOutput, LayerOutput, Network
+
+
+def member(module: nn.Module, name: str) -> Any:
+    """A parameter or submodule, as getattr finds it, where it usually is: ten times as fast.
+
+    A small batch takes no longer in the kernels than some twenty of getattr's searches do.
+    """
+    found: Any = module._parameters.get(name)
+    if found is None:
+        found = module._modules.get(name)
+    return getattr(module, name) if found is None else found
 
 
 class PairNetwork(nn.Module):
@@ -27,8 +40,8 @@ class PairNetwork(nn.Module):
 
     def weights(self) -> Network:
         """The weights as the functions take them."""
-        hidden, out = self.hidden, self.out  # a module takes its time to find each
-        return hidden.weight, hidden.bias, out.weight, out.bias
+        hidden, out = member(self, "hidden"), member(self, "out")
+        return member(hidden, "weight"), member(hidden, "bias"), member(out, "weight"), member(out, "bias")
 
     def forward(self, product: Tensor) -> Tensor:
         """The network itself, [..., in] -> [..., out]."""
@@ -125,9 +138,9 @@ class L0SIGNLayer(nn.Module):
         Raises:
             ValueError, IndexError, TypeError: as :func:`l0sign_cuda.functional.l0_sign`.
         """
-        message = self.message.weights()
+        message = member(self, "message").weights()
         _checks.columns("nodes", nodes, message[0].shape[1])
-        seed, network = self.seed_of(seed, message[0].device), self.edge
+        seed, network = self.seed_of(seed, message[0].device), member(self, "edge")
         if network is None:
             return functional.complete_sign(
                 nodes, message, offsets, aggr=self.aggr, l2_penalty=self.l2_penalty, backend=self.backend
@@ -176,9 +189,9 @@ class L0SIGNLayer(nn.Module):
         Raises:
             ValueError, IndexError, TypeError: as :func:`l0sign_cuda.functional.l0_sign_bag`.
         """
-        message = self.message.weights()
+        message = member(self, "message").weights()
         _checks.columns("node_table", node_table, message[0].shape[1])
-        seed, network = self.seed_of(seed, message[0].device), self.edge
+        seed, network = self.seed_of(seed, message[0].device), member(self, "edge")
         if network is None:
             return functional.sign_bag(
                 ids,
@@ -271,7 +284,7 @@ class SIGNLayer(nn.Module):
         Raises:
             ValueError, IndexError, TypeError: as :func:`l0sign_cuda.functional.sign`.
         """
-        message = self.message.weights()
+        message = member(self, "message").weights()
         _checks.columns("nodes", nodes, message[0].shape[1])
         return functional.sign(
             nodes,

@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 from . import risk as risks
-from .layers import L0SIGNLayer
+from .layers import L0SIGNLayer, member
 from .objective import Loss, empirical_risk
 from .reference import BagOutput, mean_rows, scale_rows
 from .rows import large_pages, lookup
@@ -181,11 +181,10 @@ class L0SIGN(nn.Module):
             IndexError: ids out of range.
             ValueError, TypeError: anything else that does not fit, by name.
         """
-        edge_embedding, head = self.edge_embedding, self.head
-        node_table = self.node_embedding.weight
-        edge_table = None if edge_embedding is None else edge_embedding.weight
+        node_table, edge_table = self.tables()
+        head = member(self, "head")
         if self.iterations == 1 and not (self.training and self.dropout):
-            output = self.interaction.bag(
+            output = member(self, "interaction").bag(
                 ids, node_table, edge_table, offsets, values, seed, sparse=self.sparse
             )
         else:
@@ -256,6 +255,12 @@ class L0SIGN(nn.Module):
             l2_penalty = l2_penalty.detach() if weighs else None
         return RiskOutput(risk, L0SIGNOutput(logits.detach(), l0_penalty.detach(), l2_penalty, num_edges))
 
+    def tables(self) -> tuple[Tensor, Tensor | None]:
+        """The tables v [J, d] and e [J, b]; no e without gates."""
+        edge_embedding = member(self, "edge_embedding")
+        edge_table = None if edge_embedding is None else member(edge_embedding, "weight")
+        return member(member(self, "node_embedding"), "weight"), edge_table
+
     def overrides_forward(self) -> bool:
         """Whether a subclass, or somebody who wrapped this model's calls, predicts in another way."""
         return type(self).forward is not L0SIGN.forward or "forward" in vars(self)
@@ -274,6 +279,7 @@ class L0SIGN(nn.Module):
             seed = self.interaction.draw_seed()  # one for all iterations
         tables = (node_table,) if edge_table is None else (node_table, edge_table)
         graphs = _checks.bag(ids, offsets, values, *tables)
+        _checks.rows_of(ids, node_table)
         nodes, *others = lookup(ids, *tables, sparse=self.sparse)
         nodes = nn.functional.dropout(nodes, self.dropout, self.training)
         edge_nodes = others[0] if others else None

@@ -98,15 +98,17 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 _LOSSES: dict[str, Loss] = {"bce": _bce, "mse": _mse, "cross_entropy": _cross_entropy}
 
 
-def check_target(loss: str, target: Tensor, shape: Sequence[int], device: torch.device) -> None:
-    """Check the targets of logits of a shape, on a device, for "bce" or "mse"."""
+def check_target(
+    loss: str, target: Tensor, shape: Sequence[int], device: torch.device, *, read: bool = True
+) -> None:
+    """Check targets for logits of a shape, on a device, by "bce" or "mse"; ``read``: their values, too."""
     _checks.tensor("target", target)
     if target.shape != shape:
         raise ValueError(f"target: expected shape {list(shape)}, got shape {list(target.shape)}")
     if target.is_complex() or target.is_quantized:
         raise ValueError(f"target: expected real numbers, got {_checks.dtype_name(target.dtype)}")
     _checks.on_device("target", target, device)
-    if loss == "bce" and _checks.readable(target) and target.numel():
+    if read and loss == "bce" and _checks.readable(target) and target.numel():
         low, high = map(float, target.detach().aminmax())
         if not (low >= 0 and high <= 1):
             raise ValueError(

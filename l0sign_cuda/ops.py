@@ -169,7 +169,7 @@ class Operator:
 def keep(ctx: Any, values: Sequence[Any]) -> None:
     """Save tensors, and what is none, for a backward."""
     ctx.options = [None if isinstance(value, Tensor) else value for value in values]
-    ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in values))
+    ctx.save_for_backward(*[value if isinstance(value, Tensor) else None for value in values])
 
 
 def kept_by(ctx: Any) -> list[Any]:

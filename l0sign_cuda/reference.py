@@ -198,6 +198,7 @@ def l0_sign_bag(
         )  # fmt: skip
 
     graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
+    _checks.rows_of(ids, node_table)
     nodes, edge_nodes = lookup(ids, node_table, edge_table, sparse=sparse)
     return bag(interact, nodes, values, graphs)
 
@@ -220,6 +221,7 @@ def sign_bag(
         return layer(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
 
     graphs = _checks.bag(ids, offsets, values, node_table)
+    _checks.rows_of(ids, node_table)
     (nodes,) = lookup(ids, node_table, sparse=sparse)
     return bag(interact, nodes, values, graphs)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import _checks, functional, ops
-from .layers import L0SIGNLayer
+from .layers import L0SIGNLayer, member
 from .objective import Loss, check_target, is_used
 from .rows import gives_sparse, sparse_gradient
 
@@ -31,7 +31,8 @@ def fuses(
     *data: Any,
 ) -> bool:
     """Whether the operator serves this model, loss and data (ids, target, values, l0_weight) now."""
-    layer, head, table = model.interaction, model.head, model.node_embedding.weight
+    layer, head = member(model, "interaction"), member(model, "head")
+    table, _ = model.tables()
     return (
         isinstance(loss, str)
         and loss in _LOSSES
@@ -44,7 +45,7 @@ def fuses(
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
-        and layer.edge is not None
+        and member(layer, "edge") is not None
         and type(layer).bag is L0SIGNLayer.bag
         and type(head) is nn.Linear
         and "forward" not in vars(head)
@@ -82,22 +83,23 @@ def fused(
     loss: str,
 ) -> tuple[Tensor, ...]:
     """(risk, logits, l0_penalty, num_edges); only the first has a gradient."""
-    layer, head = model.interaction, model.head
-    assert model.edge_embedding is not None and layer.edge is not None
-    node_table, edge_table = model.node_embedding.weight, model.edge_embedding.weight
-    message, edge = layer.message.weights(), layer.edge.weights()
+    layer, head = member(model, "interaction"), member(model, "head")
+    head_weight, head_bias = member(head, "weight"), member(head, "bias")
+    node_table, edge_table = model.tables()
+    assert edge_table is not None
+    message, edge = member(layer, "message").weights(), member(layer, "edge").weights()
     dtype, device, d = node_table.dtype, node_table.device, node_table.shape[1]
     graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
     _checks.network("message", message, d, d, node_table)
     _checks.network("edge", edge, edge_table.shape[1], 1, node_table)
-    _checks.require("head.weight", head.weight, dtype, device, (1, d))
-    if head.bias is not None:
-        _checks.require("head.bias", head.bias, dtype, device, (1,))
-    check_target(loss, target, (graphs.num_graphs,), device)
-    result: tuple[Tensor, ...] = _Risk.apply(
-        *functional.looked_up(ids, values, node_table, edge_table, *message, *edge, head.weight),
-        head.bias,
-        target.to(dtype).contiguous(),
+    _checks.require("head.weight", head_weight, dtype, device, (1, d))
+    if head_bias is not None:
+        _checks.require("head.bias", head_bias, dtype, device, (1,))
+    check_target(loss, target, (graphs.num_graphs,), device, read=False)
+    arguments = (
+        *functional.looked_up(ids, values, node_table, edge_table, *message, *edge, head_weight),
+        head_bias,
+        (target if target.dtype == dtype else target.to(dtype)).contiguous(),
         _weights(l0_weight, graphs.num_graphs, node_table),
         graphs.offsets,
         graphs.size,
@@ -108,7 +110,13 @@ def fused(
         (model.sparse if gives_sparse(node_table, edge_table) else node_table.is_cpu),
         _LOSSES.index(loss),
     )
-    return result
+    try:  # the operator looks at ids and targets
+        result: tuple[Tensor, ...] = functional.on_table(_Risk.apply, *arguments)
+        return result
+    except RuntimeError as error:
+        refused = error
+    check_target(loss, target, (graphs.num_graphs,), device)
+    raise refused
 
 
 def _weights(weight: float | Tensor, num_graphs: int, like: Tensor) -> Tensor:
@@ -144,7 +152,7 @@ class _Risk(torch.autograd.Function):
         if gradients is None or torch.is_grad_enabled():
             gradients = ops.l0_sign_risk(*ops.kept_by(ctx))[4:]
         rows, *gradients = gradients
-        if grad.requires_grad or not grad.is_cpu or grad != 1:  # nobody waits for a GPU
+        if grad.requires_grad or not grad.is_cpu or grad.item() != 1:  # nobody waits for a GPU
             gradients = torch._foreach_mul(gradients, grad)
         *_, sparse, _ = ctx.options
         for position, gradient in enumerate(gradients, start=2):

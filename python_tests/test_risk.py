@@ -103,10 +103,17 @@ def test_definition(valued, sizes, training, loss, aggr, device):
     [(0, 5), (3, 0), [], [0], [0, 0, 1, 0], (35, 1), (17, 10), (33, 17), (3, 150), (20, 64), [2] * 33 + [20]],
 )
 def test_sizes(sizes, device):
-    """Also of graphs whose pairs are too many to be kept between forward and backward."""
     batch = make_batch(sizes, valued=True, device=device)
     actual = by_risk(make_model("fused", device=device), batch, l0_weight=0.1)
     assert_same(actual, one_by_one(make_model("reference", device=device), batch, l0_weight=0.1))
+
+
+@pytest.mark.parametrize("sizes", [(64, 180), (1, 500)])
+def test_pairs_that_are_too_many_to_be_kept(sizes):
+    """What the CPU keeps between forward and backward has a bound; side by side, and each graph by itself."""
+    batch = make_batch(sizes)
+    actual = by_risk(make_model("fused"), batch, l0_weight=0.1)
+    assert_same(actual, one_by_one(make_model("reference"), batch, l0_weight=0.1))
 
 
 @pytest.mark.parametrize("widths", [(1, 1, 1, 1), (8, 32, 8, 32), (17, 33, 19, 2)])
