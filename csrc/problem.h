@@ -104,6 +104,7 @@ struct Risk {
   A* grad_logits;       // [G]
   A* grad_head_weight;  // [d]
   A* grad_head_bias;    // [1], or null
+  A* losses = nullptr;  // [G]; the CPU's kernels leave each graph's loss here
 };
 
 // The pairs of a given list: the message of edge e goes from source[e] to target[e], times weight[e].

@@ -60,7 +60,7 @@ def load_error() -> Exception | None:
 
 def is_available() -> bool:
     """Whether the compiled module can be used."""
-    return load_error() is None
+    return _module is not None or load_error() is None
 
 
 def build_info() -> dict[str, Any]:

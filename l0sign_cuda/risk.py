@@ -152,8 +152,9 @@ class _Risk(torch.autograd.Function):
         if gradients is None or torch.is_grad_enabled():
             gradients = ops.l0_sign_risk(*ops.kept_by(ctx))[4:]
         rows, *gradients = gradients
-        if grad.requires_grad or not grad.is_cpu or grad.item() != 1:  # nobody waits for a GPU
-            gradients = torch._foreach_mul(gradients, grad)
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # is_grads_batched
+        if batched or grad.requires_grad or not grad.is_cpu or grad.item() != 1:  # nobody waits for a GPU
+            gradients = [g * grad for g in gradients] if batched else torch._foreach_mul(gradients, grad)
         *_, sparse, _ = ctx.options
         for position, gradient in enumerate(gradients, start=2):
             if ctx.needs_input_grad[position]:

@@ -204,6 +204,16 @@ def test_backward_scales_accumulates_and_repeats(device):
         risk.backward()
 
 
+def test_many_gradients_at_a_time():
+    model, batch = make_model(), make_batch((6, 4))
+    expected = by_risk(model, batch)[2]
+    risk = model.risk(*batch[:2], seed=5).risk
+    factors = torch.tensor([1.0, -3.0], dtype=torch.float64)
+    grads = torch.autograd.grad(risk, list(model.parameters()), factors, is_grads_batched=True)
+    for grad, once in zip(grads, expected.values(), strict=True):
+        torch.testing.assert_close(grad, torch.stack([once, -3 * once]))
+
+
 def test_gradients_are_of_the_weights_at_the_call():
     """And a repeated backward tells that they have changed since."""
     model, batch = make_model(), make_batch((6, 4))

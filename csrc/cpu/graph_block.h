@@ -275,16 +275,15 @@ struct GraphBlock {
   }
 
   // Calls run(Int<R>) for a chunk of C pairs, which are in order. The first R have one left end, and the
-  // others another, which is no right end of the first: the sums of both can stay in registers. (The second
-  // part has only larger right ends than the first's left end.) 0: not so.
+  // others another: the sums of both can stay in registers. The left end of the first is no right end: a
+  // self-pair's sum goes to the extra slot, and lanes over nodes have extra slots for right ends. That of the
+  // others may be a right end of the first. 0: not so.
   template <int C, class Run>
   ALWAYS_INLINE void by_runs(const int* pair, Run run) const {
     int length = 1;
     while (length < C && left[pair[length]] == left[pair[0]]) ++length;
     if (length == C) return run(Int<C>{});
-    bool two = left[pair[length]] == left[pair[C - 1]];
-    for (int c = 0; c < length; ++c) two = two && right[pair[c]] != left[pair[C - 1]];
-    if (!two) return run(Int<0>{});
+    if (left[pair[length]] != left[pair[C - 1]]) return run(Int<0>{});
     static_assert(C <= 4, "a run for each length");
     if constexpr (C > 3)
       if (length == 3) return run(Int<3>{});

@@ -167,12 +167,12 @@ class NodeMessages : public MessageNetwork<A, 3> {
     Base::template hidden_layer<C>(0, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
       for (int m = 0; m < kRows; ++m) {
-        // With R no right end is a left end. Lanes over graphs: by_runs says so, and a self-pair's right end
-        // is an extra slot. Lanes over nodes: all right ends are extra slots, and no left end is.
-        V run_sum[2] = {left[0][h0 + m], left[C - 1][h0 + m]};
+        V run_sum[2] = {left[0][h0 + m]};
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
           const V r = relu(y[m][c]);
+          // Not before: the second left end may be a right end of the first run.
+          if (R && c == R) run_sum[1] = left[C - 1][h0 + m];
           if (R)
             run_sum[c >= R] += gate[c] * r;
           else

@@ -117,10 +117,18 @@ class RiskKernel {
     if (block_.over_nodes) y = splat(sum_lanes(y, A(0)));
     if (risk_.head_bias) y += splat(*risk_.head_bias);
     const V target = block_.load_graph(risk_.target);
-    const V slope = risk_.loss == Loss::mse ? 2 * (y - target) : 1 / (1 + exp_lanes(-y)) - target;
+    V loss, slope;
+    if (risk_.loss == Loss::mse) {
+      loss = (y - target) * (y - target);
+      slope = 2 * (y - target);
+    } else {  // as torch does it, so that infinities go the same way
+      loss = (1 - target) * y - (at_most(V{}, y) - log1p_lanes(exp_lanes(at_most(-y, y))));
+      slope = 1 / (1 + exp_lanes(-y)) - target;
+    }
     grad_logit_ = slope / splat(static_cast<A>(problem_.graphs.count));
     for (int64_t l = 0; l < block_.block->lanes; ++l) {
       risk_.logits[block_.lane_graph[l]] = y[l];
+      risk_.losses[block_.lane_graph[l]] = loss[l];
       risk_.grad_logits[block_.lane_graph[l]] = grad_logit_[l];
     }
   }

@@ -12,7 +12,6 @@
 #include <string>
 #include <vector>
 
-#include "../core/loss.h"
 #include "../core/pair.h"
 #include "../core/philox.h"
 #include "dispatch.h"
@@ -268,12 +267,14 @@ struct FoldedHead {
 }  // namespace
 
 template <class A>
-void risk(const CompleteGraph<A>& given, const Risk<A>& head) {
+void risk(const CompleteGraph<A>& given, const Risk<A>& of) {
   CompleteGraph<A> problem = given;
   if (problem.degree) find_degrees(problem);
   const int64_t G = problem.graphs.count;
+  std::vector<A> grad_l0(G), losses(G);
+  Risk<A> head = of;
+  head.losses = losses.data();
   const FoldedHead<A> folded(given.message, head.head_weight);
-  std::vector<A> grad_l0(G);
   for (int64_t g = 0; g < G; ++g) grad_l0[g] = head.l0_weight[g] / static_cast<A>(G);
   problem.message = folded.network();
   problem.grad_l0 = grad_l0.data();
@@ -291,8 +292,7 @@ void risk(const CompleteGraph<A>& given, const Risk<A>& head) {
   folded.unfold(grad_out.data(), grad_out_bias, problem.grad_message, head.grad_head_weight);
   double sum = 0, grad_bias = 0;
   for (int64_t g = 0; g < G; ++g) {
-    sum += loss_of<double>(head.loss, head.logits[g], head.target[g]) +
-           static_cast<double>(head.l0_weight[g]) * problem.l0[g];
+    sum += losses[g] + static_cast<double>(head.l0_weight[g]) * problem.l0[g];
     grad_bias += head.grad_logits[g];
   }
   *head.risk = static_cast<A>(G > 0 ? sum / static_cast<double>(G) : 0);

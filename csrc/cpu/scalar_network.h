@@ -97,7 +97,7 @@ class ScalarNetwork {
 
   // Where the units of the next pairs, `count` of them, may be kept without a copy until `backward`.
   Units<A> room(int64_t count) {
-    if (waiting_ + count > kPanel) add_waiting();
+    if (waiting_ + count > kPanel) add_waiting(waiting_units_.on);
     return waiting_units_.from(waiting_);
   }
 
@@ -107,6 +107,7 @@ class ScalarNetwork {
                               const V* grad_out) {
     Bits<A>* waiting_on = room(count).on;
     const Bits<A>* on = units.on;
+    const bool alone = waiting_ == 0 && 2 * count > kPanel;  // no others will wait with these
     const int64_t size = size_;
     V* product = product_ + waiting_ * size;
     V sum = {};
@@ -117,9 +118,9 @@ class ScalarNetwork {
       sum += grad;
     }
     grad_out_sum_.add(sum);
-    if (on != waiting_on)
+    if (on != waiting_on && !alone)
       for (int64_t h = 0; h < hidden_; ++h)
-        __builtin_memcpy(waiting_on + unit_index<A>(h, 0), on + unit_index<A>(h, 0), count * sizeof(*on));
+        copy_bits(waiting_on + unit_index<A>(h, 0), on + unit_index<A>(h, 0), count);
     for_chunks<A>(count, [&](auto of_chunk, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(of_chunk)::value;
       int pairs[C];
@@ -140,7 +141,7 @@ class ScalarNetwork {
           });
     });
     waiting_ += count;
-    if (waiting_ + count > kPanel) add_waiting();  // while they are in the L1 cache
+    if (waiting_ + count > kPanel) add_waiting(alone ? on : waiting_units_.on);  // still in the L1 cache
   }
 
   void end_band_backward() { block_.flush_extra(grad_nodes_, size_); }
@@ -151,7 +152,7 @@ class ScalarNetwork {
 
   // Adds the weights' gradients to `gradients`, laid out as GradientLayout(0, ...).
   void add_gradients(A* gradients) {
-    add_waiting();
+    add_waiting(waiting_units_.on);
     const Perceptron<A>& network = network_;
     const GradientLayout at = gradient_layout(0, network.in, network.hidden, 1);
     const A *sums = sum_all_lanes<A>(mask_sum_, hidden_ * size_),
@@ -179,10 +180,9 @@ class ScalarNetwork {
     for (int64_t k = 0; k < size_; ++k) product[k] = use(where(lanes, x[k] * y[k]));
   }
 
-  // The masked sums of the pairs that wait.
-  void add_waiting() {
+  // The masked sums of the pairs that wait, whose units are `on`.
+  void add_waiting(const Bits<A>* on) {
     const V *product = product_, *grad_out = waiting_grad_;
-    const Bits<A>* on = waiting_units_.on;
     const int64_t size = size_;
     accumulate_where<A>(
         mask_sum_, mask_bias_, hidden_, size, waiting_,

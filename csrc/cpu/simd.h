@@ -123,6 +123,11 @@ ALWAYS_INLINE uint16_t load_bits(const uint16_t* from) {
   __asm__("kmovw %1, %0" : "=k"(bits) : "m"(*from));
   return bits;
 }
+// At most 32 of them, in two instructions: of a handful the C library would take longer.
+ALWAYS_INLINE void copy_bits(uint16_t* to, const uint16_t* from, int64_t count) {
+  const auto some = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+  _mm512_mask_storeu_epi16(to, some, _mm512_maskz_loadu_epi16(some, from));
+}
 // Lane by lane: word | bit where the mask has the lane; entry `index` (its low four bits) of a table of 16.
 ALWAYS_INLINE F32::U or_where(uint16_t lanes, F32::U word, F32::U bit) {
   return (F32::U)_mm512_mask_or_epi32((__m512i)word, lanes, (__m512i)word, (__m512i)bit);
@@ -162,6 +167,10 @@ ALWAYS_INLINE auto above_zero(V x) {
 template <class I>
 ALWAYS_INLINE I load_bits(const I* from) {
   return *from;
+}
+template <class I>
+ALWAYS_INLINE void copy_bits(I* to, const I* from, int64_t count) {
+  for (int64_t c = 0; c < count; ++c) to[c] = from[c];
 }
 template <class I, class V>
 ALWAYS_INLINE V select(I bits, V x) {
@@ -239,6 +248,13 @@ ALWAYS_INLINE F64::V log_lanes(F64::V x) {
   F64::V y;
   for (int l = 0; l < F64::W; ++l) y[l] = __builtin_log(x[l]);
   return y;
+}
+
+// ln(1 + x) for x in [0, 1]; the factor makes up for what rounding takes from 1 + x.
+template <class V>
+ALWAYS_INLINE V log1p_lanes(V x) {
+  const V above = (1 + x) - 1;
+  return above > 0 ? log_lanes(1 + x) * (x / above) : x;
 }
 
 ALWAYS_INLINE F32::V sqrt_lanes(F32::V x) {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/loss.h"
 #include "cuda/complete_graph.h"
+#include "cuda/loss.h"
 #include "cuda/weights.h"
 #include "cuda/workspace.h"
 

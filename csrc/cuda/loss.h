@@ -2,8 +2,8 @@
 #pragma once
 #include <cmath>
 
-#include "../problem.h"
-#include "macros.h"
+#include "core/macros.h"
+#include "problem.h"
 
 namespace l0sign {
 
