@@ -22,7 +22,7 @@ for. Each names the argument, what was expected and what came.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -243,16 +243,19 @@ def l0_sign_bag(
         )  # fmt: skip
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     _checks.network("edge", edge, edge_table.shape[-1], 1, node_table)
-    pooled, l0, l2, num_edges, _ = on_table(
+    pooled, l0, l2, num_edges, _ = call(
         ops.l0_sign_bag,
-        *looked_up(ids, values, node_table, edge_table, *message, *edge),
-        graphs.offsets,
-        graphs.size,
-        _checks.seed(seed, ids.device),
-        _checks.aggregation(aggr),
-        *_checks.gate_options(temperature, limits),
-        sparse,
-        l2_penalty,
+        (
+            *looked_up(ids, values, node_table, edge_table, *message, *edge),
+            graphs.offsets,
+            graphs.size,
+            _checks.seed(seed, ids.device),
+            _checks.aggregation(aggr),
+            *_checks.gate_options(temperature, limits),
+            sparse,
+            l2_penalty,
+        ),
+        partial(_checks.rows_of, ids, node_table),
     )
     return BagOutput(pooled, l0, l2 if l2_penalty else None, num_edges)
 
@@ -278,14 +281,17 @@ def sign_bag(
             aggr=aggr, l2_penalty=l2_penalty, sparse=sparse, layer=partial(complete_sign, backend=backend),
         )  # fmt: skip
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
-    pooled, l2 = on_table(
+    pooled, l2 = call(
         ops.sign_bag,
-        *looked_up(ids, values, node_table, *message),
-        graphs.offsets,
-        graphs.size,
-        _checks.aggregation(aggr),
-        sparse,
-        l2_penalty,
+        (
+            *looked_up(ids, values, node_table, *message),
+            graphs.offsets,
+            graphs.size,
+            _checks.aggregation(aggr),
+            sparse,
+            l2_penalty,
+        ),
+        partial(_checks.rows_of, ids, node_table),
     )
     report = reference.ungated_report(graphs.bounds(ids.device), l2.dtype, l2 if l2_penalty else None)
     return BagOutput(pooled, *report)
@@ -407,15 +413,17 @@ def looked_up(ids: Tensor, values: Tensor | None, table: Tensor, *others: Tensor
     return [ids.flatten().contiguous(), x, *_contiguous(table, *others)]
 
 
-def on_table(operator: Callable[..., Any], *args: Any) -> Any:
-    """Call an operator, which looks at the ids; where it refuses them, the error is that of the checks."""
+def call(operator: Callable[..., Any], args: Sequence[Any], check: Callable[[], None]) -> Any:
+    """Call an operator that looks at contents; where it refuses them, ``check`` raises the error instead."""
     try:
         return operator(*args)
     except RuntimeError as error:
         refused = error
-    ids, _, table = args[:3]
-    _checks.rows_of(ids, table)
-    raise refused
+    try:
+        check()
+        raise refused
+    finally:
+        del refused  # its traceback holds this frame, and so the caller's tensors
 
 
 def _contiguous(*tensors: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple
 
 from . import _checks
 from . import risk as risks
-from .layers import L0SIGNLayer, member
+from .layers import PLAIN, L0SIGNLayer, member
 from .objective import Loss, empirical_risk
 from .reference import BagOutput, mean_rows, scale_rows
 from .rows import large_pages, lookup
@@ -295,6 +295,9 @@ class L0SIGN(nn.Module):
     def extra_repr(self) -> str:
         """What print() shows beside the modules."""
         return f"iterations={self.iterations}, dropout={self.dropout:g}"
+
+
+PLAIN.add(L0SIGN)
 
 
 def _embedding(num_embeddings: int, dim: int) -> nn.Embedding:

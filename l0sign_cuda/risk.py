@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import _checks, functional, ops
@@ -46,7 +47,7 @@ def fuses(
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and member(layer, "edge") is not None
-        and type(layer).bag is L0SIGNLayer.bag
+        and getattr(type(layer), "bag", None) is L0SIGNLayer.bag
         and type(head) is nn.Linear
         and "forward" not in vars(head)
         and head.out_features == 1
@@ -95,7 +96,8 @@ def fused(
     _checks.require("head.weight", head_weight, dtype, device, (1, d))
     if head_bias is not None:
         _checks.require("head.bias", head_bias, dtype, device, (1,))
-    check_target(loss, target, (graphs.num_graphs,), device, read=False)
+    # The operator looks at ids and targets, but at targets of another type only after they were rounded.
+    check_target(loss, target, (graphs.num_graphs,), device, read=target.dtype != dtype)
     arguments = (
         *functional.looked_up(ids, values, node_table, edge_table, *message, *edge, head_weight),
         head_bias,
@@ -110,13 +112,13 @@ def fused(
         (model.sparse if gives_sparse(node_table, edge_table) else node_table.is_cpu),
         _LOSSES.index(loss),
     )
-    try:  # the operator looks at ids and targets
-        result: tuple[Tensor, ...] = functional.on_table(_Risk.apply, *arguments)
-        return result
-    except RuntimeError as error:
-        refused = error
-    check_target(loss, target, (graphs.num_graphs,), device)
-    raise refused
+
+    def check() -> None:
+        _checks.rows_of(ids, node_table)
+        check_target(loss, target, (graphs.num_graphs,), device)
+
+    result: tuple[Tensor, ...] = functional.call(_Risk.apply, arguments, check)
+    return result
 
 
 def _weights(weight: float | Tensor, num_graphs: int, like: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ class _Risk(torch.autograd.Function):
         if gradients is None or torch.is_grad_enabled():
             gradients = ops.l0_sign_risk(*ops.kept_by(ctx))[4:]
         rows, *gradients = gradients
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # is_grads_batched
+        batched = functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
         if batched or grad.requires_grad or not grad.is_cpu or grad.item() != 1:  # nobody waits for a GPU
             gradients = [g * grad for g in gradients] if batched else torch._foreach_mul(gradients, grad)
         *_, sparse, _ = ctx.options

@@ -155,3 +155,33 @@ def test_dtypes(dtype, backend, device):
     assert output.l0_penalty.dtype == output.l2_penalty.dtype == wide
     output.nodes.float().sum().backward()
     assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in layer.parameters())
+
+
+class Doubled(torch.nn.Linear):
+    """A module with a way of its own to its weight, as parametrized ones have it."""
+
+    @property
+    def weight(self):
+        return 2 * self._parameters["weight"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("way", ["property", "attribute", "parametrized", "scripted"])
+def test_weights_are_those_that_the_modules_show(way, backend):
+    layer, inputs = make_layer(backend).eval(), make_inputs()
+    expected = copy.deepcopy(layer)
+    hidden = layer.message.hidden
+    if way == "scripted":
+        layer.message.hidden = torch.jit.script(hidden)
+    else:
+        with torch.no_grad():
+            expected.message.hidden.weight.mul_(2)
+    if way == "property":
+        hidden.__class__ = Doubled
+    elif way == "attribute":
+        vars(hidden)["weight"] = 2 * hidden.weight.detach()
+    elif way == "parametrized":
+        double = torch.nn.Module()
+        double.forward = lambda weight: 2 * weight
+        torch.nn.utils.parametrize.register_parametrization(hidden, "weight", double)
+    assert_same(layer(*inputs), expected(*inputs))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -212,6 +214,40 @@ def test_many_gradients_at_a_time():
     grads = torch.autograd.grad(risk, list(model.parameters()), factors, is_grads_batched=True)
     for grad, once in zip(grads, expected.values(), strict=True):
         torch.testing.assert_close(grad, torch.stack([once, -3 * once]))
+
+
+def test_gradients_under_vmap():
+    model, batch = make_model(), make_batch((6, 4))
+    expected = by_risk(model, batch)[2]
+    risk, params = model.risk(*batch[:2], seed=5).risk, list(model.parameters())
+    factors = torch.tensor([1.0, -3.0], dtype=torch.float64)
+    grads = torch.vmap(lambda factor: torch.autograd.grad(risk, params, factor, retain_graph=True))(factors)
+    for grad, once in zip(grads, expected.values(), strict=True):
+        torch.testing.assert_close(grad, torch.stack([once, -3 * once]))
+
+
+def test_targets_are_looked_at_before_they_are_rounded():
+    model = make_model(dtype=torch.float32)
+    ids, target, *_ = make_batch((6, 4))
+    target[0] = 1 + 1e-9
+    with pytest.raises(ValueError, match=r"target: expected values in 0\.\.1"):
+        model.risk(ids, target)
+
+
+def test_a_refused_batch_is_freed():
+    """At once, and not when the garbage collector comes."""
+    model, batch = make_model(), make_batch((6, 4))
+    batch[0][0, 0] = FEATURES
+    ids = weakref.ref(batch[0])
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(IndexError, match="ids"):
+            model.risk(*batch[:2])
+        del batch
+        assert ids() is None
+    finally:
+        gc.enable()
 
 
 def test_gradients_are_of_the_weights_at_the_call():

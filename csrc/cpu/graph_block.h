@@ -94,7 +94,6 @@ struct GraphBlock {
         for (int64_t k = 0; k < size; ++k) to[k] = present(slot) ? to[k] : V{};
       scale(slot, values, to, stride);
     }
-    clear(to, stride);
   }
 
   // Asks for the rows that `next` will load, if they leave room for what this block works on.

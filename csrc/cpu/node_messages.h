@@ -139,7 +139,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
     clear(gate_sum_, block_.all);
   }
 
-  // Whether the pairs of a chunk share node i, whose sums then stay in registers.
+  // Whether the pairs of a chunk share their left end, whose sums then stay in registers.
   template <int C>
   ALWAYS_INLINE bool same_left(int64_t first) const {
     const int* pair = gates_.open.pair + first;

@@ -42,7 +42,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
     if (!present_) return;
     for_chunks<A>(gates_.open.count, [&](auto size, int64_t first)
                                          LAMBDA_INLINE { forward_chunk<decltype(size)::value>(first); });
-    if (block_.count == kPanel) add_sums();
+    if (block_.count == kPanel) add_sums();  // else it is the last of its band or block
   }
 
   void end_band_forward() { add_sums(); }
@@ -148,7 +148,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
     weight_sum_ = V{};
   }
 
-  // w_ij / g_ij of a pair, the c-th of a chunk.
+  // w_ij / g_ij of a pair.
   ALWAYS_INLINE V share(int pair) const {
     return alpha_[block_.left[pair]] + block_.right_part(pair, alpha_[block_.right_sum[pair]]);
   }

@@ -145,7 +145,7 @@ struct Plan {
     for (int64_t first = 0; first < graphs.count; first += W) {
       const int64_t lanes = std::min(W, graphs.count - first);
       const int64_t nodes = node_count(graphs, order[first + lanes - 1]);
-      // Costs in vectors of pairs. Lanes over nodes also add up the lanes after each row.
+      // Costs in vectors of pairs. Lanes over nodes also add up the lanes after each band of rows.
       int64_t over_graphs = pair_count(nodes), over_nodes = 0;
       if (nodes * slot_bytes > kCacheBytes) over_graphs += over_graphs / 2;
       for (int64_t l = 0; l < lanes; ++l)
