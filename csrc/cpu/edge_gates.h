@@ -99,8 +99,8 @@ class EdgeGates {
     return divisor > 0 ? 1 / divisor : V{};
   }
 
-  // alpha_i = x_i scale_i / n of the slots: node i's share in the pooled sum; nothing
-  // of the slot that swallows other ends of self-pairs.
+  // alpha_i = x_i scale_i / n of the slots: node i's share in the pooled sum; nothing of the slot
+  // that swallows other ends of self-pairs.
   void find_alpha(V* alpha) const {
     const V nodes = __builtin_convertvector(block_.lane_nodes, V);
     for (int64_t slot = 0; slot < block_.slots; ++slot)
