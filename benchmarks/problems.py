@@ -115,17 +115,17 @@ def gflop(shape: Shape, mode: str, open_pairs: float, pooled: bool = False) -> f
     """The least work of the floating-point multiply-add units, in 1e9 operations (an FMA counts as 2).
 
     Counted are multiplications, additions and FMAs of the formulation that the fused kernels use: the second
-    layer of the messages once a node, each pair once, closed pairs without a message, the layer's backward
-    computing the hidden units again. A masked addition counts as one of them, although some processors add on
-    other units at the same time, and a sum of four units that is looked up as one addition, although some
-    kernels make all four. Comparisons (relu, clamp), exponentials, random bits and data movement are not
-    counted, so that this is a lower bound. With K = d + Hd (message) and Ke = b + He b + He (edge), in lanes
-    of one multiply-add:
+    layer of the messages once a node, each pair once, closed pairs without a message, and nothing that the
+    forward found computed again (beyond 30 MiB of it, something is). A masked addition counts as one of them,
+    although some processors add on other units at the same time, and a sum of four units that is looked up as
+    one addition, although some kernels make all four. Comparisons (relu, clamp), exponentials, random bits
+    and data movement are not counted, so that this is a lower bound. With K = d + Hd (message) and
+    Ke = b + He b + He (edge), in lanes of one multiply-add:
 
     - forward, a pair: Ke, and if open K + 2H (g relu(.) added to both ends); a node: Hd + d;
     - inference: the same, with a dot product of H instead of 2H and no second layer (it is in the head);
-    - backward, a pair: Ke + Be with Be = He b + He + He b / 4 + 4b (sums of the first layer's gradient, those
-      looked up, both ends), and if open K + 2 Hd + 6H + 3d; a node: 2 Hd + d.
+    - backward, a pair: Be = He b + He + He b / 4 + 4b (sums of the first layer's gradient, those looked up,
+      both ends), and if open 2 Hd + 4H + 5d; a node: 2 Hd + d.
 
     Pooled, as in the model with its head, message and edge network have one output each, and what the forward
     found is at hand in the backward:
@@ -159,8 +159,8 @@ def gflop(shape: Shape, mode: str, open_pairs: float, pooled: bool = False) -> f
     else:
         lanes = pairs * edge + open_pairs * (message + 2 * h) + nodes * (h * d + d)
     if mode == "train":
-        lanes += pairs * (edge + one_output_backward(b, he)) + nodes * (2 * h * d + d)
-        lanes += open_pairs * (message + 2 * h * d + 6 * h + 3 * d)
+        lanes += pairs * one_output_backward(b, he) + nodes * (2 * h * d + d)
+        lanes += open_pairs * (2 * h * d + 4 * h + 5 * d)
     return 2e-9 * lanes
 
 

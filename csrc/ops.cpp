@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -77,6 +78,20 @@ class Inputs {
   int32_t* degree(const Tensor& t) {
     expect_type(t, "degree", ScalarType::Int);
     return static_cast<int32_t*>(const_cast<void*>(keep(t)));
+  }
+
+  // What forward_keeping() left.
+  void kept(CompleteGraph<A>& p, const OptionalTensor& t) {
+    if (!t || t->numel() == 0 || !t->is_cpu()) return;
+    expect_type(*t, "kept", ScalarType::Byte);
+    const void* data = keep(*t);
+    p.kept_bytes = t->numel();
+    if (reinterpret_cast<uintptr_t>(data) % 64 != 0) {  // it was at another place in between
+      const Tensor aligned = empty_of(*t, {p.kept_bytes}, ScalarType::Byte);
+      std::memcpy(aligned.mutable_data_ptr(), data, p.kept_bytes);
+      data = keep(aligned);
+    }
+    p.kept = const_cast<void*>(data);  // only read
   }
 
   Graphs graphs(int64_t num_nodes, const OptionalTensor& offsets, int64_t graph_size) {
@@ -189,6 +204,21 @@ void forward(const Problem& problem, const Tensor& like) {
   cpu::forward(problem);
 }
 
+// Returns bytes for the backward, which computes less again with them: none on CUDA, or without `keep`.
+template <class A>
+Tensor forward_keeping(const CompleteGraph<A>& problem, const Tensor& like, bool keep) {
+  Tensor kept = empty_of(like, {0}, ScalarType::Byte);
+  if (!keep || !like.is_cpu()) {
+    forward(problem, like);
+    return kept;
+  }
+  cpu::forward(problem, [&](int64_t bytes) {
+    if (bytes > 0) kept = empty_of(like, {bytes}, ScalarType::Byte);
+    return kept.mutable_data_ptr();
+  });
+  return kept;
+}
+
 template <class Problem>
 void backward(const Problem& problem, const Tensor& like) {
 #ifdef L0SIGN_HAVE_CUDA
@@ -210,6 +240,7 @@ void risk(const CompleteGraph<A>& problem, const Risk<A>& head, const Tensor& li
 // ---- Results and gradients of the operators on all pairs ----
 
 using Results2 = std::tuple<Tensor, Tensor>;
+using Results3 = std::tuple<Tensor, Tensor, Tensor>;
 using Results5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results11 =
@@ -237,10 +268,10 @@ Results2 out_and_l2(CompleteGraph<A>& p, const Tensor& like, bool l2) {
 }
 
 template <class A>
-Results2 forward_ungated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
+Results3 forward_ungated(CompleteGraph<A>& p, const Tensor& like, bool l2, bool keep) {
   const auto [out, l2_sum] = out_and_l2(p, like, l2);
-  forward(p, like);
-  return {as(out, like), l2_sum};
+  const Tensor kept = forward_keeping(p, like, keep);
+  return {as(out, like), l2_sum, kept};
 }
 
 // What gates tell of the graphs [G], and, where it is needed, of the nodes [N].
@@ -261,11 +292,11 @@ GateResults gate_results(CompleteGraph<A>& p, const Tensor& like) {
 }
 
 template <class A>
-Results5 forward_gated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
+Results6 forward_gated(CompleteGraph<A>& p, const Tensor& like, bool l2, bool keep) {
   const auto [out, l2_sum] = out_and_l2(p, like, l2);
   const auto [l0, num_edges, degree] = gate_results(p, like);
-  forward(p, like);
-  return {as(out, like), l0, l2_sum, num_edges, degree};
+  const Tensor kept = forward_keeping(p, like, keep);
+  return {as(out, like), l0, l2_sum, num_edges, degree, kept};
 }
 
 // The gradients of a network: of its weights, and of the rows whose products go in.
@@ -346,17 +377,17 @@ CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor&
   return p;
 }
 
-Results5 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1, const Tensor& mb1,
+Results6 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1, const Tensor& mb1,
                  const Tensor& mw2, const Tensor& mb2, const Tensor& ew1, const Tensor& eb1,
                  const Tensor& ew2, const Tensor& eb2, const OptionalTensor& offsets, int64_t graph_size,
                  const OptionalTensor& seed, int64_t aggr, double temperature, double gamma, double zeta,
-                 bool l2) {
-  return by_type(nodes, [&](auto type) -> Results5 {
+                 bool l2, bool keep) {
+  return by_type(nodes, [&](auto type) -> Results6 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = gated_problem(in, nodes, edge_nodes, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2, offsets,
                                        graph_size, seed, aggr, temperature, gamma, zeta);
-    return forward_gated(p, nodes, l2);
+    return forward_gated(p, nodes, l2, keep);
   });
 }
 
@@ -365,13 +396,14 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
                            const Tensor& mw1, const Tensor& mb1, const Tensor& mw2, const Tensor& mb2,
                            const Tensor& ew1, const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
                            const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
-                           int64_t aggr, double temperature, double gamma, double zeta,
-                           const Tensor& degree) {
+                           int64_t aggr, double temperature, double gamma, double zeta, const Tensor& degree,
+                           const OptionalTensor& kept) {
   return by_type(nodes, [&](auto type) -> Results10 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = gated_problem(in, nodes, edge_nodes, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2, offsets,
                                        graph_size, seed, aggr, temperature, gamma, zeta);
+    in.kept(p, kept);
     const auto [grad_nodes, message] = message_gradients(in, p, nodes, grad_out, grad_l2);
     const auto [grad_edge_nodes, edge] = edge_gradients(in, p, nodes, grad_l0, degree);
     backward(p, nodes);
@@ -422,19 +454,19 @@ CompleteGraph<A> gated_bag_problem(Inputs<A>& in, const Tensor& ids, const Optio
   return p;
 }
 
-Results5 l0_sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
+Results6 l0_sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
                      const Tensor& edge_table, const Tensor& mw1, const Tensor& mb1, const Tensor& mw2,
                      const Tensor& mb2, const Tensor& ew1, const Tensor& eb1, const Tensor& ew2,
                      const Tensor& eb2, const OptionalTensor& offsets, int64_t graph_size,
                      const OptionalTensor& seed, int64_t aggr, double temperature, double gamma, double zeta,
-                     bool, bool l2) {
-  return by_type(node_table, [&](auto type) -> Results5 {
+                     bool, bool l2, bool keep) {
+  return by_type(node_table, [&](auto type) -> Results6 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
         gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
                           offsets, graph_size, seed, aggr, temperature, gamma, zeta);
-    return forward_gated(p, node_table, l2);
+    return forward_gated(p, node_table, l2, keep);
   });
 }
 
@@ -445,13 +477,14 @@ Results11 l0_sign_bag_backward(const OptionalTensor& grad_pooled, const Optional
                                const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
                                const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
                                int64_t aggr, double temperature, double gamma, double zeta, bool sparse,
-                               const Tensor& degree) {
+                               const Tensor& degree, const OptionalTensor& kept) {
   return by_type(node_table, [&](auto type) -> Results11 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
         gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
                           offsets, graph_size, seed, aggr, temperature, gamma, zeta);
+    in.kept(p, kept);
     const auto [grad_nodes, message] = message_gradients(in, p, node_table, grad_pooled, grad_l2);
     const auto [grad_edge_nodes, edge] = edge_gradients(in, p, node_table, grad_l0, degree);
     backward(p, node_table);
@@ -557,27 +590,29 @@ CompleteGraph<A> ungated_bag_problem(Inputs<A>& in, const Tensor& ids, const Opt
   return p;
 }
 
-Results2 sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table, const Tensor& w1,
+Results3 sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table, const Tensor& w1,
                   const Tensor& b1, const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
-                  int64_t graph_size, int64_t aggr, bool, bool l2) {
-  return by_type(node_table, [&](auto type) -> Results2 {
+                  int64_t graph_size, int64_t aggr, bool, bool l2, bool keep) {
+  return by_type(node_table, [&](auto type) -> Results3 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
         ungated_bag_problem(in, ids, values, node_table, w1, b1, w2, b2, offsets, graph_size, aggr);
-    return forward_ungated(p, node_table, l2);
+    return forward_ungated(p, node_table, l2, keep);
   });
 }
 
 Results6 sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTensor& grad_l2,
                            const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
                            const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
-                           const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool sparse) {
+                           const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool sparse,
+                           const OptionalTensor& kept) {
   return by_type(node_table, [&](auto type) -> Results6 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
         ungated_bag_problem(in, ids, values, node_table, w1, b1, w2, b2, offsets, graph_size, aggr);
+    in.kept(p, kept);
     const auto [grad_nodes, message] = message_gradients(in, p, node_table, grad_pooled, grad_l2);
     backward(p, node_table);
     const RowSums tables(torch::stable::contiguous(ids), p.num_rows, sparse);
@@ -603,23 +638,25 @@ CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tenso
   return p;
 }
 
-Results2 sign(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
-              const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool l2) {
-  return by_type(nodes, [&](auto type) -> Results2 {
+Results3 sign(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+              const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool l2, bool keep) {
+  return by_type(nodes, [&](auto type) -> Results3 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = ungated_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, aggr);
-    return forward_ungated(p, nodes, l2);
+    return forward_ungated(p, nodes, l2, keep);
   });
 }
 
 Results5 sign_backward(const OptionalTensor& grad_out, const OptionalTensor& grad_l2, const Tensor& nodes,
                        const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
-                       const OptionalTensor& offsets, int64_t graph_size, int64_t aggr) {
+                       const OptionalTensor& offsets, int64_t graph_size, int64_t aggr,
+                       const OptionalTensor& kept) {
   return by_type(nodes, [&](auto type) -> Results5 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = ungated_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, aggr);
+    in.kept(p, kept);
     const auto [grad_nodes, message] = message_gradients(in, p, nodes, grad_out, grad_l2);
     backward(p, nodes);
     return {as(grad_nodes, nodes), as(message.hidden_weight, nodes), as(message.hidden_bias, nodes),
@@ -800,34 +837,40 @@ Tensor gate_noise(const Tensor& seed, const OptionalTensor& offsets, int64_t gra
 STABLE_TORCH_LIBRARY(l0sign_cuda, m) {
   m.def("l0_sign(Tensor nodes, Tensor edge_nodes, " MESSAGE ", " EDGE ", " GRAPHS
         ", Tensor? seed, int aggr, " GATE
-        ", bool l2) -> (Tensor out, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree)");
+        ", bool l2, bool keep=False) -> (Tensor out, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree, "
+        "Tensor kept)");
   m.def(
       "l0_sign_backward(Tensor? grad_out, Tensor? grad_l0, Tensor? grad_l2, Tensor nodes, Tensor "
       "edge_nodes, " MESSAGE ", " EDGE ", " GRAPHS ", Tensor? seed, int aggr, " GATE
-      ", Tensor degree) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      ", Tensor degree, Tensor? kept=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, "
+      "Tensor, Tensor)");
   m.def("l0_sign_bag(Tensor ids, Tensor? values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE
         ", " GRAPHS ", Tensor? seed, int aggr, " GATE
-        ", bool sparse, bool l2) -> (Tensor pooled, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree)");
+        ", bool sparse, bool l2, bool keep=False) -> (Tensor pooled, Tensor l0, Tensor l2, Tensor num_edges, "
+        "Tensor degree, Tensor kept)");
   m.def(
       "l0_sign_bag_backward(Tensor? grad_pooled, Tensor? grad_l0, Tensor? grad_l2, Tensor ids, Tensor? "
       "values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE ", " GRAPHS
       ", Tensor? seed, int aggr, " GATE
-      ", bool sparse, Tensor degree) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, Tensor, Tensor, Tensor)");
+      ", bool sparse, Tensor degree, Tensor? kept=None) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("l0_sign_risk(Tensor ids, Tensor? values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE
         ", Tensor head_weight, Tensor? head_bias, Tensor target, Tensor l0_weight, " GRAPHS
         ", Tensor? seed, int aggr, " GATE
         ", bool sparse, int loss) -> (Tensor risk, Tensor logits, Tensor l0, Tensor num_edges, Tensor rows, "
         "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign_bag(Tensor ids, Tensor? values, Tensor node_table, " MESSAGE ", " GRAPHS
-        ", int aggr, bool sparse, bool l2) -> (Tensor pooled, Tensor l2)");
+        ", int aggr, bool sparse, bool l2, bool keep=False) -> (Tensor pooled, Tensor l2, Tensor kept)");
   m.def(
       "sign_bag_backward(Tensor? grad_pooled, Tensor? grad_l2, Tensor ids, Tensor? values, Tensor "
       "node_table, " MESSAGE ", " GRAPHS
-      ", int aggr, bool sparse) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("sign(Tensor nodes, " MESSAGE ", " GRAPHS ", int aggr, bool l2) -> (Tensor out, Tensor l2)");
+      ", int aggr, bool sparse, Tensor? kept=None) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("sign(Tensor nodes, " MESSAGE ", " GRAPHS
+        ", int aggr, bool l2, bool keep=False) -> (Tensor out, Tensor l2, Tensor kept)");
   m.def("sign_backward(Tensor? grad_out, Tensor? grad_l2, Tensor nodes, " MESSAGE ", " GRAPHS
-        ", int aggr) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+        ", int aggr, Tensor? kept=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign_edges(Tensor nodes, " MESSAGE ", " GRAPHS
         ", Tensor edge_index, Tensor? edge_weight, int aggr) -> Tensor");
   m.def("sign_edges_backward(Tensor grad_out, Tensor nodes, " MESSAGE ", " GRAPHS

@@ -80,6 +80,10 @@ struct CompleteGraph {
   A* grad_edge_nodes;    // [N, b]
   PerceptronGrad<A> grad_message, grad_edge;
 
+  // What the forward left for the backward, or null: then this computes it again. CPU only.
+  void* kept;
+  int64_t kept_bytes;
+
   int64_t num_pairs;  // P, where gates or logits are wanted on CUDA; pair_offsets are made there
   bool tf32;          // CUDA may round factors to tf32
   HalfType half;      // the type that its tensors had: CUDA may round factors to it

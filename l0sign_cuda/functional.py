@@ -93,7 +93,7 @@ def l0_sign(
     _checks.edge_nodes(edge_nodes, nodes)
     _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
     _checks.network("edge", edge, edge_nodes.shape[-1], 1, nodes)
-    out, l0, l2, num_edges, _ = ops.l0_sign(
+    out, l0, l2, num_edges, *_ = ops.l0_sign(
         *_contiguous(nodes, edge_nodes, *message, *edge),
         graphs.offsets,
         graphs.size,
@@ -175,7 +175,7 @@ def complete_sign(
         return reference.complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
     graphs = _checks.nodes("nodes", nodes, offsets)
     _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
-    out, l2 = ops.sign(
+    out, l2, _ = ops.sign(
         *_contiguous(nodes, *message), graphs.offsets, graphs.size, _checks.aggregation(aggr), l2_penalty
     )
     report = reference.ungated_report(graphs.bounds(nodes.device), l2.dtype, l2 if l2_penalty else None)
@@ -243,7 +243,7 @@ def l0_sign_bag(
         )  # fmt: skip
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
     _checks.network("edge", edge, edge_table.shape[-1], 1, node_table)
-    pooled, l0, l2, num_edges, _ = call(
+    pooled, l0, l2, num_edges, *_ = call(
         ops.l0_sign_bag,
         (
             *looked_up(ids, values, node_table, edge_table, *message, *edge),
@@ -281,7 +281,7 @@ def sign_bag(
             aggr=aggr, l2_penalty=l2_penalty, sparse=sparse, layer=partial(complete_sign, backend=backend),
         )  # fmt: skip
     _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
-    pooled, l2 = call(
+    pooled, l2, _ = call(
         ops.sign_bag,
         (
             *looked_up(ids, values, node_table, *message),

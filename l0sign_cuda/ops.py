@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _extension
+from . import _checks, _extension
 from . import rows as rows_of_tables
 
 
@@ -27,8 +27,10 @@ class Operator:
     ``backward`` is called with the gradients of the first ``outputs`` outputs (None where there is none),
     the first ``inputs`` inputs and the outputs ``extra``; it returns the gradients of the inputs ``wrt``.
     Without one there is no derivative. ``flag`` is the input that says whether the last of the differentiable
-    outputs is there, or left empty. ``tables`` are inputs whose gradients are sparse where the input
-    ``sparse`` says so: of the rows that the backward operator returns before all gradients.
+    outputs is there, or left empty. With ``keeps`` one input follows that, whether the last output holds what
+    saves the backward work; that output is not among those of ``fake``. ``tables`` are inputs whose gradients
+    are sparse where the input ``sparse`` says so: of the rows that the backward operator returns before all
+    gradients.
     """
 
     def __init__(
@@ -42,13 +44,14 @@ class Operator:
         outputs: int = 1,
         extra: Sequence[int] = (),
         flag: int | None = None,
+        keeps: bool = False,
         tables: Sequence[int] = (),
         sparse: int = -1,
     ) -> None:
         self.name = name
         self._fake, self._backward = fake, backward
         self._wrt, self._inputs, self._outputs, self._extra = wrt, inputs, outputs, extra
-        self._flag, self._tables, self._sparse = flag, tables, sparse
+        self._flag, self._keeps, self._tables, self._sparse = flag, keeps, tables, sparse
         self._op: Any = None
         self.on_cuda = False
         function = (torch.autograd.Function,)
@@ -91,16 +94,24 @@ class Operator:
         qualname = f"l0sign_cuda::{self.name}"
         self._op = getattr(torch.ops.l0sign_cuda, self.name).default
         self.on_cuda = self.name in _extension.cuda_operators()
-        torch.library.register_fake(qualname, self._fake)
+        torch.library.register_fake(qualname, self._fake_keeping if self._keeps else self._fake)
         torch.library.register_vmap(qualname, self._vmap)
         torch.library.register_autograd(qualname, self._differentiate, setup_context=self._setup)
+
+    def _fake_keeping(self, *args: Any) -> tuple[Tensor, ...]:
+        assert self._flag is not None
+        given, keep = args[: self._flag + 1], args[self._flag + 1 :] == (True,)
+        outputs = self._fake(*given)
+        size = torch.library.get_ctx().new_dynamic_size() if keep else 0
+        return (*outputs, outputs[0].new_empty(size, dtype=torch.uint8))
 
     def _below_autograd(self, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return self._op(*args)
 
     def _forward(self, ctx: Any, *args: Any) -> Any:
-        output = self._below_autograd(*args)
+        keep = self._keeps and any(ctx.needs_input_grad) and _checks.readable(args[0])
+        output = self._below_autograd(*args, True) if keep else self._below_autograd(*args)
         self._setup(ctx, args, output)
         return output
 
@@ -290,25 +301,28 @@ def _fake_gate_noise(
 
 l0_sign_backward = Operator("l0_sign_backward", _gradients(*range(3, 13)))
 l0_sign = Operator(
-    "l0_sign", _fake_l0_sign, l0_sign_backward, wrt=range(10), inputs=17, outputs=3, extra=(4,), flag=17
-)
+    "l0_sign", _fake_l0_sign, l0_sign_backward, wrt=range(10), inputs=17, outputs=3, extra=(4, 5), flag=17,
+    keeps=True,
+)  # fmt: skip
 
 l0_sign_bag_backward = Operator("l0_sign_bag_backward", _bag_gradients(3, (5, 6), range(7, 15), 22))
 l0_sign_bag = Operator(
     "l0_sign_bag", _fake_l0_sign_bag, l0_sign_bag_backward, wrt=range(2, 12), inputs=20, outputs=3,
-    extra=(4,), flag=20, tables=(2, 3), sparse=19,
+    extra=(4, 5), flag=20, keeps=True, tables=(2, 3), sparse=19,
 )  # fmt: skip
 
 l0_sign_risk = Operator("l0_sign_risk", _fake_l0_sign_risk)
 
 sign_bag_backward = Operator("sign_bag_backward", _bag_gradients(2, (4,), range(5, 9), 12))
 sign_bag = Operator(
-    "sign_bag", _fake_sign_bag, sign_bag_backward, wrt=range(2, 7), inputs=11, outputs=2, flag=11,
-    tables=(2,), sparse=10,
+    "sign_bag", _fake_sign_bag, sign_bag_backward, wrt=range(2, 7), inputs=11, outputs=2, extra=(2,), flag=11,
+    keeps=True, tables=(2,), sparse=10,
 )  # fmt: skip
 
 sign_backward = Operator("sign_backward", _gradients(*range(2, 7)))
-sign = Operator("sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2, flag=8)
+sign = Operator(
+    "sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2, extra=(2,), flag=8, keeps=True
+)
 
 sign_edges_backward = Operator("sign_edges_backward", _fake_edges_backward)
 sign_edges = Operator(

@@ -48,6 +48,11 @@ ALWAYS_INLINE void clear(V* v, int64_t count) {
   for (int64_t k = 0; k < count; ++k) v[k] = V{};
 }
 
+template <class V>
+ALWAYS_INLINE void copy(V* to, const V* from, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) to[k] = from[k];
+}
+
 // The sums over the lanes of each of `count` vectors, in their own memory.
 template <class A>
 const A* sum_all_lanes(typename Simd<A>::V* v, int64_t count) {

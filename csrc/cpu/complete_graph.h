@@ -13,17 +13,18 @@ class CompleteGraphKernel {
       : problem_(problem),
         arena_{static_cast<V*>(memory)},
         block_(problem.graphs),
+        kept_(problem),
         gates_(problem, weights, block_, arena_, slots, backward),
-        messages_(problem, weights, block_, gates_, arena_, slots, backward) {}
+        messages_(problem, weights, block_, gates_, kept_, arena_, slots, backward) {}
 
   int64_t scratch_vectors() const { return arena_.used; }
 
   void forward(const Block& block) {
-    block_.begin(block);
+    begin(block);
     gates_.begin_forward();
     messages_.begin_forward();
     block_.for_panels([&] { gates_.begin_band(), messages_.begin_band_forward(); },
-                      [&] { gates_.forward(), messages_.forward(); },
+                      [&] { gates_.forward(kept_), messages_.forward(), kept_.next_panel(); },
                       [&] { gates_.end_band_forward(), messages_.end_band_forward(); });
     gates_.end_forward();
     messages_.end_forward();
@@ -40,11 +41,16 @@ class CompleteGraphKernel {
   void begin_gradients() { gates_.begin_gradients(), messages_.begin_gradients(); }
 
   void backward(const Block& block) {
-    block_.begin(block);
+    begin(block);
     gates_.begin_backward();
     messages_.begin_backward();
     block_.for_panels([&] { gates_.begin_band(), messages_.begin_band_backward(); },
-                      [&] { gates_.recompute(), messages_.backward(), gates_.backward(); },
+                      [&] {
+                        gates_.find_again(kept_);
+                        messages_.backward();
+                        gates_.backward();
+                        kept_.next_panel();
+                      },
                       [&] { gates_.end_band_backward(), messages_.end_band_backward(); });
     gates_.end_backward();
     messages_.end_backward();
@@ -58,9 +64,15 @@ class CompleteGraphKernel {
   }
 
  private:
+  void begin(const Block& block) {
+    block_.begin(block);
+    kept_.begin(block, Messages<A>::kept_sums(problem_, block));
+  }
+
   const CompleteGraph<A>& problem_;
   Arena<A> arena_;
   GraphBlock<A> block_;
+  Kept<A> kept_;
   EdgeGates<A> gates_;
   Messages<A> messages_;
 };

@@ -41,8 +41,13 @@ class EdgeGates {
     open_rows_ = 0;
   }
 
-  void forward() {
-    evaluate<false>();
+  void forward(const Kept<A>& kept) {
+    if (kept && gated_) {
+      evaluate_into(kept.edge_units());
+      save(kept.gates());
+    } else {
+      evaluate<false>();
+    }
     count_open();
     if (problem_.aggregation != Aggregation::neighbor_mean) return;
     for (int64_t c = 0; c < block_.count; ++c) {
@@ -123,8 +128,11 @@ class EdgeGates {
   }
 
   // The gates again, with what `backward` needs of them.
-  void recompute() {
-    evaluate_into(gated_ ? network_.room(block_.count) : Units<A>{});
+  void find_again(const Kept<A>& kept) {
+    if (kept && gated_)
+      restore(kept.gates(), kept.edge_units());
+    else
+      evaluate_into(gated_ ? network_.room(block_.count) : Units<A>{});
     clear(grad_gate, block_.count);
   }
 
@@ -134,17 +142,25 @@ class EdgeGates {
     evaluate<true>();
   }
 
-  // What evaluate_into() made of a panel, but for the units, to memory and back.
-  static constexpr int64_t kSavedVectors = 3 * kPanel;
+  // What evaluate_into() made of a panel, but for the units, to memory and back: gates have their slopes in
+  // them.
+  static constexpr int64_t kSavedVectors = 2 * kPanel;
   void save(V* to) const {
-    for (int64_t c = 0; c < block_.count; ++c)
-      to[c] = gate[c], to[kPanel + c] = gate_slope_[c], to[2 * kPanel + c] = open_slope_[c];
+    for (int64_t c = 0; c < block_.count; ++c) to[c] = gate[c], to[kPanel + c] = open_slope_[c];
   }
   void restore(const V* from, const Units<A>& units) {
-    for (int64_t c = 0; c < block_.count; ++c)
-      gate[c] = from[c], gate_slope_[c] = from[kPanel + c], open_slope_[c] = from[2 * kPanel + c];
+    const A low = A(problem_.gate.gamma), factor = A(1 / (problem_.gate.zeta - problem_.gate.gamma));
+    for (int64_t c = 0; c < block_.count; ++c) {
+      gate[c] = from[c], open_slope_[c] = from[kPanel + c];
+      gate_slope_[c] = gate_slope((gate[c] - low) * factor, (gate[c] > 0) & (gate[c] < 1));
+    }
     units_ = units;
     find_open();
+  }
+
+  // Adds to grad_gate what is given times the gate; that of a closed one matters to nobody.
+  ALWAYS_INLINE void add_grad_times_gate(int pair, V given) {
+    grad_gate[pair] += gate[pair] != 0 ? given / gate[pair] : V{};
   }
 
   void backward() {
@@ -212,7 +228,7 @@ class EdgeGates {
   ALWAYS_INLINE void compute_gates() {
     const HardConcrete& hard = problem_.gate;
     const A span = A(hard.zeta - hard.gamma), low = A(hard.gamma);
-    const A steepness = hard.seed ? A(1 / hard.temperature) : A(1);
+    const A steepness = this->steepness();
     const A to_open = A(__builtin_pow(-hard.gamma / hard.zeta, hard.temperature));
     const int64_t count = block_.count;
     V odds[kPanel];  // e^-a
@@ -240,7 +256,7 @@ class EdgeGates {
       gate[c] = active ? at_most(splat(A(1)), relu(stretched)) : V{};
       if (!Backward) continue;
       const I inside = active & (stretched > 0) & (stretched < 1);
-      gate_slope_[c] = inside ? span * steepness * s * (1 - s) : V{};
+      gate_slope_[c] = gate_slope(s, inside);
     }
     if (Backward || problem_.l0)
       for (int64_t c = 0; c < count; ++c) {
@@ -259,6 +275,14 @@ class EdgeGates {
         store_pairs(problem_.logits, logit_[c], c);
       }
     }
+  }
+
+  A steepness() const { return problem_.gate.seed ? A(1 / problem_.gate.temperature) : A(1); }
+
+  // dg/da of the sigmoid s that is stretched.
+  ALWAYS_INLINE V gate_slope(V s, I inside) const {
+    const A span = A(problem_.gate.zeta - problem_.gate.gamma);
+    return inside ? span * steepness() * s * (1 - s) : V{};
   }
 
   void store_pairs(A* pairs, V v, int64_t c) const {

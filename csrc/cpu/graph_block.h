@@ -40,10 +40,25 @@ struct GraphBlock {
 
   explicit GraphBlock(const Graphs& of) : graphs(of) {}
 
+  static int64_t count_slots(const Block& of) {
+    return of.lanes_over_nodes ? (of.nodes + W - 1) / W : of.nodes;
+  }
+
+  // As for_panels() makes them.
+  static int64_t count_panels(const Block& of) {
+    const auto panels = [](int64_t pairs) { return (pairs + kPanel - 1) / kPanel; };
+    const int64_t slots = count_slots(of);
+    if (!of.lanes_over_nodes) return panels(pair_count(slots));
+    int64_t sum = 0;
+    for (int64_t row = 0; row < of.nodes; row += kBand)
+      sum += panels((of.nodes - row < kBand ? of.nodes - row : kBand) * (slots - row / W));
+    return sum;
+  }
+
   void begin(const Block& of) {
     block = &of;
     over_nodes = of.lanes_over_nodes;
-    slots = over_nodes ? (of.nodes + W - 1) / W : of.nodes;
+    slots = count_slots(of);
     extra = slots;
     all = slots + (over_nodes ? kBand : 1);
     uniform = true;

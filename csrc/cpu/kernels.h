@@ -20,6 +20,7 @@ struct Block {
   int64_t lanes;          // graphs in this block
   int64_t nodes;          // nodes of the largest of them
   bool lanes_over_nodes;
+  void* kept;  // where the forward leaves what the backward needs, 64-byte aligned, or null
 };
 
 // The edges order[0..count) of a list: those of the graphs that own the nodes [node_begin, node_end).
@@ -57,6 +58,7 @@ struct Kernels {
   int64_t rows;  // rows of a tile of PackedPerceptron
   bool looks_up;
   int64_t (*scratch)(const CompleteGraph<A>&, int64_t slots, bool backward);
+  int64_t (*kept)(const CompleteGraph<A>&, const Block&);  // bytes at Block::kept; 0: nothing is kept
   void (*forward)(const CompleteGraph<A>&, const PackedWeights<A>&, const Block*, int64_t count,
                   void* scratch);
   void (*backward)(const CompleteGraph<A>&, const PackedWeights<A>&, const Block*, int64_t count,

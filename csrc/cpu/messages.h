@@ -22,8 +22,8 @@ class MessageNetwork {
 
  protected:
   MessageNetwork(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, GraphBlock<A>& block,
-                 EdgeGates<A>& gates, Arena<A>& arena, int64_t slots, bool backward)
-      : problem_(problem), weights_(weights.message), block_(block), gates_(gates) {
+                 EdgeGates<A>& gates, const Kept<A>& kept, Arena<A>& arena, int64_t slots, bool backward)
+      : problem_(problem), weights_(weights.message), block_(block), gates_(gates), kept_(kept) {
     present_ = problem.nodes && (!backward || problem.grad_out || problem.grad_pooled || problem.grad_l2);
     if (!present_) return;
     d_ = padded(problem.message.in), h_ = padded(problem.message.hidden);
@@ -50,6 +50,9 @@ class MessageNetwork {
     grad_l2_ = problem_.grad_l2 ? block_.load_graph(problem_.grad_l2) : V{};
   }
 
+  // Whether the backward takes what the forward kept: the penalty's gradient needs relu(...) as a whole.
+  bool reads_kept() const { return kept_ && !problem_.grad_l2; }
+
   // x_i o x_j of the open pairs first .. first + C - 1, to product_ from vector `at` on. A closed lane has no
   // message: zero there, so that nothing can overflow.
   template <int C>
@@ -72,6 +75,17 @@ class MessageNetwork {
     multiply<A, C>(
         weights_.hidden, weights_.hidden_bias, h_, problem_.message.in,
         [&](int64_t k, int c) LAMBDA_INLINE { return product[c * d + k]; }, use);
+  }
+
+  template <int C>
+  ALWAYS_INLINE void store_on(Bits<A>* on, int64_t h0, const V (&y)[kRows][C]) {
+#pragma GCC unroll 4
+    for (int m = 0; m < kRows; ++m) {
+      Bits<A> bits[C];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) bits[c] = above_zero(y[m][c]);
+      store_bits<C>(on + unit_index<A>(h0 + m, 0), bits);
+    }
   }
 
   // For the penalty, which reads them as a whole.
@@ -142,15 +156,28 @@ class MessageNetwork {
         [&](int64_t k, int64_t c) LAMBDA_INLINE { return product[c * d + k]; });
   }
 
-  // dL/du of a chunk.
+  // Components k0 and on of dp . p, with p in product_ from vector `at` on.
   template <int C>
-  ALWAYS_INLINE void add_node_gradients(int64_t first, const V* grad_hidden) {
+  ALWAYS_INLINE void add_dot(V* dot, const V (&dp)[kRows][C], int64_t at, int64_t k0) const {
+#pragma GCC unroll 4
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) dot[c] += dp[m][c] * product_[(at + c) * d_ + k0 + m];
+  }
+
+  // dL/du of a chunk. With `dot`, adds dL/dp . p of its pairs to it.
+  template <int C>
+  ALWAYS_INLINE void add_node_gradients(int64_t first, int64_t at, const V* grad_hidden, V* dot) {
     const int64_t d = d_;
     block_.template add_to_ends<C>(
         gates_.open.pair + first, nullptr, nodes_, grad_nodes_, d, [&](auto use) LAMBDA_INLINE {
           multiply<A, C>(
               weights_.hidden_transposed, nullptr, d, problem_.message.hidden,
-              [&](int64_t h, int c) LAMBDA_INLINE { return grad_hidden[h * kWaiting + c]; }, use);
+              [&](int64_t h, int c) LAMBDA_INLINE { return grad_hidden[h * kWaiting + c]; },
+              [&](int64_t k0, V(&dp)[kRows][C]) LAMBDA_INLINE {
+                if (dot) add_dot<C>(dot, dp, at, k0);
+                use(k0, dp);
+              });
         });
   }
 
@@ -162,6 +189,7 @@ class MessageNetwork {
   const PackedPerceptron<A>& weights_;
   GraphBlock<A>& block_;
   EdgeGates<A>& gates_;
+  const Kept<A>& kept_;
   bool present_;
   int64_t d_ = 0, h_ = 0;  // padded sizes
 

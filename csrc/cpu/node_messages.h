@@ -5,13 +5,14 @@ template <class A>
 class NodeMessages : public MessageNetwork<A, 3> {
   using Base = MessageNetwork<A, 3>;
   using Base::block_, Base::d_, Base::gates_, Base::grad_hidden_, Base::grad_message_, Base::grad_nodes_,
-      Base::h_, Base::kWaiting, Base::nodes_, Base::present_, Base::problem_, Base::weights_;
+      Base::h_, Base::kept_, Base::kWaiting, Base::nodes_, Base::present_, Base::problem_, Base::weights_;
+  using Base::reads_kept;
   using typename Base::V;
 
  public:
   NodeMessages(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, GraphBlock<A>& block,
-               EdgeGates<A>& gates, Arena<A>& arena, int64_t slots, bool backward)
-      : Base(problem, weights, block, gates, arena, slots, backward) {
+               EdgeGates<A>& gates, const Kept<A>& kept, Arena<A>& arena, int64_t slots, bool backward)
+      : Base(problem, weights, block, gates, kept, arena, slots, backward) {
     if (!present_) return;
     const int64_t all = slots + GraphBlock<A>::kBand;
     hidden_sum_ = arena.take(all * h_);
@@ -20,6 +21,11 @@ class NodeMessages : public MessageNetwork<A, 3> {
     grad_out_ = arena.take(all * d_);
     grad_sum_ = arena.take(all * h_);
     grad_bias_ = arena.take(all);
+  }
+
+  // hidden_sum_ and gate_sum_ of the nodes.
+  static int64_t kept_sums(const CompleteGraph<A>& problem, const Block& block) {
+    return problem.nodes ? GraphBlock<A>::count_slots(block) * (padded(problem.message.hidden) + 1) : 0;
   }
 
   // ---- Forward ----
@@ -35,8 +41,9 @@ class NodeMessages : public MessageNetwork<A, 3> {
 
   void forward() {
     if (!present_) return;
+    Bits<A>* on = kept_ ? kept_.units_on() : nullptr;
     gates_.open.for_runs_of(block_, [&](auto size, auto diagonal, auto run, int64_t first) LAMBDA_INLINE {
-      forward_chunk<decltype(size)::value, decltype(diagonal)::value, decltype(run)::value>(first);
+      forward_chunk<decltype(size)::value, decltype(diagonal)::value, decltype(run)::value>(first, on);
     });
   }
 
@@ -46,6 +53,10 @@ class NodeMessages : public MessageNetwork<A, 3> {
 
   // v'_i = scale_i (W2 sum_j g_ij relu(...) + b2 sum_j g_ij), written over the slots of the nodes.
   void end_forward() {
+    if (kept_) {
+      copy(kept_.sums(), hidden_sum_, block_.slots * h_);
+      copy(kept_.sums() + block_.slots * h_, gate_sum_, block_.slots);
+    }
     if (problem_.l2) block_.store_graph(problem_.l2, Base::l2_.sum);
     if (!problem_.out) return;
     for_chunks<A>(block_.slots, [&](auto size, int64_t first) LAMBDA_INLINE {
@@ -81,7 +92,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
   void begin_backward() {
     Base::begin_backward();
     if (!present_) return;
-    clear_sums();
+    if (!reads_kept()) clear_sums();
     load_grad_out();
   }
 
@@ -95,38 +106,48 @@ class NodeMessages : public MessageNetwork<A, 3> {
   // Fills the gates' grad_gate.
   void backward() {
     if (!present_) return;
-    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
-      constexpr int C = decltype(size)::value;
-      if (waiting_ + C > kWaiting) add_waiting();
-      // Not by runs as in the forward: more kernels of this size are slower.
-      if (C > 1 && same_left<C>(first))
-        backward_chunk<C, decltype(diagonal)::value, true>(first);
-      else
-        backward_chunk<C, decltype(diagonal)::value, false>(first);
-      waiting_ += C;
-    });
+    if (reads_kept())
+      backward_panel<true>();
+    else
+      backward_panel<false>();
   }
 
   void end_band_backward() {
     if (!present_) return;
-    block_.flush_extra(hidden_sum_, h_), block_.flush_extra(gate_sum_, 1);
+    if (!reads_kept()) block_.flush_extra(hidden_sum_, h_), block_.flush_extra(gate_sum_, 1);
     block_.flush_extra(grad_nodes_, d_);
   }
 
   // dW2 = sum_i D_i (sum_j g_ij relu_ij)^T and db2 = sum_i D_i sum_j g_ij: once a node, not once a pair.
   void end_backward() {
     if (!present_) return;
+    const V* hidden_sum = reads_kept() ? kept_.sums() : hidden_sum_;
+    const V* gate_sum = reads_kept() ? hidden_sum + block_.slots * h_ : gate_sum_;
     accumulate_outer<A>(
         grad_message_.out_weight, nullptr, d_, h_, block_.slots,
         [&](int64_t k, int64_t slot) LAMBDA_INLINE { return grad_out_[slot * d_ + k]; },
-        [&](int64_t h, int64_t slot) LAMBDA_INLINE { return hidden_sum_[slot * h_ + h]; });
+        [&](int64_t h, int64_t slot) LAMBDA_INLINE { return hidden_sum[slot * h_ + h]; });
     for (int64_t slot = 0; slot < block_.slots; ++slot)
-      for (int64_t k = 0; k < d_; ++k)
-        grad_message_.out_bias[k] += grad_out_[slot * d_ + k] * gate_sum_[slot];
+      for (int64_t k = 0; k < d_; ++k) grad_message_.out_bias[k] += grad_out_[slot * d_ + k] * gate_sum[slot];
     Base::store_grad_nodes();
   }
 
  private:
+  // One function each: both in one are more than GCC optimizes in reasonable time.
+  template <bool Reads>
+  __attribute__((noinline)) void backward_panel() {
+    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
+      constexpr int C = decltype(size)::value, kDiagonal = decltype(diagonal)::value;
+      if (waiting_ + C > kWaiting) add_waiting();
+      // Not by runs as in the forward: more kernels of this size are slower.
+      if (C > 1 && same_left<C>(first))
+        Reads ? kept_chunk<C, kDiagonal, true>(first) : backward_chunk<C, kDiagonal, true>(first);
+      else
+        Reads ? kept_chunk<C, kDiagonal, false>(first) : backward_chunk<C, kDiagonal, false>(first);
+      waiting_ += C;
+    });
+  }
+
   // The weight gradients of the pairs that wait.
   void add_waiting() {
     if (waiting_) Base::add_weight_gradients(0, waiting_);
@@ -147,7 +168,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
   }
 
   template <int C, bool Diagonal, int R>
-  ALWAYS_INLINE void forward_chunk(int64_t first) {
+  ALWAYS_INLINE void forward_chunk(int64_t first, Bits<A>* on) {
     Base::template multiply_ends<C>(first, 0);
     const int64_t H = h_;
     const bool l2 = problem_.l2 != nullptr;
@@ -182,6 +203,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
         if (R) left[0][h0 + m] = run_sum[0];
         if (R && R < C) left[C - 1][h0 + m] = run_sum[1];
       }
+      if (on) Base::template store_on<C>(on + first, h0, y);
       if (l2) Base::template store_relu<C>(h0, y);
     });
     if (l2) Base::template add_l2<C>(first);
@@ -234,7 +256,44 @@ class NodeMessages : public MessageNetwork<A, 3> {
     });
     for (int c = 0; c < C; ++c) gates_.grad_gate[gates_.open.pair[first + c]] = grad_gate[c];
     if (l2) Base::template l2_backward<C>(first, grad_hidden);
-    Base::template add_node_gradients<C>(first, grad_hidden);
+    Base::template add_node_gradients<C>(first, waiting_, grad_hidden, nullptr);
+  }
+
+  // The same from the units that are on, without relu(...) and the sums: with both_h = (W2^T (D_i + D_j))_h,
+  //   both . relu(...) = p . W1^T m + b1 . m  with  m_h = [unit h is on] both_h,
+  // and dL/dp is W1^T m times the gate.
+  template <int C, bool Diagonal, bool SameLeft>
+  ALWAYS_INLINE void kept_chunk(int64_t first) {
+    const Bits<A>* on = kept_.units_on();
+    V* grad_hidden = grad_hidden_ + waiting_;
+    Base::template multiply_ends<C>(first, waiting_);
+    const int64_t H = h_;
+    const typename GraphBlock<A>::template RightPart<C, Diagonal> right_part(block_,
+                                                                             gates_.open.pair + first);
+    V gate[C], dot[C];
+    const V *left_grad[C], *right_grad[C];
+    for (int c = 0; c < C; ++c) {
+      const int pair = gates_.open.pair[first + c];
+      const int64_t i = block_.left[pair], j = block_.right_sum[pair];
+      gate[c] = gates_.gate[pair];
+      left_grad[c] = grad_sum_ + i * H, right_grad[c] = grad_sum_ + j * H;
+      gates_.grad_gate[pair] = grad_bias_[i] + right_part(c, grad_bias_[j]);
+      dot[c] = V{};
+    }
+    const A* bias = weights_.hidden_bias;
+    for (int64_t h = 0; h < H; ++h) {
+      const V shared_grad = left_grad[0][h], b = splat(bias[h]);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        const V of_left = SameLeft ? shared_grad : left_grad[c][h];
+        const V both = of_left + right_part(c, right_grad[c][h]);
+        const V m = select(load_bits(on + unit_index<A>(h, first + c)), gate[c] * both);
+        dot[c] += m * b;
+        grad_hidden[h * kWaiting + c] = m;
+      }
+    }
+    Base::template add_node_gradients<C>(first, waiting_, grad_hidden, dot);
+    for (int c = 0; c < C; ++c) gates_.add_grad_times_gate(gates_.open.pair[first + c], dot[c]);
   }
 
   // D_i = scale_i dL/dv'_i, and what every pair of node i needs of it: W2^T D_i and b2 . D_i.

@@ -9,13 +9,15 @@ template <class A>
 class PooledMessages : public MessageNetwork<A, 1> {
   using Base = MessageNetwork<A, 1>;
   using Base::block_, Base::d_, Base::gates_, Base::grad_hidden_, Base::grad_message_, Base::grad_nodes_,
-      Base::h_, Base::kPanel, Base::nodes_, Base::present_, Base::problem_, Base::product_, Base::weights_;
+      Base::h_, Base::kept_, Base::kPanel, Base::nodes_, Base::present_, Base::problem_, Base::product_,
+      Base::weights_;
+  using Base::reads_kept;
   using typename Base::V;
 
  public:
   PooledMessages(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, GraphBlock<A>& block,
-                 EdgeGates<A>& gates, Arena<A>& arena, int64_t slots, bool backward)
-      : Base(problem, weights, block, gates, arena, slots, backward) {
+                 EdgeGates<A>& gates, const Kept<A>& kept, Arena<A>& arena, int64_t slots, bool backward)
+      : Base(problem, weights, block, gates, kept, arena, slots, backward) {
     if (!present_) return;
     alpha_ = arena.take(slots + GraphBlock<A>::kBand);
     hidden_sum_ = arena.take(h_);
@@ -23,8 +25,14 @@ class PooledMessages : public MessageNetwork<A, 1> {
     if (!backward) return;
     grad_pooled_ = arena.take(d_);
     grad_sum_ = arena.take(h_);
+    bias_grad_ = arena.take(h_);
     weight_ = arena.take(kPanel);
     unit_on_ = take_bits(arena, h_);
+  }
+
+  // R and r.
+  static int64_t kept_sums(const CompleteGraph<A>& problem, const Block&) {
+    return problem.nodes ? padded(problem.message.hidden) + 1 : 0;
   }
 
   // ---- Forward ----
@@ -40,8 +48,12 @@ class PooledMessages : public MessageNetwork<A, 1> {
 
   void forward() {
     if (!present_) return;
-    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first)
-                                         LAMBDA_INLINE { forward_chunk<decltype(size)::value>(first); });
+    if (kept_)
+      keep_chunks(kept_.units_on());
+    else
+      for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
+        forward_chunk<decltype(size)::value, false>(first, nullptr);
+      });
     if (block_.count == kPanel) add_sums();  // else it is the last of its band or block
   }
 
@@ -51,6 +63,10 @@ class PooledMessages : public MessageNetwork<A, 1> {
     if (problem_.l2) block_.store_graph(problem_.l2, Base::l2_.sum);
     if (!problem_.pooled) return;
     add_sums();
+    if (kept_) {
+      for (int64_t h = 0; h < h_; ++h) kept_.sums()[h] = hidden_total_[h].sum;
+      kept_.sums()[h_] = weight_total_.sum;
+    }
     const A* bias = weights_.out_bias;
     V* pooled = nodes_;  // no longer needed
     multiply<A, 1>(
@@ -81,6 +97,12 @@ class PooledMessages : public MessageNetwork<A, 1> {
         [&](int64_t h0, V(&y)[kRows][1]) LAMBDA_INLINE {
           for (int m = 0; m < kRows; ++m) grad_sum_[h0 + m] = y[m][0];
         });
+    if (!reads_kept()) return;
+    for (int64_t h = 0; h < h_; ++h) {
+      hidden_total_[h].sum = kept_.sums()[h];
+      bias_grad_[h] = grad_sum_[h] * weights_.hidden_bias[h];
+    }
+    weight_total_.sum = kept_.sums()[h_];
   }
 
   void begin_band_backward() { begin_band_forward(); }
@@ -88,13 +110,18 @@ class PooledMessages : public MessageNetwork<A, 1> {
   // Fills the gates' grad_gate.
   void backward() {
     if (!present_) return;
-    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first)
-                                         LAMBDA_INLINE { backward_chunk<decltype(size)::value>(first); });
+    const V *product = product_, *grad_sum = grad_sum_, *weight = weight_;
+    const bool reads = reads_kept();
+    const Bits<A>* on = reads ? kept_.units_on() : unit_on_;
+    const int64_t d = d_;
+    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
+      if (reads)
+        kept_chunk<decltype(size)::value>(first, on);
+      else
+        backward_chunk<decltype(size)::value>(first);
+    });
     if (block_.count == kPanel) add_sums();
     if (problem_.grad_l2) return;  // each chunk did the rest
-    const V *product = product_, *grad_sum = grad_sum_, *weight = weight_;
-    const Bits<A>* on = unit_on_;
-    const int64_t d = d_;
     accumulate_where<A>(
         grad_message_.hidden_weight, grad_message_.hidden_bias, h_, d, gates_.open.count,
         [&](int64_t h, int64_t c) LAMBDA_INLINE { return load_bits(on + unit_index<A>(h, c)); },
@@ -103,13 +130,19 @@ class PooledMessages : public MessageNetwork<A, 1> {
         [&](int64_t c) LAMBDA_INLINE { return weight[c]; });
     for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
       constexpr int C = decltype(size)::value;
+      V dot[C] = {};
       block_.template add_to_ends<C>(
           gates_.open.pair + first, weight + first, nodes_, grad_nodes_, d, [&](auto use) LAMBDA_INLINE {
             multiply_where<A, C>(
                 weights_.hidden_transposed, d, problem_.message.hidden,
                 [&](int64_t h, int c) LAMBDA_INLINE { return load_bits(on + unit_index<A>(h, first + c)); },
-                [&](int64_t h) LAMBDA_INLINE { return grad_sum[h]; }, use);
+                [&](int64_t h) LAMBDA_INLINE { return grad_sum[h]; },
+                [&](int64_t k0, V(&dp)[kRows][C]) LAMBDA_INLINE {
+                  if (reads) Base::template add_dot<C>(dot, dp, first, k0);
+                  use(k0, dp);
+                });
           });
+      for (int c = 0; reads && c < C; ++c) gates_.add_grad_times_gate(gates_.open.pair[first + c], dot[c]);
     });
   }
 
@@ -153,8 +186,15 @@ class PooledMessages : public MessageNetwork<A, 1> {
     return alpha_[block_.left[pair]] + block_.right_part(pair, alpha_[block_.right_sum[pair]]);
   }
 
-  template <int C>
-  ALWAYS_INLINE void forward_chunk(int64_t first) {
+  // A function of its own: inlined, it makes the forward without it slower.
+  __attribute__((noinline)) void keep_chunks(Bits<A>* on) {
+    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
+      forward_chunk<decltype(size)::value, true>(first, on);
+    });
+  }
+
+  template <int C, bool Keeps>
+  ALWAYS_INLINE void forward_chunk(int64_t first, Bits<A>* on) {
     Base::template multiply_ends<C>(first, first);
     const bool l2 = problem_.l2 != nullptr;
     V weight[C];
@@ -172,6 +212,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
         for (int c = 0; c < C; ++c) sum += weight[c] * relu(y[m][c]);
         sums[h0 + m] = sum;
       }
+      if (Keeps) Base::template store_on<C>(on + first, h0, y);
       if (l2) Base::template store_relu<C>(h0, y);
     });
     if (l2) Base::template add_l2<C>(first);
@@ -218,7 +259,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
           grad_hidden_[h * Base::kWaiting + c] =
               weight[c] * select(on[unit_index<A>(h, first + c)], grad_sum[h]);
       Base::template l2_backward<C>(first, grad_hidden_);
-      Base::template add_node_gradients<C>(first, grad_hidden_);
+      Base::template add_node_gradients<C>(first, first, grad_hidden_, nullptr);
       Base::add_weight_gradients(first, C);
       return;
     }
@@ -228,8 +269,29 @@ class PooledMessages : public MessageNetwork<A, 1> {
     }
   }
 
+  // The same from the units that are on, but for what `backward` adds to the gradients of the gates: with
+  // p = x_i o x_j,  D . W2 relu(...) = p . W1^T m + b1 . m,  m_h = [unit h is on] (W2^T D)_h.
+  template <int C>
+  ALWAYS_INLINE void kept_chunk(int64_t first, const Bits<A>* on) {
+    Base::template multiply_ends<C>(first, first);
+    const V* bias_grad = bias_grad_;
+    V dot[C];
+    for (int c = 0; c < C; ++c) dot[c] = grad_bias_;
+    for (int64_t h = 0; h < h_; ++h)
+      for (int c = 0; c < C; ++c)
+        dot[c] = add_where(load_bits(on + unit_index<A>(h, first + c)), dot[c], bias_grad[h]);
+    for (int c = 0; c < C; ++c) {
+      const int pair = gates_.open.pair[first + c];
+      const V part = share(pair);
+      gates_.grad_gate[pair] = part * dot[c];
+      weight_[first + c] = gates_.gate[pair] * part;
+      for (int64_t k = 0; k < d_; ++k) product_[(first + c) * d_ + k] *= weight_[first + c];
+    }
+  }
+
   V* alpha_ = nullptr;                              // of a slot
   V *grad_pooled_ = nullptr, *grad_sum_ = nullptr;  // D and W2^T D
+  V* bias_grad_ = nullptr;                          // b1 o W2^T D
   V* weight_ = nullptr;                             // w_ij of the panel's open pairs
   Bits<A>* unit_on_ = nullptr;                      // and which of their hidden units are on
   V grad_bias_ = {};                                // b2 . D

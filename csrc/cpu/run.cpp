@@ -25,7 +25,10 @@ constexpr int64_t kMaxTasks = 64;  // partial weight gradients that are kept, wh
 constexpr int64_t kCacheBytes = 512 << 10;  // scratch of one block that still runs from the L2 cache
 constexpr int64_t kTaskCost = 100;          // vectors of pairs that are worth a task
 constexpr int64_t kFewBlocks = 8;  // of graphs side by side: with fewer, some of many threads have no work
-constexpr int64_t kKeptBytes = 8 << 20;  // scratch that a thread keeps between calls
+constexpr int64_t kScratchBytes = 8 << 20;  // that a thread holds on to between calls
+// What a forward leaves for its backward at most: memory shall not grow with the pairs. (glibc's malloc takes
+// blocks of 32 MiB and more from the system each time.)
+constexpr int64_t kKeptBytes = 30 << 20;
 constexpr int64_t kNodesPerEdgeBlock = 256;
 
 int64_t node_count(const Graphs& graphs, int64_t g) {
@@ -46,7 +49,7 @@ class Scratch {
     return memory_;
   }
   void trim() {
-    if (size_ > kKeptBytes) release();
+    if (size_ > kScratchBytes) release();
   }
   ~Scratch() { release(); }
 
@@ -125,20 +128,19 @@ struct Plan {
   std::vector<int64_t> task_begin;
   int64_t scratch_bytes = 0;
 
-  // scratch(slots) is what a kernel needs for a block of so many.
+  // scratch(slots) is what a kernel needs for a block of so many, and slot_bytes for one more.
   template <class ScratchOf>
-  Plan(const Graphs& graphs, int64_t W, ScratchOf scratch) {
+  Plan(const Graphs& graphs, int64_t W, int64_t slot_bytes, ScratchOf scratch) {
     order.resize(graphs.count);
     std::iota(order.begin(), order.end(), int64_t{0});
     if (graphs.offsets)
       std::stable_sort(order.begin(), order.end(),
                        [&](int64_t a, int64_t b) { return node_count(graphs, a) < node_count(graphs, b); });
-    const int64_t slot_bytes = scratch(1) - scratch(0);
     std::vector<int64_t> costs;
     int64_t max_slots = 0;
     const auto add = [&](const int64_t* first, int64_t lanes, int64_t nodes, bool lanes_over_nodes,
                          int64_t cost) {
-      blocks.push_back({first, lanes, nodes, lanes_over_nodes});
+      blocks.push_back({first, lanes, nodes, lanes_over_nodes, nullptr});
       costs.push_back(cost + 1);
       max_slots = std::max(max_slots, lanes_over_nodes ? (nodes + W - 1) / W : nodes);
     };
@@ -164,6 +166,22 @@ struct Plan {
     }
     scratch_bytes = scratch(max_slots);
     task_begin = split_tasks(costs, kTaskCost);
+  }
+
+  // Gives blocks their places in memory(bytes), the first ones that have room in there.
+  template <class KeptOf, class Memory>
+  void keep(KeptOf kept, Memory memory) {
+    constexpr int64_t kNone = -1;
+    std::vector<int64_t> at;
+    int64_t end = 0;
+    for (const Block& block : blocks) {
+      const int64_t bytes = kept(block), room = kKeptBytes - end;
+      at.push_back(bytes > 0 && bytes <= room ? end : kNone);
+      if (at.back() != kNone) end += bytes;
+    }
+    char* const begin = static_cast<char*>(memory(end));
+    for (size_t k = 0; k < blocks.size() && begin; ++k)
+      if (at[k] != kNone) blocks[k].kept = begin + at[k];
   }
 
   static int64_t node_lane_cost(int64_t n, int64_t W) {
@@ -203,12 +221,27 @@ void find_degrees(const CompleteGraph<A>& problem) {
 
 }  // namespace
 
+namespace {
+
+// Of a forward or a backward, or, if something is kept, of both: they need the same blocks then.
 template <class A>
-void forward(const CompleteGraph<A>& problem) {
+Plan<A> plan_of(const CompleteGraph<A>& problem, bool backward, bool keeps) {
+  const Kernels<A>& k = kernels<A>();
+  const auto scratch = [&](int64_t slots) { return k.scratch(problem, slots, backward); };
+  if (!keeps) return Plan<A>(problem.graphs, k.lanes, scratch(1) - scratch(0), scratch);
+  CompleteGraph<A> both = problem;
+  (both.pools ? both.grad_pooled : both.grad_out) = problem.nodes;  // whatever it is: as if it came
+  return Plan<A>(problem.graphs, k.lanes, k.scratch(both, 1, true) - k.scratch(both, 0, true), scratch);
+}
+
+}  // namespace
+
+template <class A>
+void forward(const CompleteGraph<A>& problem, const Keep& keep) {
   if (problem.pools && problem.degree) find_degrees(problem);
   const Kernels<A>& k = kernels<A>();
-  const Plan<A> plan(problem.graphs, k.lanes,
-                     [&](int64_t slots) { return k.scratch(problem, slots, false); });
+  Plan<A> plan = plan_of(problem, false, keep != nullptr);
+  if (keep) plan.keep([&](const Block& block) { return k.kept(problem, block); }, keep);
   const Packing<A> packing(problem, k, false);
   for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
     const int64_t begin = plan.task_begin[t];
@@ -219,7 +252,14 @@ void forward(const CompleteGraph<A>& problem) {
 template <class A>
 void backward(const CompleteGraph<A>& problem) {
   const Kernels<A>& k = kernels<A>();
-  const Plan<A> plan(problem.graphs, k.lanes, [&](int64_t slots) { return k.scratch(problem, slots, true); });
+  Plan<A> plan = plan_of(problem, true, problem.kept != nullptr);
+  if (problem.kept)
+    plan.keep([&](const Block& block) { return k.kept(problem, block); },
+              [&](int64_t bytes) {
+                if (bytes == problem.kept_bytes) return problem.kept;
+                throw std::runtime_error("kept: expected what the forward left, " + std::to_string(bytes) +
+                                         " bytes, got " + std::to_string(problem.kept_bytes));
+              });
   const Packing<A> packing(problem, k, true);
   sum_gradients(plan, problem, problem.grad_message,
                 [&](const Block* blocks, int64_t count, void* memory, A* gradients) {
@@ -279,7 +319,8 @@ void risk(const CompleteGraph<A>& given, const Risk<A>& of) {
   problem.message = folded.network();
   problem.grad_l0 = grad_l0.data();
   const Kernels<A>& k = kernels<A>();
-  const Plan<A> plan(problem.graphs, k.lanes, [&](int64_t slots) { return k.risk_scratch(problem, slots); });
+  const auto scratch = [&](int64_t slots) { return k.risk_scratch(problem, slots); };
+  const Plan<A> plan(problem.graphs, k.lanes, scratch(1) - scratch(0), scratch);
   const Packing<A> packing(problem.message, problem.edge, k);
   std::vector<A> grad_out(problem.message.hidden);
   A grad_out_bias;
@@ -396,8 +437,8 @@ void gate_noise(const Graphs& graphs, int64_t seed, const int64_t* first_pair, f
   });
 }
 
-template void forward(const CompleteGraph<float>&);
-template void forward(const CompleteGraph<double>&);
+template void forward(const CompleteGraph<float>&, const Keep&);
+template void forward(const CompleteGraph<double>&, const Keep&);
 template void backward(const CompleteGraph<float>&);
 template void backward(const CompleteGraph<double>&);
 template void risk(const CompleteGraph<float>&, const Risk<float>&);

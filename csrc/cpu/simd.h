@@ -123,6 +123,17 @@ ALWAYS_INLINE uint16_t load_bits(const uint16_t* from) {
   __asm__("kmovw %1, %0" : "=k"(bits) : "m"(*from));
   return bits;
 }
+// Those of neighbouring vectors; four in one store, which is a third faster.
+template <int C>
+ALWAYS_INLINE void store_bits(uint16_t* to, const uint16_t (&bits)[C]) {
+  if constexpr (C == 4) {
+    const __mmask64 all =
+        _mm512_kunpackd(_mm512_kunpackw(bits[3], bits[2]), _mm512_kunpackw(bits[1], bits[0]));
+    __asm__("kmovq %1, %0" : "=m"(*reinterpret_cast<uint16_t (*)[4]>(to)) : "k"(all));
+  } else {
+    for (int c = 0; c < C; ++c) to[c] = bits[c];
+  }
+}
 // At most 32 of them, in two instructions: of a handful the C library would take longer.
 ALWAYS_INLINE void copy_bits(uint16_t* to, const uint16_t* from, int64_t count) {
   const auto some = static_cast<__mmask32>((uint64_t{1} << count) - 1);
@@ -167,6 +178,10 @@ ALWAYS_INLINE auto above_zero(V x) {
 template <class I>
 ALWAYS_INLINE I load_bits(const I* from) {
   return *from;
+}
+template <int C, class I>
+ALWAYS_INLINE void store_bits(I* to, const I (&bits)[C]) {
+  for (int c = 0; c < C; ++c) to[c] = bits[c];
 }
 template <class I>
 ALWAYS_INLINE void copy_bits(I* to, const I* from, int64_t count) {

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -284,8 +287,20 @@ struct Arrays {
 template <class A>
 constexpr double kTolerance = sizeof(A) == 8 ? 1e-11 : 2e-5;
 
+// What a forward leaves for its backward.
+struct Kept {
+  std::unique_ptr<char, decltype(&std::free)> memory{nullptr, std::free};
+  int64_t bytes = 0;
+  void* operator()(int64_t size) {
+    bytes = size;
+    memory.reset(static_cast<char*>(std::aligned_alloc(64, (size + 63) / 64 * 64)));
+    std::memset(memory.get(), 0xFF, size);  // NaN
+    return memory.get();
+  }
+};
+
 template <class A>
-void run(const Inputs& in, const std::string& name, std::mt19937& random) {
+void run(const Inputs& in, const std::string& name, std::mt19937& random, bool keeps) {
   const double tolerance = kTolerance<A>;
   const int64_t N = in.nodes(), G = in.graphs();
   Arrays<A> arrays(in);
@@ -299,7 +314,9 @@ void run(const Inputs& in, const std::string& name, std::mt19937& random) {
   p.num_edges = num_edges.data();
   // A pooled sum has one pass over the gates more where it needs the degrees.
   p.degree = in.pooled && in.aggregation != Aggregation::neighbor_mean ? nullptr : degree.data();
-  cpu::forward(p);
+  Kept kept;
+  cpu::forward(p, keeps ? cpu::Keep(std::ref(kept)) : cpu::Keep());
+  if (keeps && kept.bytes > 0) p.kept = kept.memory.get(), p.kept_bytes = kept.bytes;
   const Results expected = plain(in);
   check(all_close(out.get(), in.pooled ? expected.pooled : expected.out, tolerance), name + ": out");
   if (in.gated) check(all_close(l0.get(), expected.l0, tolerance), name + ": l0");
@@ -410,8 +427,10 @@ void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b
                      " b=" + std::to_string(b) + " He=" + std::to_string(He) +
                      " options=" + std::to_string(options) + " n=";
   for (size_t k = 0; k < sizes.size() && k < 6; ++k) name += (k ? "," : "") + std::to_string(sizes[k]);
-  run<double>(in, name + " float64", random);
-  run<float>(in, name + " float32", random);
+  for (bool keeps : {false, true}) {
+    run<double>(in, name + (keeps ? " kept" : "") + " float64", random, keeps);
+    run<float>(in, name + (keeps ? " kept" : "") + " float32", random, keeps);
+  }
   Inputs pooled = in;
   pooled.pooled = true;
   pooled.ids.resize(N);
@@ -419,8 +438,10 @@ void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b
   for (int64_t k = N; k > 1; --k) std::swap(pooled.ids[k - 1], pooled.ids[random() % k]);
   pooled.x = fill(N, 1);
   pooled.weight_out = fill(in.graphs() * d, 1);
-  run<double>(pooled, name + " pooled float64", random);
-  run<float>(pooled, name + " pooled float32", random);
+  for (bool keeps : {false, true}) {
+    run<double>(pooled, name + (keeps ? " pooled, kept" : " pooled") + " float64", random, keeps);
+    run<float>(pooled, name + (keeps ? " pooled, kept" : " pooled") + " float32", random, keeps);
+  }
   if (in.gated && !in.l2) {
     pooled.risk = true;
     pooled.loss = options / 8 % 2 ? Loss::mse : Loss::bce;
