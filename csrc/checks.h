@@ -43,11 +43,15 @@ inline void expect_same_shape(const torch::stable::Tensor& t, const char* name,
                 std::string(name) + ": expected shape " + shape_of(as) + ", got " + shape_of(t));
 }
 
+// Not by the strings, which cost more than a small update.
+inline bool same_device(const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
+  if (a.is_cpu() || b.is_cpu()) return a.is_cpu() && b.is_cpu();
+  return a.is_cuda() && b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
 inline void expect_device(const torch::stable::Tensor& t, const char* name, const torch::stable::Tensor& of,
                           const char* name_of) {
-  // Not by the strings, which cost more than a small update.
-  if (t.is_cpu() && of.is_cpu()) return;
-  if (t.is_cuda() && of.is_cuda() && t.get_device_index() == of.get_device_index()) return;
+  if (same_device(t, of)) return;
   throw std::runtime_error(std::string(name) + ": expected a tensor on the device of " + name_of + ", " +
                            device_of(of) + ", got one on " + device_of(t));
 }

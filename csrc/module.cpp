@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/rooms.h"
 #ifdef L0SIGN_HAVE_CUDA
 #include "cuda/run.h"
 #endif
@@ -80,6 +81,10 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_capability", [] { return std::string(l0sign::cpu::capability()); },
       "The CPU kernels in use here: avx512, avx2 or portable.");
+  py::class_<l0sign::cpu::Room>(m, "Room", "Memory for what a CPU forward leaves for its backward.")
+      .def(py::init<>())
+      .def_property_readonly("number", &l0sign::cpu::Room::number)
+      .def_property_readonly_static("size", [](const py::object&) { return l0sign::cpu::Room::kBytes; });
   m.def("tf32_allowed", &tf32_allowed, "Whether CUDA kernels may round float32 products to tf32.");
 #ifdef L0SIGN_HAVE_CUDA
   l0sign::cuda::set_tf32_source(&tf32_allowed);

@@ -7,7 +7,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -16,6 +15,7 @@
 
 #include "checks.h"
 #include "core/pair.h"
+#include "cpu/rooms.h"
 #include "cpu/rows.h"
 #include "cpu/run.h"
 #include "problem.h"
@@ -80,20 +80,6 @@ class Inputs {
     return static_cast<int32_t*>(const_cast<void*>(keep(t)));
   }
 
-  // What forward_keeping() left.
-  void kept(CompleteGraph<A>& p, const OptionalTensor& t) {
-    if (!t || t->numel() == 0 || !t->is_cpu()) return;
-    expect_type(*t, "kept", ScalarType::Byte);
-    const void* data = keep(*t);
-    p.kept_bytes = t->numel();
-    if (reinterpret_cast<uintptr_t>(data) % 64 != 0) {  // it was at another place in between
-      const Tensor aligned = empty_of(*t, {p.kept_bytes}, ScalarType::Byte);
-      std::memcpy(aligned.mutable_data_ptr(), data, p.kept_bytes);
-      data = keep(aligned);
-    }
-    p.kept = const_cast<void*>(data);  // only read
-  }
-
   Graphs graphs(int64_t num_nodes, const OptionalTensor& offsets, int64_t graph_size) {
     Graphs graphs = {nullptr, graph_size, 0, num_nodes};
     if (offsets) {
@@ -136,14 +122,18 @@ class Inputs {
     return first_pairs_.data();
   }
 
+  // Of the type and on the device of the rows.
   Perceptron<A> perceptron(const char* name, const Tensor& hidden_weight, const Tensor& hidden_bias,
-                           const Tensor& out_weight, const Tensor& out_bias, int64_t in, int64_t out) {
+                           const Tensor& out_weight, const Tensor& out_bias, const Tensor& rows, int64_t in,
+                           int64_t out) {
     const auto expect_part = [&](const Tensor& t, const char* part, std::initializer_list<int64_t> shape) {
+      L0SIGN_EXPECT(t.scalar_type() == rows.scalar_type() && same_device(t, rows),
+                    std::string(name) + part + ": expected the dtype and the device of the rows");
       if (!has_shape(t, shape)) expect_shape(t, (std::string(name) + part).c_str(), shape);
     };
     L0SIGN_EXPECT(
-        hidden_weight.dim() == 2,
-        std::string(name) + " hidden weight: expected two dimensions, got " + shape_of(hidden_weight));
+        hidden_weight.dim() == 2 && hidden_weight.sizes()[0] >= 1,
+        std::string(name) + " hidden weight: expected [H, in] with H >= 1, got " + shape_of(hidden_weight));
     const int64_t hidden = hidden_weight.sizes()[0];
     expect_part(hidden_weight, " hidden weight", {hidden, in});
     expect_part(hidden_bias, " hidden bias", {hidden});
@@ -194,6 +184,14 @@ HalfType half_type(const Tensor& t) {
                                                  : HalfType::none;
 }
 
+// What the forward keeps goes to a room, and the backward finds it there; 0: there is none.
+template <class A>
+void set_room(CompleteGraph<A>& p, int64_t room) {
+  if (room == 0) return;
+  p.kept = cpu::Room::memory(room);
+  p.kept_bytes = cpu::Room::kBytes;
+}
+
 // Runs a problem where its tensors are.
 template <class Problem>
 void forward(const Problem& problem, const Tensor& like) {
@@ -202,21 +200,6 @@ void forward(const Problem& problem, const Tensor& like) {
 #endif
   L0SIGN_EXPECT(like.is_cpu(), "expected tensors on the CPU or a CUDA device");
   cpu::forward(problem);
-}
-
-// Returns bytes for the backward, which computes less again with them: none on CUDA, or without `keep`.
-template <class A>
-Tensor forward_keeping(const CompleteGraph<A>& problem, const Tensor& like, bool keep) {
-  Tensor kept = empty_of(like, {0}, ScalarType::Byte);
-  if (!keep || !like.is_cpu()) {
-    forward(problem, like);
-    return kept;
-  }
-  cpu::forward(problem, [&](int64_t bytes) {
-    if (bytes > 0) kept = empty_of(like, {bytes}, ScalarType::Byte);
-    return kept.mutable_data_ptr();
-  });
-  return kept;
 }
 
 template <class Problem>
@@ -240,7 +223,6 @@ void risk(const CompleteGraph<A>& problem, const Risk<A>& head, const Tensor& li
 // ---- Results and gradients of the operators on all pairs ----
 
 using Results2 = std::tuple<Tensor, Tensor>;
-using Results3 = std::tuple<Tensor, Tensor, Tensor>;
 using Results5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Results11 =
@@ -268,10 +250,10 @@ Results2 out_and_l2(CompleteGraph<A>& p, const Tensor& like, bool l2) {
 }
 
 template <class A>
-Results3 forward_ungated(CompleteGraph<A>& p, const Tensor& like, bool l2, bool keep) {
+Results2 forward_ungated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
   const auto [out, l2_sum] = out_and_l2(p, like, l2);
-  const Tensor kept = forward_keeping(p, like, keep);
-  return {as(out, like), l2_sum, kept};
+  forward(p, like);
+  return {as(out, like), l2_sum};
 }
 
 // What gates tell of the graphs [G], and, where it is needed, of the nodes [N].
@@ -292,11 +274,11 @@ GateResults gate_results(CompleteGraph<A>& p, const Tensor& like) {
 }
 
 template <class A>
-Results6 forward_gated(CompleteGraph<A>& p, const Tensor& like, bool l2, bool keep) {
+Results5 forward_gated(CompleteGraph<A>& p, const Tensor& like, bool l2) {
   const auto [out, l2_sum] = out_and_l2(p, like, l2);
   const auto [l0, num_edges, degree] = gate_results(p, like);
-  const Tensor kept = forward_keeping(p, like, keep);
-  return {as(out, like), l0, l2_sum, num_edges, degree, kept};
+  forward(p, like);
+  return {as(out, like), l0, l2_sum, num_edges, degree};
 }
 
 // The gradients of a network: of its weights, and of the rows whose products go in.
@@ -364,30 +346,34 @@ CompleteGraph<A> gated_problem(Inputs<A>& in, const Tensor& nodes, const Tensor&
                     std::equal(nodes.sizes().begin(), nodes.sizes().end() - 1, edge_nodes.sizes().begin()),
                 "nodes and edge_nodes: expected [N, d] and [N, b], or [B, n, d] and [B, n, b], got " +
                     shape_of(nodes) + " and " + shape_of(edge_nodes));
+  L0SIGN_EXPECT(edge_nodes.scalar_type() == nodes.scalar_type() && same_device(edge_nodes, nodes) &&
+                    width(edge_nodes) >= 1,
+                "edge_nodes: expected the dtype and the device of nodes, and at least one column");
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(num_rows(nodes), offsets, graph_size);
   p.aggregation = aggregation_of(aggr);
   p.gate = in.gate(seed, temperature, gamma, zeta);
   const int64_t d = width(nodes);
-  p.message = in.perceptron("message", mw1, mb1, mw2, mb2, d, d);
-  p.edge = in.perceptron("edge", ew1, eb1, ew2, eb2, width(edge_nodes), 1);
+  p.message = in.perceptron("message", mw1, mb1, mw2, mb2, nodes, d, d);
+  p.edge = in.perceptron("edge", ew1, eb1, ew2, eb2, nodes, width(edge_nodes), 1);
   p.nodes = in(nodes);
   p.edge_nodes = in(edge_nodes);
   p.half = half_type(nodes);
   return p;
 }
 
-Results6 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1, const Tensor& mb1,
+Results5 l0_sign(const Tensor& nodes, const Tensor& edge_nodes, const Tensor& mw1, const Tensor& mb1,
                  const Tensor& mw2, const Tensor& mb2, const Tensor& ew1, const Tensor& eb1,
                  const Tensor& ew2, const Tensor& eb2, const OptionalTensor& offsets, int64_t graph_size,
                  const OptionalTensor& seed, int64_t aggr, double temperature, double gamma, double zeta,
-                 bool l2, bool keep) {
-  return by_type(nodes, [&](auto type) -> Results6 {
+                 bool l2, int64_t room) {
+  return by_type(nodes, [&](auto type) -> Results5 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = gated_problem(in, nodes, edge_nodes, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2, offsets,
                                        graph_size, seed, aggr, temperature, gamma, zeta);
-    return forward_gated(p, nodes, l2, keep);
+    set_room(p, room);
+    return forward_gated(p, nodes, l2);
   });
 }
 
@@ -397,13 +383,13 @@ Results10 l0_sign_backward(const OptionalTensor& grad_out, const OptionalTensor&
                            const Tensor& ew1, const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
                            const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
                            int64_t aggr, double temperature, double gamma, double zeta, const Tensor& degree,
-                           const OptionalTensor& kept) {
+                           int64_t room) {
   return by_type(nodes, [&](auto type) -> Results10 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = gated_problem(in, nodes, edge_nodes, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2, offsets,
                                        graph_size, seed, aggr, temperature, gamma, zeta);
-    in.kept(p, kept);
+    set_room(p, room);
     const auto [grad_nodes, message] = message_gradients(in, p, nodes, grad_out, grad_l2);
     const auto [grad_edge_nodes, edge] = edge_gradients(in, p, nodes, grad_l0, degree);
     backward(p, nodes);
@@ -448,25 +434,26 @@ CompleteGraph<A> gated_bag_problem(Inputs<A>& in, const Tensor& ids, const Optio
   p.aggregation = aggregation_of(aggr);
   p.gate = in.gate(seed, temperature, gamma, zeta);
   const int64_t d = node_table.sizes()[1];
-  p.message = in.perceptron("message", mw1, mb1, mw2, mb2, d, d);
-  p.edge = in.perceptron("edge", ew1, eb1, ew2, eb2, edge_table.sizes()[1], 1);
+  p.message = in.perceptron("message", mw1, mb1, mw2, mb2, node_table, d, d);
+  p.edge = in.perceptron("edge", ew1, eb1, ew2, eb2, node_table, edge_table.sizes()[1], 1);
   p.edge_nodes = in(edge_table);
   return p;
 }
 
-Results6 l0_sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
+Results5 l0_sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
                      const Tensor& edge_table, const Tensor& mw1, const Tensor& mb1, const Tensor& mw2,
                      const Tensor& mb2, const Tensor& ew1, const Tensor& eb1, const Tensor& ew2,
                      const Tensor& eb2, const OptionalTensor& offsets, int64_t graph_size,
                      const OptionalTensor& seed, int64_t aggr, double temperature, double gamma, double zeta,
-                     bool, bool l2, bool keep) {
-  return by_type(node_table, [&](auto type) -> Results6 {
+                     bool, bool l2, int64_t room) {
+  return by_type(node_table, [&](auto type) -> Results5 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
         gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
                           offsets, graph_size, seed, aggr, temperature, gamma, zeta);
-    return forward_gated(p, node_table, l2, keep);
+    set_room(p, room);
+    return forward_gated(p, node_table, l2);
   });
 }
 
@@ -477,14 +464,14 @@ Results11 l0_sign_bag_backward(const OptionalTensor& grad_pooled, const Optional
                                const Tensor& eb1, const Tensor& ew2, const Tensor& eb2,
                                const OptionalTensor& offsets, int64_t graph_size, const OptionalTensor& seed,
                                int64_t aggr, double temperature, double gamma, double zeta, bool sparse,
-                               const Tensor& degree, const OptionalTensor& kept) {
+                               const Tensor& degree, int64_t room) {
   return by_type(node_table, [&](auto type) -> Results11 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
         gated_bag_problem(in, ids, values, node_table, edge_table, mw1, mb1, mw2, mb2, ew1, eb1, ew2, eb2,
                           offsets, graph_size, seed, aggr, temperature, gamma, zeta);
-    in.kept(p, kept);
+    set_room(p, room);
     const auto [grad_nodes, message] = message_gradients(in, p, node_table, grad_pooled, grad_l2);
     const auto [grad_edge_nodes, edge] = edge_gradients(in, p, node_table, grad_l0, degree);
     backward(p, node_table);
@@ -586,19 +573,20 @@ CompleteGraph<A> ungated_bag_problem(Inputs<A>& in, const Tensor& ids, const Opt
   p.graphs = in.graphs(ids.sizes()[0], offsets, graph_size);
   p.aggregation = ungated_aggregation(aggr);
   const int64_t d = node_table.sizes()[1];
-  p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
+  p.message = in.perceptron("message", w1, b1, w2, b2, node_table, d, d);
   return p;
 }
 
-Results3 sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table, const Tensor& w1,
+Results2 sign_bag(const Tensor& ids, const OptionalTensor& values, const Tensor& node_table, const Tensor& w1,
                   const Tensor& b1, const Tensor& w2, const Tensor& b2, const OptionalTensor& offsets,
-                  int64_t graph_size, int64_t aggr, bool, bool l2, bool keep) {
-  return by_type(node_table, [&](auto type) -> Results3 {
+                  int64_t graph_size, int64_t aggr, bool, bool l2, int64_t room) {
+  return by_type(node_table, [&](auto type) -> Results2 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
         ungated_bag_problem(in, ids, values, node_table, w1, b1, w2, b2, offsets, graph_size, aggr);
-    return forward_ungated(p, node_table, l2, keep);
+    set_room(p, room);
+    return forward_ungated(p, node_table, l2);
   });
 }
 
@@ -606,13 +594,13 @@ Results6 sign_bag_backward(const OptionalTensor& grad_pooled, const OptionalTens
                            const Tensor& ids, const OptionalTensor& values, const Tensor& node_table,
                            const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
                            const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool sparse,
-                           const OptionalTensor& kept) {
+                           int64_t room) {
   return by_type(node_table, [&](auto type) -> Results6 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p =
         ungated_bag_problem(in, ids, values, node_table, w1, b1, w2, b2, offsets, graph_size, aggr);
-    in.kept(p, kept);
+    set_room(p, room);
     const auto [grad_nodes, message] = message_gradients(in, p, node_table, grad_pooled, grad_l2);
     backward(p, node_table);
     const RowSums tables(torch::stable::contiguous(ids), p.num_rows, sparse);
@@ -632,31 +620,31 @@ CompleteGraph<A> ungated_problem(Inputs<A>& in, const Tensor& nodes, const Tenso
   p.graphs = in.graphs(num_rows(nodes), offsets, graph_size);
   p.aggregation = ungated_aggregation(aggr);
   const int64_t d = width(nodes);
-  p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
+  p.message = in.perceptron("message", w1, b1, w2, b2, nodes, d, d);
   p.nodes = in(nodes);
   p.half = half_type(nodes);
   return p;
 }
 
-Results3 sign(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
-              const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool l2, bool keep) {
-  return by_type(nodes, [&](auto type) -> Results3 {
+Results2 sign(const Tensor& nodes, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+              const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, bool l2, int64_t room) {
+  return by_type(nodes, [&](auto type) -> Results2 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = ungated_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, aggr);
-    return forward_ungated(p, nodes, l2, keep);
+    set_room(p, room);
+    return forward_ungated(p, nodes, l2);
   });
 }
 
 Results5 sign_backward(const OptionalTensor& grad_out, const OptionalTensor& grad_l2, const Tensor& nodes,
                        const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
-                       const OptionalTensor& offsets, int64_t graph_size, int64_t aggr,
-                       const OptionalTensor& kept) {
+                       const OptionalTensor& offsets, int64_t graph_size, int64_t aggr, int64_t room) {
   return by_type(nodes, [&](auto type) -> Results5 {
     using A = decltype(type);
     Inputs<A> in;
     CompleteGraph<A> p = ungated_problem(in, nodes, w1, b1, w2, b2, offsets, graph_size, aggr);
-    in.kept(p, kept);
+    set_room(p, room);
     const auto [grad_nodes, message] = message_gradients(in, p, nodes, grad_out, grad_l2);
     backward(p, nodes);
     return {as(grad_nodes, nodes), as(message.hidden_weight, nodes), as(message.hidden_bias, nodes),
@@ -678,7 +666,7 @@ EdgeList<A> edges_problem(Inputs<A>& in, const Tensor& nodes, const Tensor& w1, 
   p.graphs = in.graphs(num_rows(nodes), offsets, graph_size);
   p.aggregation = aggregation_of(aggr);
   const int64_t d = nodes.sizes()[1];
-  p.message = in.perceptron("message", w1, b1, w2, b2, d, d);
+  p.message = in.perceptron("message", w1, b1, w2, b2, nodes, d, d);
   p.nodes = in(nodes);
   p.num_edges = edge_index.sizes()[1];
   p.source = in.index(edge_index, "edge_index");
@@ -738,7 +726,7 @@ CompleteGraph<A> gates_problem(Inputs<A>& in, const Tensor& edge_nodes, const Te
   CompleteGraph<A> p = {};
   p.graphs = in.graphs(num_rows(edge_nodes), offsets, graph_size);
   p.gate = in.gate(seed, temperature, gamma, zeta);
-  p.edge = in.perceptron("edge", w1, b1, w2, b2, edge_nodes.sizes()[1], 1);
+  p.edge = in.perceptron("edge", w1, b1, w2, b2, edge_nodes, edge_nodes.sizes()[1], 1);
   p.edge_nodes = in(edge_nodes);
   p.pair_offsets = in.first_pairs(p.graphs, edge_nodes.is_cpu(), pairs);
   p.num_pairs = pairs;
@@ -837,24 +825,21 @@ Tensor gate_noise(const Tensor& seed, const OptionalTensor& offsets, int64_t gra
 STABLE_TORCH_LIBRARY(l0sign_cuda, m) {
   m.def("l0_sign(Tensor nodes, Tensor edge_nodes, " MESSAGE ", " EDGE ", " GRAPHS
         ", Tensor? seed, int aggr, " GATE
-        ", bool l2, bool keep=False) -> (Tensor out, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree, "
-        "Tensor kept)");
+        ", bool l2, int room=0) -> (Tensor out, Tensor l0, Tensor l2, Tensor num_edges, Tensor degree)");
   m.def(
       "l0_sign_backward(Tensor? grad_out, Tensor? grad_l0, Tensor? grad_l2, Tensor nodes, Tensor "
       "edge_nodes, " MESSAGE ", " EDGE ", " GRAPHS ", Tensor? seed, int aggr, " GATE
-      ", Tensor degree, Tensor? kept=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, "
+      ", Tensor degree, int room=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor)");
   m.def("l0_sign_bag(Tensor ids, Tensor? values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE
         ", " GRAPHS ", Tensor? seed, int aggr, " GATE
-        ", bool sparse, bool l2, bool keep=False) -> (Tensor pooled, Tensor l0, Tensor l2, Tensor num_edges, "
-        "Tensor degree, Tensor kept)");
+        ", bool sparse, bool l2, int room=0) -> (Tensor pooled, Tensor l0, Tensor l2, Tensor num_edges, "
+        "Tensor degree)");
   m.def(
       "l0_sign_bag_backward(Tensor? grad_pooled, Tensor? grad_l0, Tensor? grad_l2, Tensor ids, Tensor? "
       "values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE ", " GRAPHS
       ", Tensor? seed, int aggr, " GATE
-      ", bool sparse, Tensor degree, Tensor? kept=None) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, "
+      ", bool sparse, Tensor degree, int room=0) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("l0_sign_risk(Tensor ids, Tensor? values, Tensor node_table, Tensor edge_table, " MESSAGE ", " EDGE
         ", Tensor head_weight, Tensor? head_bias, Tensor target, Tensor l0_weight, " GRAPHS
@@ -862,15 +847,15 @@ STABLE_TORCH_LIBRARY(l0sign_cuda, m) {
         ", bool sparse, int loss) -> (Tensor risk, Tensor logits, Tensor l0, Tensor num_edges, Tensor rows, "
         "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign_bag(Tensor ids, Tensor? values, Tensor node_table, " MESSAGE ", " GRAPHS
-        ", int aggr, bool sparse, bool l2, bool keep=False) -> (Tensor pooled, Tensor l2, Tensor kept)");
+        ", int aggr, bool sparse, bool l2, int room=0) -> (Tensor pooled, Tensor l2)");
   m.def(
       "sign_bag_backward(Tensor? grad_pooled, Tensor? grad_l2, Tensor ids, Tensor? values, Tensor "
       "node_table, " MESSAGE ", " GRAPHS
-      ", int aggr, bool sparse, Tensor? kept=None) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      ", int aggr, bool sparse, int room=0) -> (Tensor rows, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign(Tensor nodes, " MESSAGE ", " GRAPHS
-        ", int aggr, bool l2, bool keep=False) -> (Tensor out, Tensor l2, Tensor kept)");
+        ", int aggr, bool l2, int room=0) -> (Tensor out, Tensor l2)");
   m.def("sign_backward(Tensor? grad_out, Tensor? grad_l2, Tensor nodes, " MESSAGE ", " GRAPHS
-        ", int aggr, Tensor? kept=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+        ", int aggr, int room=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sign_edges(Tensor nodes, " MESSAGE ", " GRAPHS
         ", Tensor edge_index, Tensor? edge_weight, int aggr) -> Tensor");
   m.def("sign_edges_backward(Tensor grad_out, Tensor nodes, " MESSAGE ", " GRAPHS

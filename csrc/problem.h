@@ -80,7 +80,8 @@ struct CompleteGraph {
   A* grad_edge_nodes;    // [N, b]
   PerceptronGrad<A> grad_message, grad_edge;
 
-  // What the forward left for the backward, or null: then this computes it again. CPU only.
+  // CPU: memory of so many bytes for what the forward leaves for the backward, 64-byte aligned. Null: nothing
+  // is left, and the backward computes it again.
   void* kept;
   int64_t kept_bytes;
 

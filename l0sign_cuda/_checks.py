@@ -129,7 +129,7 @@ def seed(seed: int | Tensor | None, device: torch.device) -> Tensor | None:
     return torch.full((1,), int(seed), dtype=torch.int64, device=device)
 
 
-def nodes(name: str, rows: Tensor, offsets: Tensor | None) -> Graphs:
+def nodes(name: str, rows: Tensor, offsets: Tensor | None, *, read: bool = True) -> Graphs:
     """The graphs of node rows [B, n, d], or [N, d] with ``offsets``."""
     tensor(name, rows)
     if rows.dtype not in DTYPES:
@@ -141,11 +141,13 @@ def nodes(name: str, rows: Tensor, offsets: Tensor | None) -> Graphs:
         )
     if rows.shape[-1] < 1:
         raise ValueError(f"{name}: expected at least one column, got shape {list(rows.shape)}")
-    return graphs(name, rows.shape[:-1], offsets, rows.device)
+    return graphs(name, rows.shape[:-1], offsets, rows.device, read=read)
 
 
-def graphs(name: str, shape: Sequence[int], offsets: Tensor | None, device: torch.device) -> Graphs:
-    """The graphs of rows of ``shape`` [B, n], or [N] with ``offsets``."""
+def graphs(
+    name: str, shape: Sequence[int], offsets: Tensor | None, device: torch.device, *, read: bool = True
+) -> Graphs:
+    """The graphs of rows of ``shape`` [B, n], or [N] with ``offsets``, which are looked at with ``read``."""
     if len(shape) == 2:
         if offsets is not None:
             raise ValueError(
@@ -161,18 +163,23 @@ def graphs(name: str, shape: Sequence[int], offsets: Tensor | None, device: torc
             f"offsets: expected int64 [B+1], because {name} is ragged (one row a node), got None;"
             f" for one graph pass offsets=torch.tensor([0, {rows}])"
         )
-    check_offsets(offsets, device, rows, name)
+    check_offsets(offsets, device, rows, name, read=read)
     return Graphs(offsets, 0, offsets.shape[0] - 1)
 
 
 def check_offsets(
-    offsets: Tensor, device: torch.device | None, rows: int | None, name: str = "nodes"
+    offsets: Tensor,
+    device: torch.device | None,
+    rows: int | None,
+    name: str = "nodes",
+    *,
+    read: bool = True,
 ) -> None:
     """Check int64 [B+1]: from 0, never falling, to ``rows`` (where that is known)."""
     require("offsets", offsets, torch.int64, device)
     if offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"offsets: expected shape [B+1], got shape {list(offsets.shape)}")
-    if not readable(offsets):
+    if not (read and readable(offsets)):
         return
     values = offsets.numpy()
     if values[0] != 0:
@@ -255,7 +262,9 @@ def edges(edge_index: Tensor, edge_weight: Tensor | None, nodes: Tensor, graphs:
         )
 
 
-def feature_ids(ids: Tensor, offsets: Tensor | None, values: Tensor | None, device: torch.device) -> Graphs:
+def feature_ids(
+    ids: Tensor, offsets: Tensor | None, values: Tensor | None, device: torch.device, *, read: bool = True
+) -> Graphs:
     """The graphs of feature ids [B, n], or [N] with ``offsets``, and of their values.
 
     Whether rows of these ids exist is left to :func:`rows_of`.
@@ -268,7 +277,7 @@ def feature_ids(ids: Tensor, offsets: Tensor | None, values: Tensor | None, devi
         if not values.is_floating_point():
             raise ValueError(f"values: expected a floating dtype, got {dtype_name(values.dtype)}")
         require("values", values, values.dtype, device, tuple(ids.shape))
-    return graphs("ids", ids.shape, offsets, device)
+    return graphs("ids", ids.shape, offsets, device, read=read)
 
 
 def bag(
@@ -277,6 +286,7 @@ def bag(
     values: Tensor | None,
     node_table: Tensor,
     *edge_tables: Tensor,
+    read: bool = True,
 ) -> Graphs:
     """The graphs of :func:`feature_ids`, after a look at the tables [J, d] and, if it is given, [J, b]."""
     tensor("node_table", node_table)
@@ -294,7 +304,7 @@ def bag(
                 f"edge_table: expected shape [{rows}, b], as many rows as node_table, got shape"
                 f" {list(edge_table.shape)}"
             )
-    return feature_ids(ids, offsets, values, node_table.device)
+    return feature_ids(ids, offsets, values, node_table.device, read=read)
 
 
 def rows_of(ids: Tensor, table: Tensor) -> None:

@@ -88,6 +88,11 @@ def cpu_capability() -> str:
     return capability
 
 
+def room() -> Any:
+    """Memory for what a CPU forward leaves for its backward, known by its ``number``."""
+    return load().Room()
+
+
 def _import() -> ModuleType:
     if _version_pair(torch.__version__) < _MINIMUM_TORCH:
         raise ImportError(f"torch {torch.__version__} is too old")

@@ -89,19 +89,26 @@ def l0_sign(
             nodes, edge_nodes, message, edge, offsets,
             seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
         )  # fmt: skip
-    graphs = _checks.nodes("nodes", nodes, offsets)
-    _checks.edge_nodes(edge_nodes, nodes)
-    _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
-    _checks.network("edge", edge, edge_nodes.shape[-1], 1, nodes)
-    out, l0, l2, num_edges, *_ = ops.l0_sign(
-        *_contiguous(nodes, edge_nodes, *message, *edge),
-        graphs.offsets,
-        graphs.size,
-        _checks.seed(seed, nodes.device),
-        _checks.aggregation(aggr),
-        *_checks.gate_options(temperature, limits),
-        l2_penalty,
-    )
+    graphs = _checks.nodes("nodes", nodes, offsets, read=False)
+
+    def check() -> None:
+        _checks.nodes("nodes", nodes, offsets)
+        _checks.edge_nodes(edge_nodes, nodes)
+        _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
+        _checks.network("edge", edge, edge_nodes.shape[-1], 1, nodes)
+
+    def arguments() -> tuple[Any, ...]:
+        return (
+            *_contiguous(nodes, edge_nodes, *message, *edge),
+            graphs.offsets,
+            graphs.size,
+            _checks.seed(seed, nodes.device),
+            _checks.aggregation(aggr),
+            *_checks.gate_options(temperature, limits),
+            l2_penalty,
+        )
+
+    out, l0, l2, num_edges, _ = call(ops.l0_sign, arguments, check, nodes)
     return LayerOutput(out, l0, l2 if l2_penalty else None, num_edges)
 
 
@@ -173,11 +180,17 @@ def complete_sign(
     nodes, message = _autocast(nodes, message)
     if _use_reference(backend):
         return reference.complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
-    graphs = _checks.nodes("nodes", nodes, offsets)
-    _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
-    out, l2, _ = ops.sign(
-        *_contiguous(nodes, *message), graphs.offsets, graphs.size, _checks.aggregation(aggr), l2_penalty
-    )
+    graphs = _checks.nodes("nodes", nodes, offsets, read=False)
+
+    def check() -> None:
+        _checks.nodes("nodes", nodes, offsets)
+        _checks.network("message", message, nodes.shape[-1], nodes.shape[-1], nodes)
+
+    def arguments() -> tuple[Any, ...]:
+        options = graphs.offsets, graphs.size, _checks.aggregation(aggr), l2_penalty
+        return *_contiguous(nodes, *message), *options
+
+    out, l2 = call(ops.sign, arguments, check, nodes)
     report = reference.ungated_report(graphs.bounds(nodes.device), l2.dtype, l2 if l2_penalty else None)
     return LayerOutput(out, *report)
 
@@ -233,7 +246,7 @@ def l0_sign_bag(
     Returns:
         BagOutput: pooled [B, d], l0_penalty [B], l2_penalty [B] or None, num_edges int64 [B].
     """
-    graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
+    graphs = _checks.bag(ids, offsets, values, node_table, edge_table, read=False)
     sparse = sparse and rows.gives_sparse(node_table, edge_table)
     if not fuses_bag(backend, node_table, values, sparse):
         return reference.l0_sign_bag(
@@ -241,11 +254,15 @@ def l0_sign_bag(
             seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
             sparse=sparse, layer=partial(l0_sign, backend=backend),
         )  # fmt: skip
-    _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
-    _checks.network("edge", edge, edge_table.shape[-1], 1, node_table)
-    pooled, l0, l2, num_edges, *_ = call(
-        ops.l0_sign_bag,
-        (
+
+    def check() -> None:
+        _checks.bag(ids, offsets, values, node_table, edge_table)
+        _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
+        _checks.network("edge", edge, edge_table.shape[-1], 1, node_table)
+        _checks.rows_of(ids, node_table)
+
+    def arguments() -> tuple[Any, ...]:
+        return (
             *looked_up(ids, values, node_table, edge_table, *message, *edge),
             graphs.offsets,
             graphs.size,
@@ -254,9 +271,9 @@ def l0_sign_bag(
             *_checks.gate_options(temperature, limits),
             sparse,
             l2_penalty,
-        ),
-        partial(_checks.rows_of, ids, node_table),
-    )
+        )
+
+    pooled, l0, l2, num_edges, _ = call(ops.l0_sign_bag, arguments, check, ids)
     return BagOutput(pooled, l0, l2 if l2_penalty else None, num_edges)
 
 
@@ -273,26 +290,24 @@ def sign_bag(
     backend: str | None = None,
 ) -> BagOutput:
     """:func:`l0_sign_bag` without gates: every pair counts, l0_penalty is 0 and num_edges is n(n+1)/2."""
-    graphs = _checks.bag(ids, offsets, values, node_table)
+    graphs = _checks.bag(ids, offsets, values, node_table, read=False)
     sparse = sparse and rows.gives_sparse(node_table)
     if not fuses_bag(backend, node_table, values, sparse):
         return reference.sign_bag(
             ids, node_table, message, offsets, values,
             aggr=aggr, l2_penalty=l2_penalty, sparse=sparse, layer=partial(complete_sign, backend=backend),
         )  # fmt: skip
-    _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
-    pooled, l2, _ = call(
-        ops.sign_bag,
-        (
-            *looked_up(ids, values, node_table, *message),
-            graphs.offsets,
-            graphs.size,
-            _checks.aggregation(aggr),
-            sparse,
-            l2_penalty,
-        ),
-        partial(_checks.rows_of, ids, node_table),
-    )
+
+    def check() -> None:
+        _checks.bag(ids, offsets, values, node_table)
+        _checks.network("message", message, node_table.shape[-1], node_table.shape[-1], node_table)
+        _checks.rows_of(ids, node_table)
+
+    def arguments() -> tuple[Any, ...]:
+        options = graphs.offsets, graphs.size, _checks.aggregation(aggr), sparse, l2_penalty
+        return *looked_up(ids, values, node_table, *message), *options
+
+    pooled, l2 = call(ops.sign_bag, arguments, check, ids)
     report = reference.ungated_report(graphs.bounds(ids.device), l2.dtype, l2 if l2_penalty else None)
     return BagOutput(pooled, *report)
 
@@ -413,12 +428,24 @@ def looked_up(ids: Tensor, values: Tensor | None, table: Tensor, *others: Tensor
     return [ids.flatten().contiguous(), x, *_contiguous(table, *others)]
 
 
-def call(operator: Callable[..., Any], args: Sequence[Any], check: Callable[[], None]) -> Any:
-    """Call an operator that looks at contents; where it refuses them, ``check`` raises the error instead."""
+def call(
+    operator: Callable[..., Any],
+    arguments: Callable[[], Sequence[Any]],
+    check: Callable[[], None],
+    rows: Tensor,
+) -> Any:
+    """Call an operator with ``arguments()``; where it refuses them, ``check`` raises the error instead.
+
+    The operators look at their arguments themselves, which of some twenty tensors takes less there than here.
+    Where they do not look, as in a trace and on a GPU, or have no kernel, the check comes first.
+    """
+    if not _checks.readable(rows):
+        check()
+        return operator(*arguments())
     try:
-        return operator(*args)
-    except RuntimeError as error:
-        refused = error
+        return operator(*arguments())
+    except (AttributeError, RuntimeError, TypeError) as error:
+        refused: Exception = error
     try:
         check()
         raise refused

@@ -27,8 +27,8 @@ class Operator:
     ``backward`` is called with the gradients of the first ``outputs`` outputs (None where there is none),
     the first ``inputs`` inputs and the outputs ``extra``; it returns the gradients of the inputs ``wrt``.
     Without one there is no derivative. ``flag`` is the input that says whether the last of the differentiable
-    outputs is there, or left empty. With ``keeps`` one input follows that, whether the last output holds what
-    saves the backward work; that output is not among those of ``fake``. ``tables`` are inputs whose gradients
+    outputs is there, or left empty. With ``keeps`` forward and backward take one input more, the number of a
+    room: there the CPU's forward leaves what saves the backward work. ``tables`` are inputs whose gradients
     are sparse where the input ``sparse`` says so: of the rows that the backward operator returns before all
     gradients.
     """
@@ -94,24 +94,29 @@ class Operator:
         qualname = f"l0sign_cuda::{self.name}"
         self._op = getattr(torch.ops.l0sign_cuda, self.name).default
         self.on_cuda = self.name in _extension.cuda_operators()
-        torch.library.register_fake(qualname, self._fake_keeping if self._keeps else self._fake)
+        torch.library.register_fake(qualname, self._checked_fake)
         torch.library.register_vmap(qualname, self._vmap)
         torch.library.register_autograd(qualname, self._differentiate, setup_context=self._setup)
 
-    def _fake_keeping(self, *args: Any) -> tuple[Tensor, ...]:
-        assert self._flag is not None
-        given, keep = args[: self._flag + 1], args[self._flag + 1 :] == (True,)
-        outputs = self._fake(*given)
-        size = torch.library.get_ctx().new_dynamic_size() if keep else 0
-        return (*outputs, outputs[0].new_empty(size, dtype=torch.uint8))
+    def _checked_fake(self, *args: Any) -> Any:
+        # One tensor on the meta device brings a call here, with real ones that nobody would compute with.
+        devices = {arg.device for arg in args if isinstance(arg, Tensor)}
+        if len(devices) > 1:
+            found = ", ".join(sorted(map(str, devices)))
+            raise RuntimeError(f"l0sign_cuda::{self.name}: expected tensors on one device, got {found}")
+        inputs = len(self._op._schema.arguments) - self._keeps  # a room makes no difference
+        return self._fake(*args[:inputs])
 
     def _below_autograd(self, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return self._op(*args)
 
     def _forward(self, ctx: Any, *args: Any) -> Any:
-        keep = self._keeps and any(ctx.needs_input_grad) and _checks.readable(args[0])
-        output = self._below_autograd(*args, True) if keep else self._below_autograd(*args)
+        if self._keeps and any(ctx.needs_input_grad) and _checks.readable(args[0]):
+            ctx.room = _extension.room()  # taken as long as the graph is there
+            output = self._below_autograd(*args, ctx.room.number)
+        else:
+            output = self._below_autograd(*args)
         self._setup(ctx, args, output)
         return output
 
@@ -139,7 +144,8 @@ class Operator:
                 and not any(map(ctx.needs_input_grad.__getitem__, self._tables))
             ):
                 kept[self._sparse] = True  # nothing as large as a table for tables that are frozen
-            gradients = self._backward(*given, *kept)
+            room = getattr(ctx, "room", None)
+            gradients = self._backward(*given, *kept, *(() if room is None else (room.number,)))
             if self._tables:
                 rows, *gradients = gradients
                 if kept[self._sparse]:
@@ -301,28 +307,26 @@ def _fake_gate_noise(
 
 l0_sign_backward = Operator("l0_sign_backward", _gradients(*range(3, 13)))
 l0_sign = Operator(
-    "l0_sign", _fake_l0_sign, l0_sign_backward, wrt=range(10), inputs=17, outputs=3, extra=(4, 5), flag=17,
+    "l0_sign", _fake_l0_sign, l0_sign_backward, wrt=range(10), inputs=17, outputs=3, extra=(4,), flag=17,
     keeps=True,
 )  # fmt: skip
 
 l0_sign_bag_backward = Operator("l0_sign_bag_backward", _bag_gradients(3, (5, 6), range(7, 15), 22))
 l0_sign_bag = Operator(
     "l0_sign_bag", _fake_l0_sign_bag, l0_sign_bag_backward, wrt=range(2, 12), inputs=20, outputs=3,
-    extra=(4, 5), flag=20, keeps=True, tables=(2, 3), sparse=19,
+    extra=(4,), flag=20, keeps=True, tables=(2, 3), sparse=19,
 )  # fmt: skip
 
 l0_sign_risk = Operator("l0_sign_risk", _fake_l0_sign_risk)
 
 sign_bag_backward = Operator("sign_bag_backward", _bag_gradients(2, (4,), range(5, 9), 12))
 sign_bag = Operator(
-    "sign_bag", _fake_sign_bag, sign_bag_backward, wrt=range(2, 7), inputs=11, outputs=2, extra=(2,), flag=11,
+    "sign_bag", _fake_sign_bag, sign_bag_backward, wrt=range(2, 7), inputs=11, outputs=2, flag=11,
     keeps=True, tables=(2,), sparse=10,
 )  # fmt: skip
 
 sign_backward = Operator("sign_backward", _gradients(*range(2, 7)))
-sign = Operator(
-    "sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2, extra=(2,), flag=8, keeps=True
-)
+sign = Operator("sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2, flag=8, keeps=True)
 
 sign_edges_backward = Operator("sign_edges_backward", _fake_edges_backward)
 sign_edges = Operator(

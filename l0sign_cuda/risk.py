@@ -90,34 +90,37 @@ def fused(
     assert edge_table is not None
     message, edge = member(layer, "message").weights(), member(layer, "edge").weights()
     dtype, device, d = node_table.dtype, node_table.device, node_table.shape[1]
-    graphs = _checks.bag(ids, offsets, values, node_table, edge_table)
-    _checks.network("message", message, d, d, node_table)
-    _checks.network("edge", edge, edge_table.shape[1], 1, node_table)
+    graphs = _checks.bag(ids, offsets, values, node_table, edge_table, read=False)
     _checks.require("head.weight", head_weight, dtype, device, (1, d))
     if head_bias is not None:
         _checks.require("head.bias", head_bias, dtype, device, (1,))
     # The operator looks at ids and targets, but at targets of another type only after they were rounded.
     check_target(loss, target, (graphs.num_graphs,), device, read=target.dtype != dtype)
-    arguments = (
-        *functional.looked_up(ids, values, node_table, edge_table, *message, *edge, head_weight),
-        head_bias,
-        (target if target.dtype == dtype else target.to(dtype)).contiguous(),
-        _weights(l0_weight, graphs.num_graphs, node_table),
-        graphs.offsets,
-        graphs.size,
-        layer.seed_of(seed, device),
-        _checks.aggregation(layer.aggr),
-        *_checks.gate_options(layer.temperature, layer.limits),
-        # Nothing as large as a table for tables that are frozen; a GPU, though, would be waited for.
-        (model.sparse if gives_sparse(node_table, edge_table) else node_table.is_cpu),
-        _LOSSES.index(loss),
-    )
+
+    def arguments() -> tuple[Any, ...]:
+        return (
+            *functional.looked_up(ids, values, node_table, edge_table, *message, *edge, head_weight),
+            head_bias,
+            (target if target.dtype == dtype else target.to(dtype)).contiguous(),
+            _weights(l0_weight, graphs.num_graphs, node_table),
+            graphs.offsets,
+            graphs.size,
+            layer.seed_of(seed, device),
+            _checks.aggregation(layer.aggr),
+            *_checks.gate_options(layer.temperature, layer.limits),
+            # Nothing as large as a table for tables that are frozen; a GPU, though, would be waited for.
+            (model.sparse if gives_sparse(node_table, edge_table) else node_table.is_cpu),
+            _LOSSES.index(loss),
+        )
 
     def check() -> None:
+        _checks.bag(ids, offsets, values, node_table, edge_table)
+        _checks.network("message", message, d, d, node_table)
+        _checks.network("edge", edge, edge_table.shape[1], 1, node_table)
         _checks.rows_of(ids, node_table)
         check_target(loss, target, (graphs.num_graphs,), device)
 
-    result: tuple[Tensor, ...] = functional.call(_Risk.apply, arguments, check)
+    result: tuple[Tensor, ...] = functional.call(_Risk.apply, arguments, check, ids)
     return result
 
 

@@ -7,14 +7,11 @@ from itertools import pairwise
 import cases
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
-from l0sign_cuda import L0SIGNLayer, _extension, functional
+from l0sign_cuda import L0SIGNLayer, _extension, functional, ops
 
 OPS = torch.ops.l0sign_cuda
 GATE = (2 / 3, -0.1, 1.1)
-KEEPS = _extension.cpu_capability() == "avx512"
-MOST = 30 << 20
 
 GRAPHS = {
     "lanes over graphs": [5] * 19 + [4, 1, 0],
@@ -52,10 +49,8 @@ def test_gradients_are_the_same(bag, gated, aggr, l2, kind, dtype):
     name = ("l0_sign" if gated else "sign") + ("_bag" if bag else "")
     shared = arguments(case_of(kind, dtype, bag=bag), gated=gated, bag=bag, aggr=aggr)
     forward, backward = getattr(OPS, name), getattr(OPS, f"{name}_backward")
-    *outputs, nothing = forward(*shared, l2)
-    *again, kept = forward(*shared, l2, True)
-    assert nothing.numel() == 0
-    assert kept.dtype == torch.uint8 and (kept.numel() > 0) == KEEPS
+    room = _extension.room()
+    outputs, again = forward(*shared, l2), forward(*shared, l2, room.number)
     for one, other in zip(outputs, again, strict=True):
         assert torch.equal(one, other)
 
@@ -65,9 +60,9 @@ def test_gradients_are_the_same(bag, gated, aggr, l2, kind, dtype):
     grads = [torch.randn(r.shape, generator=generator, dtype=r.dtype) for r in results]
     if not l2:
         grads[-1] = None
-    before = kept.clone()
-    expected, found = backward(*grads, *shared, *degree), backward(*grads, *shared, *degree, kept)
-    assert torch.equal(kept, before)
+    expected, found = backward(*grads, *shared, *degree), backward(*grads, *shared, *degree, room.number)
+    for one, other in zip(backward(*grads, *shared, *degree, room.number), found, strict=True):
+        assert torch.equal(one, other)  # a backward only reads it
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
     for ours, theirs in zip(found, expected, strict=True):
         largest = float(theirs.abs().max()) if theirs.numel() else 0.0
@@ -87,70 +82,93 @@ def gradients(layer, nodes, edge_nodes):
     return torch.autograd.grad(loss, [nodes, edge_nodes, *layer.parameters()])
 
 
-def packed(run, pack=lambda t: t, unpack=lambda t: t):
-    """The result, and the bytes that were saved for the backward as such."""
-    sizes = []
+class Rooms:
+    """What a test takes of them."""
 
-    def saved(tensor):
-        if tensor.dtype == torch.uint8:
-            sizes.append(tensor.numel())
-        return pack(tensor)
+    def __init__(self, monkeypatch):
+        self.numbers, self.alive = [], 0
+        take, rooms = _extension.room, self
 
-    with saved_tensors_hooks(saved, unpack):
-        return run(), sizes
+        class Room:
+            def __init__(self):
+                self.room = take()
+                self.number = self.room.number
+                rooms.numbers.append(self.number)
+                rooms.alive += 1
+
+            def __del__(self):
+                rooms.alive -= 1
+
+        monkeypatch.setattr(_extension, "room", Room)
 
 
-def test_a_layer_that_trains_keeps_and_others_do_not():
+@pytest.fixture
+def rooms(monkeypatch):
+    return Rooms(monkeypatch)
+
+
+def test_a_layer_that_trains_has_a_room_and_others_have_none(rooms):
     layer, nodes, edge_nodes = make_layer()
-    _, [size] = packed(lambda: gradients(layer, nodes, edge_nodes))
-    assert (size > 0) == KEEPS
+    gradients(layer, nodes, edge_nodes)
+    assert len(rooms.numbers) == 1
     with torch.no_grad():
-        assert packed(lambda: layer(nodes, edge_nodes))[1] == []
+        layer(nodes, edge_nodes)
+    torch.compile(layer, backend="eager")(nodes, edge_nodes)
     layer.requires_grad_(False)
-    assert set(packed(lambda: layer(nodes.detach(), edge_nodes.detach()))[1]) <= {0}
+    layer(nodes.detach(), edge_nodes.detach())
+    assert len(rooms.numbers) == 1
+    layer(nodes, edge_nodes)
+    assert len(rooms.numbers) == 2
 
 
-def test_what_was_kept_may_move():
-    """As when it is offloaded: to another address, which no vector load can be aligned at."""
+def test_a_room_is_free_when_the_graph_is_gone(rooms):
     layer, nodes, edge_nodes = make_layer()
+    outputs = [layer(nodes, edge_nodes, seed=seed).nodes.sum() for seed in range(5)]
+    assert rooms.alive == 5
+    assert len(set(rooms.numbers)) == 5
+    expected = [
+        torch.autograd.grad(layer(nodes, edge_nodes, seed=seed).nodes.sum(), nodes) for seed in range(5)
+    ]
+    assert rooms.alive == 5
+    for output, [gradient] in zip(outputs, expected, strict=True):  # none has written to another's
+        assert torch.equal(torch.autograd.grad(output, nodes, retain_graph=True)[0], gradient)
+        assert torch.equal(torch.autograd.grad(output, nodes)[0], gradient)
+    del outputs, output
+    assert rooms.alive == 0
 
-    def move(tensor):
-        return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
 
-    expected = gradients(layer, nodes, edge_nodes)
-    found, _ = packed(lambda: gradients(layer, nodes, edge_nodes), unpack=move)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert torch.equal(ours, theirs)
+def test_numbers_of_rooms_are_checked():
+    case = case_of("lanes over nodes", torch.float32, bag=False)
+    shared = arguments(case, gated=True, bag=False, aggr=0)
+    gone = _extension.room().number
+    for number in (gone, -1, 2**62):
+        with pytest.raises(RuntimeError, match=f"room: expected the number of a room, got {number}"):
+            OPS.l0_sign(*shared, False, number)
+    degree = OPS.l0_sign(*shared, False)[4]
+    with pytest.raises(RuntimeError, match="room: expected the number of a room"):
+        OPS.l0_sign_backward(torch.ones_like(case.nodes), None, None, *shared, degree, gone)
 
 
-def test_memory_does_not_grow_with_the_pairs():
-    """Of many graphs the first ones are kept, as many as there is room for; of a large one nothing."""
+def test_a_room_that_is_too_small_holds_the_first_graphs():
+    """4,096 graphs of 40 nodes leave more than there is room for; one of 3,000 nodes leaves nothing."""
     layer = L0SIGNLayer(8, 32, 8, 32, l2_penalty=False)
-
-    def kept(*shape):
-        nodes = torch.randn(*shape, 8, requires_grad=True)
-        _, [size] = packed(lambda: layer(nodes, nodes).nodes.sum().backward())
-        return size
-
-    few, many, large = kept(64, 40), kept(4096, 40), kept(1, 3000)
-    assert large == 0
-    if KEEPS:
-        assert 0 < few < MOST // 2 < many <= MOST
-
-
-@pytest.mark.skipif(not KEEPS, reason="needs AVX-512")
-def test_what_does_not_fit_is_refused():
-    shared = arguments(case_of("lanes over nodes", torch.float32, bag=False), gated=True, bag=False, aggr=0)
-    *_, degree, kept = OPS.l0_sign(*shared, False, True)
-    grads = torch.ones_like(shared[0]), None, None
-    for wrong in (kept[:-64], torch.cat([kept, kept])):
-        with pytest.raises(RuntimeError, match=r"kept: expected what the forward left, \d+ bytes, got \d+"):
-            OPS.l0_sign_backward(*grads, *shared, degree, wrong)
-    with pytest.raises(RuntimeError, match="kept: unexpected dtype"):
-        OPS.l0_sign_backward(*grads, *shared, degree, kept.float())
+    for shape in ((4096, 40), (1, 3000)):
+        nodes, grads = torch.randn(*shape, 8) / 8, []
+        for keeps in (True, False):
+            rows = nodes.clone().requires_grad_()
+            weights = [weight for network in (layer.message, layer.edge) for weight in network.weights()]
+            ops.l0_sign._keeps = keeps
+            try:
+                layer(rows, rows, seed=3).nodes.square().sum().backward()
+            finally:
+                ops.l0_sign._keeps = True
+            grads.append([rows.grad, *(weight.grad for weight in weights)])
+            layer.zero_grad()
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * float(other.abs().max()))
 
 
-def test_threads_do_not_change_what_is_kept():
+def test_threads_do_not_change_the_gradients():
     layer, nodes, edge_nodes = make_layer()
     threads, found = torch.get_num_threads(), []
     try:

@@ -26,9 +26,6 @@ constexpr int64_t kCacheBytes = 512 << 10;  // scratch of one block that still r
 constexpr int64_t kTaskCost = 100;          // vectors of pairs that are worth a task
 constexpr int64_t kFewBlocks = 8;  // of graphs side by side: with fewer, some of many threads have no work
 constexpr int64_t kScratchBytes = 8 << 20;  // that a thread holds on to between calls
-// What a forward leaves for its backward at most: memory shall not grow with the pairs. (glibc's malloc takes
-// blocks of 32 MiB and more from the system each time.)
-constexpr int64_t kKeptBytes = 30 << 20;
 constexpr int64_t kNodesPerEdgeBlock = 256;
 
 int64_t node_count(const Graphs& graphs, int64_t g) {
@@ -168,20 +165,16 @@ struct Plan {
     task_begin = split_tasks(costs, kTaskCost);
   }
 
-  // Gives blocks their places in memory(bytes), the first ones that have room in there.
-  template <class KeptOf, class Memory>
-  void keep(KeptOf kept, Memory memory) {
-    constexpr int64_t kNone = -1;
-    std::vector<int64_t> at;
-    int64_t end = 0;
-    for (const Block& block : blocks) {
-      const int64_t bytes = kept(block), room = kKeptBytes - end;
-      at.push_back(bytes > 0 && bytes <= room ? end : kNone);
-      if (at.back() != kNone) end += bytes;
+  // Gives blocks that need kept(block) bytes their places in memory, as long as there is room.
+  template <class KeptOf>
+  void keep(KeptOf kept, void* memory, int64_t size) {
+    char* next = static_cast<char*>(memory);
+    for (Block& block : blocks) {
+      const int64_t bytes = kept(block);
+      if (bytes == 0 || bytes > size) continue;
+      block.kept = next;
+      next += bytes, size -= bytes;
     }
-    char* const begin = static_cast<char*>(memory(end));
-    for (size_t k = 0; k < blocks.size() && begin; ++k)
-      if (at[k] != kNone) blocks[k].kept = begin + at[k];
   }
 
   static int64_t node_lane_cost(int64_t n, int64_t W) {
@@ -216,6 +209,7 @@ void find_degrees(const CompleteGraph<A>& problem) {
   degrees.pools = false;
   degrees.pooled = degrees.l0 = degrees.l2 = nullptr;
   degrees.num_edges = nullptr;
+  degrees.kept = nullptr;
   forward(degrees);
 }
 
@@ -223,25 +217,27 @@ void find_degrees(const CompleteGraph<A>& problem) {
 
 namespace {
 
-// Of a forward or a backward, or, if something is kept, of both: they need the same blocks then.
+// Of a forward or a backward; where something is kept of both, since they need the same blocks then.
 template <class A>
-Plan<A> plan_of(const CompleteGraph<A>& problem, bool backward, bool keeps) {
+Plan<A> plan_of(const CompleteGraph<A>& problem, bool backward) {
   const Kernels<A>& k = kernels<A>();
   const auto scratch = [&](int64_t slots) { return k.scratch(problem, slots, backward); };
-  if (!keeps) return Plan<A>(problem.graphs, k.lanes, scratch(1) - scratch(0), scratch);
+  if (!problem.kept) return Plan<A>(problem.graphs, k.lanes, scratch(1) - scratch(0), scratch);
   CompleteGraph<A> both = problem;
-  (both.pools ? both.grad_pooled : both.grad_out) = problem.nodes;  // whatever it is: as if it came
-  return Plan<A>(problem.graphs, k.lanes, k.scratch(both, 1, true) - k.scratch(both, 0, true), scratch);
+  (both.pools ? both.grad_pooled : both.grad_out) = problem.nodes;  // as if it came, whatever it is
+  const int64_t slot_bytes = k.scratch(both, 1, true) - k.scratch(both, 0, true);
+  Plan<A> plan(problem.graphs, k.lanes, slot_bytes, scratch);
+  plan.keep([&](const Block& block) { return k.kept(problem, block); }, problem.kept, problem.kept_bytes);
+  return plan;
 }
 
 }  // namespace
 
 template <class A>
-void forward(const CompleteGraph<A>& problem, const Keep& keep) {
+void forward(const CompleteGraph<A>& problem) {
   if (problem.pools && problem.degree) find_degrees(problem);
   const Kernels<A>& k = kernels<A>();
-  Plan<A> plan = plan_of(problem, false, keep != nullptr);
-  if (keep) plan.keep([&](const Block& block) { return k.kept(problem, block); }, keep);
+  const Plan<A> plan = plan_of(problem, false);
   const Packing<A> packing(problem, k, false);
   for_tasks(plan.task_begin, plan.scratch_bytes, [&](int64_t t, void* memory) {
     const int64_t begin = plan.task_begin[t];
@@ -252,14 +248,7 @@ void forward(const CompleteGraph<A>& problem, const Keep& keep) {
 template <class A>
 void backward(const CompleteGraph<A>& problem) {
   const Kernels<A>& k = kernels<A>();
-  Plan<A> plan = plan_of(problem, true, problem.kept != nullptr);
-  if (problem.kept)
-    plan.keep([&](const Block& block) { return k.kept(problem, block); },
-              [&](int64_t bytes) {
-                if (bytes == problem.kept_bytes) return problem.kept;
-                throw std::runtime_error("kept: expected what the forward left, " + std::to_string(bytes) +
-                                         " bytes, got " + std::to_string(problem.kept_bytes));
-              });
+  const Plan<A> plan = plan_of(problem, true);
   const Packing<A> packing(problem, k, true);
   sum_gradients(plan, problem, problem.grad_message,
                 [&](const Block* blocks, int64_t count, void* memory, A* gradients) {
@@ -437,8 +426,8 @@ void gate_noise(const Graphs& graphs, int64_t seed, const int64_t* first_pair, f
   });
 }
 
-template void forward(const CompleteGraph<float>&, const Keep&);
-template void forward(const CompleteGraph<double>&, const Keep&);
+template void forward(const CompleteGraph<float>&);
+template void forward(const CompleteGraph<double>&);
 template void backward(const CompleteGraph<float>&);
 template void backward(const CompleteGraph<double>&);
 template void risk(const CompleteGraph<float>&, const Risk<float>&);

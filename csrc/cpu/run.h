@@ -1,19 +1,13 @@
 // Runs a problem on the CPU: packs weights, plans blocks, spreads them over torch's threads and adds up the
 // weight gradients in a fixed order, so that no result depends on the number of threads.
 #pragma once
-#include <functional>
-
 #include "../problem.h"
 
 namespace l0sign {
 namespace cpu {
 
-// Gives memory of so many bytes, 64-byte aligned, for what a forward leaves for its backward.
-using Keep = std::function<void*(int64_t bytes)>;
-
-// With `keep`, a backward with that memory as problem.kept computes less again.
 template <class A>
-void forward(const CompleteGraph<A>& problem, const Keep& keep = nullptr);
+void forward(const CompleteGraph<A>& problem);
 template <class A>
 void backward(const CompleteGraph<A>& problem);
 

@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -287,20 +286,9 @@ struct Arrays {
 template <class A>
 constexpr double kTolerance = sizeof(A) == 8 ? 1e-11 : 2e-5;
 
-// What a forward leaves for its backward.
-struct Kept {
-  std::unique_ptr<char, decltype(&std::free)> memory{nullptr, std::free};
-  int64_t bytes = 0;
-  void* operator()(int64_t size) {
-    bytes = size;
-    memory.reset(static_cast<char*>(std::aligned_alloc(64, (size + 63) / 64 * 64)));
-    std::memset(memory.get(), 0xFF, size);  // NaN
-    return memory.get();
-  }
-};
-
+// `kept_bytes`: of memory for what the forward leaves for the backward.
 template <class A>
-void run(const Inputs& in, const std::string& name, std::mt19937& random, bool keeps) {
+void run(const Inputs& in, const std::string& name, std::mt19937& random, int64_t kept_bytes) {
   const double tolerance = kTolerance<A>;
   const int64_t N = in.nodes(), G = in.graphs();
   Arrays<A> arrays(in);
@@ -314,9 +302,10 @@ void run(const Inputs& in, const std::string& name, std::mt19937& random, bool k
   p.num_edges = num_edges.data();
   // A pooled sum has one pass over the gates more where it needs the degrees.
   p.degree = in.pooled && in.aggregation != Aggregation::neighbor_mean ? nullptr : degree.data();
-  Kept kept;
-  cpu::forward(p, keeps ? cpu::Keep(std::ref(kept)) : cpu::Keep());
-  if (keeps && kept.bytes > 0) p.kept = kept.memory.get(), p.kept_bytes = kept.bytes;
+  const std::unique_ptr<void, decltype(&std::free)> kept(std::aligned_alloc(64, kept_bytes + 64), std::free);
+  std::memset(kept.get(), 0xFF, kept_bytes);  // NaN
+  if (kept_bytes > 0) p.kept = kept.get(), p.kept_bytes = kept_bytes;
+  cpu::forward(p);
   const Results expected = plain(in);
   check(all_close(out.get(), in.pooled ? expected.pooled : expected.out, tolerance), name + ": out");
   if (in.gated) check(all_close(l0.get(), expected.l0, tolerance), name + ": l0");
@@ -427,9 +416,10 @@ void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b
                      " b=" + std::to_string(b) + " He=" + std::to_string(He) +
                      " options=" + std::to_string(options) + " n=";
   for (size_t k = 0; k < sizes.size() && k < 6; ++k) name += (k ? "," : "") + std::to_string(sizes[k]);
-  for (bool keeps : {false, true}) {
-    run<double>(in, name + (keeps ? " kept" : "") + " float64", random, keeps);
-    run<float>(in, name + (keeps ? " kept" : "") + " float32", random, keeps);
+  // With room for nothing, some graphs, all.
+  for (int64_t kept : {0, 64 << 10, 4 << 20}) {
+    run<double>(in, name + " kept=" + std::to_string(kept) + " float64", random, kept);
+    run<float>(in, name + " kept=" + std::to_string(kept) + " float32", random, kept);
   }
   Inputs pooled = in;
   pooled.pooled = true;
@@ -438,9 +428,9 @@ void run_case(const std::vector<int64_t>& sizes, int64_t d, int64_t H, int64_t b
   for (int64_t k = N; k > 1; --k) std::swap(pooled.ids[k - 1], pooled.ids[random() % k]);
   pooled.x = fill(N, 1);
   pooled.weight_out = fill(in.graphs() * d, 1);
-  for (bool keeps : {false, true}) {
-    run<double>(pooled, name + (keeps ? " pooled, kept" : " pooled") + " float64", random, keeps);
-    run<float>(pooled, name + (keeps ? " pooled, kept" : " pooled") + " float32", random, keeps);
+  for (int64_t kept : {0, 64 << 10, 4 << 20}) {
+    run<double>(pooled, name + " pooled kept=" + std::to_string(kept) + " float64", random, kept);
+    run<float>(pooled, name + " pooled kept=" + std::to_string(kept) + " float32", random, kept);
   }
   if (in.gated && !in.l2) {
     pooled.risk = true;
