@@ -1,8 +1,9 @@
 """All argument validation, for every backend and device.
 
-A check compares types, dtypes, devices and shapes always. What a tensor contains (offsets, ids, edges) is
-looked at only where that is free: in a concrete CPU tensor, outside of a compiler's trace. Elsewhere the
-kernels guard themselves.
+A check compares types, dtypes, devices and shapes. What a tensor contains (offsets, ids, edges) is looked at
+only where that is free: in a concrete CPU tensor, outside of a compiler's trace. Elsewhere the kernels guard
+themselves. Where operators look at their arguments themselves, checks are made only when one has refused
+them, to name what is wrong (``call`` in functional.py).
 """
 
 from __future__ import annotations
@@ -197,12 +198,17 @@ def check_offsets(
         )
 
 
-def network(name: str, weights: Sequence[Tensor], inputs: int, outputs: int, like: Tensor) -> None:
-    """Check (hidden weight [H, inputs], hidden bias [H], out weight [outputs, H], out bias [outputs])."""
+def parts(name: str, weights: Sequence[Tensor]) -> None:
+    """Check that a network has as many tensors as it should."""
     if not isinstance(weights, (tuple, list)):
         raise TypeError(f"{name}: expected a tuple ({', '.join(_PARTS)}), got {type(weights).__name__}")
     if len(weights) != 4:
         raise ValueError(f"{name}: expected four tensors ({', '.join(_PARTS)}), got {len(weights)}")
+
+
+def network(name: str, weights: Sequence[Tensor], inputs: int, outputs: int, like: Tensor) -> None:
+    """Check (hidden weight [H, inputs], hidden bias [H], out weight [outputs, H], out bias [outputs])."""
+    parts(name, weights)
     first = weights[0]
     tensor(f"{name} hidden weight", first)
     hidden = first.shape[0] if first.dim() else 0

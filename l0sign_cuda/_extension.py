@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.machinery
 import re
@@ -89,8 +90,21 @@ def cpu_capability() -> str:
 
 
 def room() -> Any:
-    """Memory for what a CPU forward leaves for its backward, known by its ``number``."""
-    return load().Room()
+    """Memory for what a CPU forward leaves for its backward, known by its ``number``.
+
+    None where the kernels leave nothing, or there is no such memory: it only saves work.
+    """
+    if not _leaves_something():
+        return None
+    try:
+        return load().Room()
+    except MemoryError:
+        return None
+
+
+@functools.cache
+def _leaves_something() -> bool:
+    return cpu_capability() == "avx512"  # kKeeps in csrc/cpu/kept.h
 
 
 def _import() -> ModuleType:

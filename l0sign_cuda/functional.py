@@ -90,6 +90,8 @@ def l0_sign(
             seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
         )  # fmt: skip
     graphs = _checks.nodes("nodes", nodes, offsets, read=False)
+    _checks.parts("message", message)
+    _checks.parts("edge", edge)
 
     def check() -> None:
         _checks.nodes("nodes", nodes, offsets)
@@ -181,6 +183,7 @@ def complete_sign(
     if _use_reference(backend):
         return reference.complete_sign(nodes, message, offsets, aggr=aggr, l2_penalty=l2_penalty)
     graphs = _checks.nodes("nodes", nodes, offsets, read=False)
+    _checks.parts("message", message)
 
     def check() -> None:
         _checks.nodes("nodes", nodes, offsets)
@@ -254,6 +257,8 @@ def l0_sign_bag(
             seed=seed, aggr=aggr, temperature=temperature, limits=limits, l2_penalty=l2_penalty,
             sparse=sparse, layer=partial(l0_sign, backend=backend),
         )  # fmt: skip
+    _checks.parts("message", message)
+    _checks.parts("edge", edge)
 
     def check() -> None:
         _checks.bag(ids, offsets, values, node_table, edge_table)
@@ -297,6 +302,7 @@ def sign_bag(
             ids, node_table, message, offsets, values,
             aggr=aggr, l2_penalty=l2_penalty, sparse=sparse, layer=partial(complete_sign, backend=backend),
         )  # fmt: skip
+    _checks.parts("message", message)
 
     def check() -> None:
         _checks.bag(ids, offsets, values, node_table)
@@ -436,15 +442,15 @@ def call(
 ) -> Any:
     """Call an operator with ``arguments()``; where it refuses them, ``check`` raises the error instead.
 
-    The operators look at their arguments themselves, which of some twenty tensors takes less there than here.
-    Where they do not look, as in a trace and on a GPU, or have no kernel, the check comes first.
+    On the CPU an operator looks at its arguments itself, some twenty tensors in less time than Python takes.
+    In a trace or transform, and on other devices, nobody would look: there the check comes first.
     """
     if not _checks.readable(rows):
         check()
         return operator(*arguments())
     try:
         return operator(*arguments())
-    except (AttributeError, RuntimeError, TypeError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         refused: Exception = error
     try:
         check()

@@ -1,7 +1,8 @@
 """The compiled operators of ``torch.ops.l0sign_cuda`` with autograd, fake implementations and vmap.
 
-Arguments are positional, as in docs/architecture.md, and already checked. Everything about one operator is in
-its entry below: the fake implementation of its outputs, and what its backward operator takes and gives.
+Arguments are positional, as in docs/architecture.md; what operators do not look at is checked already.
+Everything about one operator is in its entry below: the fake implementation of its outputs, and what its
+backward operator takes and gives.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _extension
+from . import _extension
 from . import rows as rows_of_tables
+
+_PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float}
 
 
 class Operator:
@@ -27,8 +30,8 @@ class Operator:
     ``backward`` is called with the gradients of the first ``outputs`` outputs (None where there is none),
     the first ``inputs`` inputs and the outputs ``extra``; it returns the gradients of the inputs ``wrt``.
     Without one there is no derivative. ``flag`` is the input that says whether the last of the differentiable
-    outputs is there, or left empty. With ``keeps`` forward and backward take one input more, the number of a
-    room: there the CPU's forward leaves what saves the backward work. ``tables`` are inputs whose gradients
+    outputs is there, or left empty. With ``has_room`` forward and backward take one input more, the number of
+    a room: there the CPU's forward leaves what saves the backward work. ``tables`` are inputs whose gradients
     are sparse where the input ``sparse`` says so: of the rows that the backward operator returns before all
     gradients.
     """
@@ -44,14 +47,14 @@ class Operator:
         outputs: int = 1,
         extra: Sequence[int] = (),
         flag: int | None = None,
-        keeps: bool = False,
+        has_room: bool = False,
         tables: Sequence[int] = (),
         sparse: int = -1,
     ) -> None:
         self.name = name
         self._fake, self._backward = fake, backward
         self._wrt, self._inputs, self._outputs, self._extra = wrt, inputs, outputs, extra
-        self._flag, self._keeps, self._tables, self._sparse = flag, keeps, tables, sparse
+        self._flag, self._has_room, self._tables, self._sparse = flag, has_room, tables, sparse
         self._op: Any = None
         self.on_cuda = False
         function = (torch.autograd.Function,)
@@ -104,7 +107,7 @@ class Operator:
         if len(devices) > 1:
             found = ", ".join(sorted(map(str, devices)))
             raise RuntimeError(f"l0sign_cuda::{self.name}: expected tensors on one device, got {found}")
-        inputs = len(self._op._schema.arguments) - self._keeps  # a room makes no difference
+        inputs = len(self._op._schema.arguments) - self._has_room  # which makes no difference
         return self._fake(*args[:inputs])
 
     def _below_autograd(self, *args: Any) -> Any:
@@ -112,17 +115,25 @@ class Operator:
             return self._op(*args)
 
     def _forward(self, ctx: Any, *args: Any) -> Any:
-        if self._keeps and any(ctx.needs_input_grad) and _checks.readable(args[0]):
-            ctx.room = _extension.room()  # taken as long as the graph is there
-            output = self._below_autograd(*args, ctx.room.number)
-        else:
-            output = self._below_autograd(*args)
+        room = None
+        if (
+            self._has_room
+            and any(ctx.needs_input_grad)
+            # What has a mode, or tensors of another class, may make two calls of one.
+            and set(map(type, args)) <= _PLAIN
+            and torch._C._len_torch_dispatch_stack() == 0
+            and args[0].is_cpu
+        ):
+            room = _extension.room()
+        output = self._below_autograd(*args) if room is None else self._below_autograd(*args, room.number)
         self._setup(ctx, args, output)
+        ctx.room = room
         return output
 
     def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)  # an unused output costs nothing
         ctx.num_inputs = len(inputs)
+        ctx.room = None
         if self._flag is not None and not inputs[self._flag]:
             ctx.mark_non_differentiable(output[self._outputs - 1])
         kept = [*inputs[: self._inputs], *(output[k] for k in self._extra)]
@@ -144,8 +155,9 @@ class Operator:
                 and not any(map(ctx.needs_input_grad.__getitem__, self._tables))
             ):
                 kept[self._sparse] = True  # nothing as large as a table for tables that are frozen
-            room = getattr(ctx, "room", None)
-            gradients = self._backward(*given, *kept, *(() if room is None else (room.number,)))
+            gradients = self._backward(*given, *kept, *(() if ctx.room is None else (ctx.room.number,)))
+            if ctx.room is not None and not torch._C._autograd._get_current_graph_task_keep_graph():
+                ctx.room = None  # as autograd frees what was saved, though a graph may live on
             if self._tables:
                 rows, *gradients = gradients
                 if kept[self._sparse]:
@@ -308,13 +320,13 @@ def _fake_gate_noise(
 l0_sign_backward = Operator("l0_sign_backward", _gradients(*range(3, 13)))
 l0_sign = Operator(
     "l0_sign", _fake_l0_sign, l0_sign_backward, wrt=range(10), inputs=17, outputs=3, extra=(4,), flag=17,
-    keeps=True,
+    has_room=True,
 )  # fmt: skip
 
 l0_sign_bag_backward = Operator("l0_sign_bag_backward", _bag_gradients(3, (5, 6), range(7, 15), 22))
 l0_sign_bag = Operator(
     "l0_sign_bag", _fake_l0_sign_bag, l0_sign_bag_backward, wrt=range(2, 12), inputs=20, outputs=3,
-    extra=(4,), flag=20, keeps=True, tables=(2, 3), sparse=19,
+    extra=(4,), flag=20, has_room=True, tables=(2, 3), sparse=19,
 )  # fmt: skip
 
 l0_sign_risk = Operator("l0_sign_risk", _fake_l0_sign_risk)
@@ -322,11 +334,11 @@ l0_sign_risk = Operator("l0_sign_risk", _fake_l0_sign_risk)
 sign_bag_backward = Operator("sign_bag_backward", _bag_gradients(2, (4,), range(5, 9), 12))
 sign_bag = Operator(
     "sign_bag", _fake_sign_bag, sign_bag_backward, wrt=range(2, 7), inputs=11, outputs=2, flag=11,
-    keeps=True, tables=(2,), sparse=10,
+    has_room=True, tables=(2,), sparse=10,
 )  # fmt: skip
 
 sign_backward = Operator("sign_backward", _gradients(*range(2, 7)))
-sign = Operator("sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2, flag=8, keeps=True)
+sign = Operator("sign", _fake_sign, sign_backward, wrt=range(5), inputs=8, outputs=2, flag=8, has_room=True)
 
 sign_edges_backward = Operator("sign_edges_backward", _fake_edges_backward)
 sign_edges = Operator(

@@ -347,3 +347,40 @@ def test_forward_mode_is_for_the_reference():
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(nodes, nodes)
         refuse(NotImplementedError, expected, layer, dual)
+
+
+@pytest.mark.parametrize("call", [cases.l0_sign, cases.l0_sign_bag], ids=["l0_sign", "l0_sign_bag"])
+@pytest.mark.parametrize("name", ["message", "edge"])
+def test_a_network_of_other_lengths(call, name):
+    """Also where the two of them have eight tensors together."""
+    case = cases.make_bag([2, 3]) if call is cases.l0_sign_bag else RAGGED
+    tables = (case.leaves["node_table"], case.leaves["edge_table"]) if call is cases.l0_sign_bag else ()
+    rows = (case.ids, *tables) if tables else (case.nodes, case.edge_nodes)
+    function = functional.l0_sign_bag if tables else functional.l0_sign
+    networks = {"message": [*case.message], "edge": [*case.edge]}
+    moved = networks["message" if name == "edge" else "edge"].pop()
+    networks[name].append(moved)
+    first = "message"  # which is looked at first
+    with pytest.raises(ValueError, match=f"^{first}: expected four tensors .*, got {len(networks[first])}"):
+        function(*rows, tuple(networks["message"]), tuple(networks["edge"]), case.offsets)
+    with pytest.raises(TypeError, match=f"^{name}: expected a tuple"):
+        function(
+            *rows,
+            **{"message": case.message, "edge": case.edge, name: iter(case.message)},
+            offsets=case.offsets,
+        )
+
+
+def test_a_layer_on_another_device():
+    layer = L0SIGNLayer(4, 6, 3, 5).to("meta")
+    with pytest.raises(ValueError, match=r"^message hidden weight: expected device cpu, got meta"):
+        layer(torch.randn(2, 3, 4), torch.randn(2, 3, 3))
+
+
+@pytest.mark.parametrize("changes", [{"dtype": torch.float64}, {"device": "meta"}])
+def test_operators_want_one_type_and_device(changes):
+    message = [t.to(**changes) if k == 1 else t for k, t in enumerate(RAGGED.message)]
+    with pytest.raises(
+        RuntimeError, match=r"message hidden bias: expected the dtype|expected tensors on one device"
+    ):
+        torch.ops.l0sign_cuda.sign(RAGGED.nodes, *message, RAGGED.offsets, 0, 0, True)

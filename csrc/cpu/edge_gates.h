@@ -132,7 +132,7 @@ class EdgeGates {
     if (kept && gated_)
       restore(kept.gates(), kept.edge_units());
     else
-      evaluate_into(gated_ ? network_.room(block_.count) : Units<A>{});
+      evaluate_into(gated_ ? network_.place_of_next(block_.count) : Units<A>{});
     clear(grad_gate, block_.count);
   }
 

@@ -4,8 +4,7 @@
 // A "slot" is a vector of nodes: the same node of W graphs (lanes over graphs), or W consecutive nodes of one
 // graph (lanes over nodes). Pairs of slots come in panels of up to kPanel. Within a panel they go through a
 // layer in chunks of up to kChunk, so that every weight that is loaded serves that many vectors, while weight
-// gradients are added up over the whole panel in registers. Nothing is kept for a pair; sums live in the
-// slots.
+// gradients are added up over the whole panel in registers. Sums live in the slots.
 //
 // Some slots are extra. Lanes over graphs: a self-pair is added to one end only, and one extra slot swallows
 // the other end. Lanes over nodes: rows i of the pairs run in bands of kBand. Each node i of a band is copied

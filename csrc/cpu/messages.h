@@ -162,7 +162,8 @@ class MessageNetwork {
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) dot[c] += dp[m][c] * product_[(at + c) * d_ + k0 + m];
+      for (int c = 0; c < C; ++c)  // where no unit is on, p may be infinite
+        dot[c] += dp[m][c] != 0 ? dp[m][c] * product_[(at + c) * d_ + k0 + m] : V{};
   }
 
   // dL/du of a chunk. With `dot`, adds dL/dp . p of its pairs to it.

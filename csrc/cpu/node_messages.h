@@ -287,8 +287,9 @@ class NodeMessages : public MessageNetwork<A, 3> {
       for (int c = 0; c < C; ++c) {
         const V of_left = SameLeft ? shared_grad : left_grad[c][h];
         const V both = of_left + right_part(c, right_grad[c][h]);
-        const V m = select(load_bits(on + unit_index<A>(h, first + c)), gate[c] * both);
-        dot[c] += m * b;
+        const Bits<A> is_on = load_bits(on + unit_index<A>(h, first + c));
+        const V m = select(is_on, gate[c] * both);
+        dot[c] = fma_where(is_on, dot[c], m, b);  // a bias of -inf turns a unit off
         grad_hidden[h * kWaiting + c] = m;
       }
     }

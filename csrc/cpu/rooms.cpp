@@ -34,7 +34,11 @@ struct Rooms {
 
 // Never destroyed: contexts may outlive static objects.
 Rooms& rooms() {
-  static Rooms& all = *new Rooms;
+  static Rooms& all = []() -> Rooms& {
+    Rooms& made = *new Rooms;
+    made.idle.reserve(kIdle);
+    return made;
+  }();
   return all;
 }
 
@@ -51,7 +55,8 @@ Room::Room() {
     memory.reset(std::aligned_alloc(kPage, kBytes));
     if (!memory) throw std::bad_alloc();
 #ifdef __linux__
-    madvise(memory.get(), kBytes, MADV_HUGEPAGE);  // where there are none, small pages do
+    // Not the first of them: a few graphs take a few small pages.
+    madvise(static_cast<char*>(memory.get()) + kPage, kBytes - kPage, MADV_HUGEPAGE);
 #endif
   }
   number_ = ++all.last;

@@ -213,18 +213,15 @@ void find_degrees(const CompleteGraph<A>& problem) {
   forward(degrees);
 }
 
-}  // namespace
-
-namespace {
-
-// Of a forward or a backward; where something is kept of both, since they need the same blocks then.
+// Of a forward or a backward. Where something is kept, both need the same blocks, whatever gradients come:
+// the bytes of a slot are those of a backward with all of them.
 template <class A>
 Plan<A> plan_of(const CompleteGraph<A>& problem, bool backward) {
   const Kernels<A>& k = kernels<A>();
   const auto scratch = [&](int64_t slots) { return k.scratch(problem, slots, backward); };
   if (!problem.kept) return Plan<A>(problem.graphs, k.lanes, scratch(1) - scratch(0), scratch);
   CompleteGraph<A> both = problem;
-  (both.pools ? both.grad_pooled : both.grad_out) = problem.nodes;  // as if it came, whatever it is
+  (both.pools ? both.grad_pooled : both.grad_out) = problem.nodes;  // scratch depends on whether there is one
   const int64_t slot_bytes = k.scratch(both, 1, true) - k.scratch(both, 0, true);
   Plan<A> plan(problem.graphs, k.lanes, slot_bytes, scratch);
   plan.keep([&](const Block& block) { return k.kept(problem, block); }, problem.kept, problem.kept_bytes);

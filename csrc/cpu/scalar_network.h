@@ -96,7 +96,7 @@ class ScalarNetwork {
   void begin_backward() { clear(grad_nodes_, block_.all * size_); }
 
   // Where the units of the next pairs, `count` of them, may be kept without a copy until `backward`.
-  Units<A> room(int64_t count) {
+  Units<A> place_of_next(int64_t count) {
     if (waiting_ + count > kPanel) add_waiting(waiting_units_.on);
     return waiting_units_.from(waiting_);
   }
@@ -105,7 +105,7 @@ class ScalarNetwork {
   template <class Pair, class Counts>
   ALWAYS_INLINE void backward(int64_t count, Pair pair, Counts counts, const Units<A>& units,
                               const V* grad_out) {
-    Bits<A>* waiting_on = room(count).on;
+    Bits<A>* waiting_on = place_of_next(count).on;
     const Bits<A>* on = units.on;
     const bool alone = waiting_ == 0 && 2 * count > kPanel;  // no others will wait with these
     const int64_t size = size_;
