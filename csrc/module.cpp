@@ -83,8 +83,7 @@ PYBIND11_MODULE(_C, m) {
       "The CPU kernels in use here: avx512, avx2 or portable.");
   py::class_<l0sign::cpu::Room>(m, "Room", "Memory for what a CPU forward leaves for its backward.")
       .def(py::init<>())
-      .def_property_readonly("number", &l0sign::cpu::Room::number)
-      .def_property_readonly_static("size", [](const py::object&) { return l0sign::cpu::Room::kBytes; });
+      .def_property_readonly("number", &l0sign::cpu::Room::number);
   m.def("tf32_allowed", &tf32_allowed, "Whether CUDA kernels may round float32 products to tf32.");
 #ifdef L0SIGN_HAVE_CUDA
   l0sign::cuda::set_tf32_source(&tf32_allowed);

@@ -102,11 +102,7 @@ def l0_sign(
     def arguments() -> tuple[Any, ...]:
         return (
             *_contiguous(nodes, edge_nodes, *message, *edge),
-            graphs.offsets,
-            graphs.size,
-            _checks.seed(seed, nodes.device),
-            _checks.aggregation(aggr),
-            *_checks.gate_options(temperature, limits),
+            *gated(graphs, _checks.seed(seed, nodes.device), aggr, temperature, limits),
             l2_penalty,
         )
 
@@ -269,11 +265,7 @@ def l0_sign_bag(
     def arguments() -> tuple[Any, ...]:
         return (
             *looked_up(ids, values, node_table, edge_table, *message, *edge),
-            graphs.offsets,
-            graphs.size,
-            _checks.seed(seed, ids.device),
-            _checks.aggregation(aggr),
-            *_checks.gate_options(temperature, limits),
+            *gated(graphs, _checks.seed(seed, ids.device), aggr, temperature, limits),
             sparse,
             l2_penalty,
         )
@@ -432,6 +424,14 @@ def looked_up(ids: Tensor, values: Tensor | None, table: Tensor, *others: Tensor
     """The flat ids and values, and contiguous tensors."""
     x = None if values is None else values.to(table.dtype).flatten().contiguous()
     return [ids.flatten().contiguous(), x, *_contiguous(table, *others)]
+
+
+def gated(
+    graphs: _checks.Graphs, seed: Tensor | None, aggr: str, temperature: float, limits: tuple[float, float]
+) -> tuple[Any, ...]:
+    """The options of the gated operators on all pairs, from ``offsets`` on; the seed is checked already."""
+    code, gate = _checks.aggregation(aggr), _checks.gate_options(temperature, limits)
+    return graphs.offsets, graphs.size, seed, code, *gate
 
 
 def call(

@@ -103,11 +103,9 @@ def fused(
             head_bias,
             (target if target.dtype == dtype else target.to(dtype)).contiguous(),
             _weights(l0_weight, graphs.num_graphs, node_table),
-            graphs.offsets,
-            graphs.size,
-            layer.seed_of(seed, device),
-            _checks.aggregation(layer.aggr),
-            *_checks.gate_options(layer.temperature, layer.limits),
+            *functional.gated(
+                graphs, layer.seed_of(seed, device), layer.aggr, layer.temperature, layer.limits
+            ),
             # Nothing as large as a table for tables that are frozen; a GPU, though, would be waited for.
             (model.sparse if gives_sparse(node_table, edge_table) else node_table.is_cpu),
             _LOSSES.index(loss),

@@ -157,7 +157,7 @@ def test_numbers_of_rooms_are_checked():
         OPS.l0_sign_backward(torch.ones_like(case.nodes), None, None, *shared, degree, gone)
 
 
-def test_a_room_that_is_too_small_holds_the_first_graphs():
+def test_a_room_that_is_too_small_holds_the_first_graphs(monkeypatch):
     """4,096 graphs of 40 nodes leave more than there is room for; one of 3,000 nodes leaves nothing."""
     layer = L0SIGNLayer(8, 32, 8, 32, l2_penalty=False)
     for shape in ((4096, 40), (1, 3000)):
@@ -165,11 +165,8 @@ def test_a_room_that_is_too_small_holds_the_first_graphs():
         for keeps in (True, False):
             rows = nodes.clone().requires_grad_()
             weights = [weight for network in (layer.message, layer.edge) for weight in network.weights()]
-            ops.l0_sign._has_room = keeps
-            try:
-                layer(rows, rows, seed=3).nodes.square().sum().backward()
-            finally:
-                ops.l0_sign._has_room = True
+            monkeypatch.setattr(ops.l0_sign, "_has_room", keeps)
+            layer(rows, rows, seed=3).nodes.square().sum().backward()
             grads.append([rows.grad, *(weight.grad for weight in weights)])
             layer.zero_grad()
         for one, other in zip(*grads, strict=True):
