@@ -22,7 +22,7 @@ class EdgeGates {
         block_(block),
         gated_(problem.edge_nodes != nullptr),
         network_(problem.edge, weights.edge, block) {
-    if (!backward) degree_ = arena.take(slots + GraphBlock<A>::kBand);
+    if (!backward) degree_ = arena.take(slots + GraphBlock<A>::kExtra);
     if (gated_) network_.take(arena, slots, backward);
   }
 
@@ -53,7 +53,7 @@ class EdgeGates {
     for (int64_t c = 0; c < block_.count; ++c) {
       const V one = gate[c] > 0 ? splat(A(1)) : V{};
       degree_[block_.left[c]] += one;
-      degree_[block_.right_sum[c]] += block_.right_part(c, one);
+      degree_[block_.right_sum[c]] += one;
     }
   }
 
@@ -111,7 +111,7 @@ class EdgeGates {
     for (int64_t slot = 0; slot < block_.slots; ++slot)
       alpha[slot] = block_.load_values(slot, problem_.values) * slot_scale(slot, true) /
                     (nodes > 0 ? nodes : splat(A(1)));
-    alpha[block_.extra] = V{};
+    alpha[block_.sink] = V{};
   }
 
   // ---- Backward ----
@@ -286,16 +286,18 @@ class EdgeGates {
   }
 
   void store_pairs(A* pairs, V v, int64_t c) const {
+    int64_t index[W];
+    block_.lane_pairs(c, index);
     for (int l = 0; l < W; ++l)
-      if (block_.active[c][l])
-        pairs[problem_.pair_offsets[block_.lane_graph[l]] + block_.lane_pair(c, l)] = v[l];
+      if (block_.active[c][l]) pairs[problem_.pair_offsets[block_.lane_graph[l]] + index[l]] = v[l];
   }
 
   V load_pairs(const A* pairs, int64_t c) const {
+    int64_t index[W];
+    block_.lane_pairs(c, index);
     V v = {};
     for (int l = 0; l < W; ++l)
-      if (block_.active[c][l])
-        v[l] = pairs[problem_.pair_offsets[block_.lane_graph[l]] + block_.lane_pair(c, l)];
+      if (block_.active[c][l]) v[l] = pairs[problem_.pair_offsets[block_.lane_graph[l]] + index[l]];
     return v;
   }
 
@@ -316,13 +318,15 @@ class EdgeGates {
         noise_words_ = random_words(counter, seed);
       }
       word = noise_words_.x[pair & 3];
-    } else if (kWordsFillLanes && block_.over_nodes) {
-      word = consecutive_words(block_.band_row(c), block_.lane_pair(c, 0), seed);
+    } else if (kWordsFillLanes && block_.over_nodes && !block_.turn) {
+      word = consecutive_words(block_.row_of(c), block_.first_lane_pair(c), seed);
     } else {
+      int64_t pairs[W];
+      block_.lane_pairs(c, pairs);
       Philox4<U> counter;
       U which;
       for (int l = 0; l < W; ++l) {
-        const uint64_t pair = static_cast<uint64_t>(block_.lane_pair(c, l));
+        const uint64_t pair = static_cast<uint64_t>(pairs[l]);
         counter.x[0][l] = static_cast<uint32_t>(pair >> 2);
         counter.x[1][l] = static_cast<uint32_t>(pair >> 34);
         which[l] = static_cast<uint32_t>(pair & 3);

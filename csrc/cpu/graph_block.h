@@ -6,11 +6,14 @@
 // layer in chunks of up to kChunk, so that every weight that is loaded serves that many vectors, while weight
 // gradients are added up over the whole panel in registers. Sums live in the slots.
 //
-// Some slots are extra. Lanes over graphs: a self-pair is added to one end only, and one extra slot swallows
-// the other end. Lanes over nodes: rows i of the pairs run in bands of kBand. Each node i of a band is copied
-// to all lanes of an extra slot, and the sums of these are then added to node i. The pairs of a band pass
-// slot by slot, so that a slot's sums are read and written once for all its rows, whose own stay in the L1
-// cache.
+// Some slots are extra. A self-pair is added to one end only, and the first extra slot, the sink, swallows
+// the other end. With lanes over nodes the pairs of two slots are a tile of W x W, and right ends are copies
+// in extra slots, whose sums are then added to the nodes:
+// - On the diagonal the two slots are one. It meets itself turned by k lanes, k = 0 .. W / 2, which is every
+//   pair once (by the last k half of the lanes).
+// - Beside the diagonal rows i of the pairs run in bands of kBand. Each node i of a band is copied to all
+//   lanes of an extra slot. The pairs of a band pass slot by slot, so that a slot's sums are read and
+//   written once for all its rows, whose own stay in the L1 cache.
 
 template <class A>
 struct GraphBlock {
@@ -19,13 +22,14 @@ struct GraphBlock {
   using I = typename S::I;
   static constexpr int W = S::W, kPanel = S::kPanel;
   static constexpr int kBand = S::kChunk;  // a slot's pairs with a band make a chunk
-  static_assert(W % kBand == 0, "a band has one tile on the diagonal");
+  static_assert(W % kBand == 0, "a tile is bands");
+  static constexpr int kExtra = 1 + (kBand > W / 2 ? kBand : W / 2);  // slots
 
   const Graphs& graphs;
   const Block* block = nullptr;
   bool over_nodes = false, uniform = false;  // uniform: all graphs of the block have `slots` nodes
   bool full = false;                         // lanes over graphs, and every lane of every slot holds a node
-  int64_t slots = 0, extra = 0, all = 0;     // of nodes, the first extra one, with the extra ones
+  int64_t slots = 0, sink = 0, extra = 0, all = 0;  // of nodes, the extra ones, with them
   int64_t lane_graph[W], lane_begin[W];
   I lane_nodes;
 
@@ -33,9 +37,10 @@ struct GraphBlock {
   int64_t count = 0;
   int64_t left[kPanel], right[kPanel], right_sum[kPanel];
   I active[kPanel];
-  int64_t band_begin = 0;  // lanes over nodes: the first row of the band
-  int diagonal = 0;        // the first so many pairs are in the tile on the diagonal, where
-  I not_self[kBand];       // these lanes hold no self-pair
+  // Lanes over nodes: the copies in extra slots are those of node row_begin and the next ones, or of slot
+  // `turned`, whose first `turn` lanes go round.
+  int64_t row_begin = 0, turned = 0;
+  int turn = 0;  // 0: they are rows
 
   explicit GraphBlock(const Graphs& of) : graphs(of) {}
 
@@ -49,17 +54,17 @@ struct GraphBlock {
     const int64_t slots = count_slots(of);
     if (!of.lanes_over_nodes) return panels(pair_count(slots));
     int64_t sum = 0;
-    for (int64_t row = 0; row < of.nodes; row += kBand)
-      sum += panels((of.nodes - row < kBand ? of.nodes - row : kBand) * (slots - row / W));
+    for (int64_t slot = 0; slot < slots; ++slot)
+      sum += panels(count_turns(of.nodes, slot)) + W / kBand * panels(kBand * (slots - 1 - slot));
     return sum;
   }
 
   void begin(const Block& of) {
     block = &of;
     over_nodes = of.lanes_over_nodes;
-    slots = count_slots(of);
-    extra = slots;
-    all = slots + (over_nodes ? kBand : 1);
+    slots = sink = count_slots(of);
+    extra = slots + 1;
+    all = slots + (over_nodes ? kExtra : 1);
     uniform = true;
     lane_nodes = I{};
     for (int l = 0; l < W; ++l) {
@@ -189,93 +194,117 @@ struct GraphBlock {
   // ---- Pairs ----
 
   // Calls panel() with the next pairs described, for all pairs i <= j of the block's slots. Lanes over nodes:
-  // the left end is a slot and the right end a row's extra slot; begin_band() and end_band() around the pairs
-  // of a band.
+  // begin_band() and end_band() around the pairs that share copies in the extra slots.
   template <class BeginBand, class RunPanel, class EndBand>
   ALWAYS_INLINE void for_panels(BeginBand begin_band, RunPanel panel, EndBand end_band) {
     count = 0;
-    diagonal = 0;
     const auto next = [&] {
-      if (++count == kPanel) panel(), count = 0, diagonal = 0;
+      if (++count == kPanel) panel(), count = 0;
     };
     const auto last = [&] {
-      if (count) panel(), count = 0, diagonal = 0;
+      if (count) panel(), count = 0;
     };
     if (!over_nodes) {
       for (int64_t i = 0; i < slots; ++i)
         for (int64_t j = i; j < slots; ++j) {
           left[count] = i;
           right[count] = j;
-          right_sum[count] = i == j ? extra : j;
+          right_sum[count] = i == j ? sink : j;
           active[count] = splat_index<A>(j) < lane_nodes;
           next();
         }
       last();
       return;
     }
-    for (band_begin = 0; band_begin < block->nodes; band_begin += kBand) {
-      const int rows =
-          static_cast<int>(block->nodes - band_begin < kBand ? block->nodes - band_begin : kBand);
-      const int64_t first = band_begin / W;
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      turned = slot;
+      turn = lanes_in(block->nodes, slot);
       begin_band();
-      diagonal = rows;
-      for (int64_t slot = first; slot < slots; ++slot) {
-        const I node = lane_index<A>() + splat_index<A>(slot * W);
-        for (int r = 0; r < rows; ++r) {
-          left[count] = slot;
-          right[count] = right_sum[count] = extra + r;
-          active[count] = node < lane_nodes;
-          if (slot == first) {
-            not_self[r] = node != splat_index<A>(band_begin + r);
-            active[count] &= node >= splat_index<A>(band_begin + r);
-          }
-          next();
-        }
+      for (int k = 0; k < count_turns(block->nodes, slot); ++k) {
+        left[count] = slot;
+        right[count] = k ? extra + k - 1 : slot;
+        right_sum[count] = k ? extra + k - 1 : sink;
+        active[count] = lane_index<A>() < splat_index<A>(2 * k == turn ? k : turn);
+        next();
       }
       last();
       end_band();
+      turn = 0;
+      for (row_begin = slot * W; slot + 1 < slots && row_begin < (slot + 1) * W; row_begin += kBand) {
+        begin_band();
+        for (int64_t other = slot + 1; other < slots; ++other)
+          for (int r = 0; r < kBand; ++r) {
+            left[count] = other;
+            right[count] = right_sum[count] = extra + r;
+            active[count] = present(other);
+            next();
+          }
+        last();
+        end_band();
+      }
     }
   }
 
-  // Lanes over nodes: the row of pair c in the band.
-  ALWAYS_INLINE int64_t band_row(int64_t c) const { return right[c] - extra; }
+  // The nodes in a slot, lanes over nodes, and how often it is turned to meet itself.
+  static int lanes_in(int64_t nodes, int64_t slot) {
+    return static_cast<int>(nodes - slot * W < W ? nodes - slot * W : W);
+  }
+  static int count_turns(int64_t nodes, int64_t slot) { return lanes_in(nodes, slot) / 2 + 1; }
 
-  // Canonical index of pair c in the graph of lane l.
-  ALWAYS_INLINE int64_t lane_pair(int64_t c, int l) const {
-    return over_nodes ? pair_index(band_begin + band_row(c), left[c] * W + l, lane_nodes[l])
-                      : pair_index(left[c], right[c], lane_nodes[l]);
+  // Lanes over nodes, rows: that of pair c, from row_begin on.
+  ALWAYS_INLINE int64_t row_of(int64_t c) const { return right[c] - extra; }
+
+  // Canonical index of pair c in the graph of each lane.
+  ALWAYS_INLINE void lane_pairs(int64_t c, int64_t (&pairs)[W]) const {
+    if (!over_nodes) {
+      for (int l = 0; l < W; ++l) pairs[l] = pair_index(left[c], right[c], lane_nodes[l]);
+    } else if (!turn) {
+      for (int l = 0; l < W; ++l) pairs[l] = first_lane_pair(c) + l;
+    } else {
+      const int64_t begin = left[c] * W, k = right[c] == left[c] ? 0 : right[c] - extra + 1;
+      for (int l = 0; l < W; ++l) {
+        const int64_t i = begin + l, j = i + k;
+        pairs[l] = l + k < turn ? pair_index(i, j, lane_nodes[l]) : pair_index(j - turn, i, lane_nodes[l]);
+      }
+    }
+  }
+  // Lanes over nodes, rows: that of the first lane.
+  ALWAYS_INLINE int64_t first_lane_pair(int64_t c) const {
+    return pair_index(row_begin + row_of(c), left[c] * W, lane_nodes[0]);
   }
 
-  // What the right end of pair c receives, where it is in the tile on the diagonal.
-  ALWAYS_INLINE V right_part(int64_t c, V v) const { return c < diagonal ? (not_self[c] ? v : V{}) : v; }
-
-  // The same for the pairs of a chunk; Diagonal: some may be in that tile.
-  template <int C, bool Diagonal>
-  struct RightPart {
-    I lanes[C];
-    ALWAYS_INLINE RightPart(const GraphBlock& block, const int* pair) {
-      for (int c = 0; Diagonal && c < C; ++c)
-        lanes[c] = pair[c] < block.diagonal ? block.not_self[pair[c]] : splat_index<A>(-1);
-    }
-    ALWAYS_INLINE V operator()(int c, V v) const { return Diagonal ? (lanes[c] ? v : V{}) : v; }
-  };
-
-  // Lanes over nodes: each node of the band to all lanes of its extra slot.
+  // Lanes over nodes: fills the extra slots.
   void copy_to_extra(V* v, int64_t stride) const {
-    const V* from = v + band_begin / W * stride;
     V* to = v + extra * stride;
+    if (turn) {
+      const V* from = v + turned * stride;
+      for (int k = 1; k <= turn / 2; ++k, to += stride) {
+        const I lanes = lanes_turned(k);
+        for (int64_t m = 0; m < stride; ++m) to[m] = __builtin_shuffle(from[m], lanes);
+      }
+      return;
+    }
+    const V* from = v + row_begin / W * stride;
     for (int r = 0; r < kBand; ++r, to += stride)
-      for (int64_t k = 0; k < stride; ++k) to[k] = splat<A>(from[k][band_begin % W + r]);
+      for (int64_t m = 0; m < stride; ++m) to[m] = splat<A>(from[m][row_begin % W + r]);
   }
 
-  // Adds the lanes of each extra slot to its node of the band, and clears them.
+  // Adds the extra slots to the nodes that they are copies of, and clears them.
   void flush_extra(V* v, int64_t stride) const {
-    typedef A Rows __attribute__((vector_size(kBand * sizeof(A))));
-    A* to = reinterpret_cast<A*>(v + band_begin / W * stride) + band_begin % W;
     V* from = v + extra * stride;
-    for (int64_t k = 0; k < stride; ++k, to += W) {
+    if (turn) {
+      V* to = v + turned * stride;
+      for (int k = 1; k <= turn / 2; ++k, from += stride) {
+        const I lanes = lanes_turned(turn - k);
+        for (int64_t m = 0; m < stride; ++m) to[m] += __builtin_shuffle(from[m], lanes), from[m] = V{};
+      }
+      return;
+    }
+    typedef A Rows __attribute__((vector_size(kBand * sizeof(A))));
+    A* to = reinterpret_cast<A*>(v + row_begin / W * stride) + row_begin % W;
+    for (int64_t m = 0; m < stride; ++m, to += W) {
       V rows[kBand];
-      for (int r = 0; r < kBand; ++r) rows[r] = from[r * stride + k], from[r * stride + k] = V{};
+      for (int r = 0; r < kBand; ++r) rows[r] = from[r * stride + m], from[r * stride + m] = V{};
       Transpose<A>::template lanes_to_rows<kBand>(rows);
       V sum = rows[0];
       for (int r = 1; r < kBand; ++r) sum += rows[r];
@@ -289,7 +318,7 @@ struct GraphBlock {
 
   // Calls run(Int<R>) for a chunk of C pairs, which are in order. The first R have one left end, and the
   // others another: the sums of both can stay in registers. The left end of the first is no right end: a
-  // self-pair's sum goes to the extra slot, and lanes over nodes have extra slots for right ends. That of the
+  // self-pair's sum goes to the sink, and lanes over nodes have extra slots for right ends. That of the
   // others may be a right end of the first. 0: not so.
   template <int C, class Run>
   ALWAYS_INLINE void by_runs(const int* pair, Run run) const {
@@ -337,6 +366,13 @@ struct GraphBlock {
       });
     });
   }
+
+ private:
+  // Of the first `turn` lanes, which go round, lane l takes lane l + k; the others stay.
+  ALWAYS_INLINE I lanes_turned(int k) const {
+    const I lane = lane_index<A>(), next = lane + splat_index<A>(k), size = splat_index<A>(turn);
+    return lane >= size ? lane : next < size ? next : next - size;
+  }
 };
 
 // Which hidden units of a panel's pairs are on: where unit h of pair c is.
@@ -382,30 +418,4 @@ template <class A>
 struct OpenPairs {
   int count = 0;
   int pair[Simd<A>::kPanel];  // indices in the panel, ascending
-
-  // Calls run(Int<C>, Int<diagonal>, first) for chunks of them.
-  template <class Run>
-  ALWAYS_INLINE void for_chunks_of(const GraphBlock<A>& block, Run run) const {
-    for_chunks<A>(count, [&](auto size, int64_t first) LAMBDA_INLINE {
-      if (pair[first] < block.diagonal)
-        run(size, Int<1>{}, first);
-      else
-        run(size, Int<0>{}, first);
-    });
-  }
-
-  // The same with run(Int<C>, Int<diagonal>, Int<R>, first); R as in by_runs, but C or 0 on the diagonal.
-  template <class Run>
-  ALWAYS_INLINE void for_runs_of(const GraphBlock<A>& block, Run run) const {
-    for_chunks_of(block, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
-      constexpr int C = decltype(size)::value;
-      if constexpr (!decltype(diagonal)::value)
-        block.template by_runs<C>(pair + first,
-                                  [&](auto of_run) LAMBDA_INLINE { run(size, diagonal, of_run, first); });
-      else if (block.left[pair[first]] == block.left[pair[first + C - 1]])
-        run(size, diagonal, size, first);
-      else
-        run(size, diagonal, Int<0>{}, first);
-    });
-  }
 };

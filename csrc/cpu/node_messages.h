@@ -14,7 +14,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
                EdgeGates<A>& gates, const Kept<A>& kept, Arena<A>& arena, int64_t slots, bool backward)
       : Base(problem, weights, block, gates, kept, arena, slots, backward) {
     if (!present_) return;
-    const int64_t all = slots + GraphBlock<A>::kBand;
+    const int64_t all = slots + GraphBlock<A>::kExtra;
     hidden_sum_ = arena.take(all * h_);
     gate_sum_ = arena.take(all);
     if (!backward) return;
@@ -42,8 +42,11 @@ class NodeMessages : public MessageNetwork<A, 3> {
   void forward() {
     if (!present_) return;
     Bits<A>* on = kept_ ? kept_.units_on() : nullptr;
-    gates_.open.for_runs_of(block_, [&](auto size, auto diagonal, auto run, int64_t first) LAMBDA_INLINE {
-      forward_chunk<decltype(size)::value, decltype(diagonal)::value, decltype(run)::value>(first, on);
+    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
+      constexpr int C = decltype(size)::value;
+      block_.template by_runs<C>(gates_.open.pair + first, [&](auto run) LAMBDA_INLINE {
+        forward_chunk<C, decltype(run)::value>(first, on);
+      });
     });
   }
 
@@ -136,14 +139,14 @@ class NodeMessages : public MessageNetwork<A, 3> {
   // One function each: both in one are more than GCC optimizes in reasonable time.
   template <bool Reads>
   __attribute__((noinline)) void backward_panel() {
-    gates_.open.for_chunks_of(block_, [&](auto size, auto diagonal, int64_t first) LAMBDA_INLINE {
-      constexpr int C = decltype(size)::value, kDiagonal = decltype(diagonal)::value;
+    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
+      constexpr int C = decltype(size)::value;
       if (waiting_ + C > kWaiting) add_waiting();
       // Not by runs as in the forward: more kernels of this size are slower.
       if (C > 1 && same_left<C>(first))
-        Reads ? kept_chunk<C, kDiagonal, true>(first) : backward_chunk<C, kDiagonal, true>(first);
+        Reads ? kept_chunk<C, true>(first) : backward_chunk<C, true>(first);
       else
-        Reads ? kept_chunk<C, kDiagonal, false>(first) : backward_chunk<C, kDiagonal, false>(first);
+        Reads ? kept_chunk<C, false>(first) : backward_chunk<C, false>(first);
       waiting_ += C;
     });
   }
@@ -167,23 +170,20 @@ class NodeMessages : public MessageNetwork<A, 3> {
     return block_.left[pair[0]] == block_.left[pair[C - 1]];  // pairs are in order
   }
 
-  template <int C, bool Diagonal, int R>
+  template <int C, int R>
   ALWAYS_INLINE void forward_chunk(int64_t first, Bits<A>* on) {
     Base::template multiply_ends<C>(first, 0);
     const int64_t H = h_;
     const bool l2 = problem_.l2 != nullptr;
-    const typename GraphBlock<A>::template RightPart<C, Diagonal> right_part(block_,
-                                                                             gates_.open.pair + first);
-    V gate[C], right_gate[C];
+    V gate[C];
     V *left[C], *right[C];
     for (int c = 0; c < C; ++c) {
       const int pair = gates_.open.pair[first + c];
       const int64_t i = block_.left[pair], j = block_.right_sum[pair];
       gate[c] = gates_.gate[pair];
-      right_gate[c] = right_part(c, gate[c]);
       left[c] = hidden_sum_ + i * H, right[c] = hidden_sum_ + j * H;
       gate_sum_[i] += gate[c];
-      gate_sum_[j] += right_gate[c];
+      gate_sum_[j] += gate[c];
     }
     Base::template hidden_layer<C>(0, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
@@ -198,7 +198,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
             run_sum[c >= R] += gate[c] * r;
           else
             left[c][h0 + m] += gate[c] * r;
-          right[c][h0 + m] += right_gate[c] * r;
+          right[c][h0 + m] += gate[c] * r;
         }
         if (R) left[0][h0 + m] = run_sum[0];
         if (R && R < C) left[C - 1][h0 + m] = run_sum[1];
@@ -209,27 +209,24 @@ class NodeMessages : public MessageNetwork<A, 3> {
     if (l2) Base::template add_l2<C>(first);
   }
 
-  template <int C, bool Diagonal, bool SameLeft>
+  template <int C, bool SameLeft>
   ALWAYS_INLINE void backward_chunk(int64_t first) {
     V* grad_hidden = grad_hidden_ + waiting_;
     Base::template multiply_ends<C>(first, waiting_);
     const int64_t H = h_;
     const bool l2 = problem_.grad_l2 != nullptr;
-    const typename GraphBlock<A>::template RightPart<C, Diagonal> right_part(block_,
-                                                                             gates_.open.pair + first);
-    V gate[C], right_gate[C], grad_gate[C];
+    V gate[C], grad_gate[C];
     V *left_sum[C], *right_sum[C];
     const V *left_grad[C], *right_grad[C];
     for (int c = 0; c < C; ++c) {
       const int pair = gates_.open.pair[first + c];
       const int64_t i = block_.left[pair], j = block_.right_sum[pair];
       gate[c] = gates_.gate[pair];
-      right_gate[c] = right_part(c, gate[c]);
       left_sum[c] = hidden_sum_ + i * H, right_sum[c] = hidden_sum_ + j * H;
       left_grad[c] = grad_sum_ + i * H, right_grad[c] = grad_sum_ + j * H;
-      grad_gate[c] = grad_bias_[i] + right_part(c, grad_bias_[j]);
+      grad_gate[c] = grad_bias_[i] + grad_bias_[j];
       gate_sum_[i] += gate[c];
-      gate_sum_[j] += right_gate[c];
+      gate_sum_[j] += gate[c];
     }
     Base::template hidden_layer<C>(waiting_, [&](int64_t h0, V(&y)[kRows][C]) LAMBDA_INLINE {
 #pragma GCC unroll 4
@@ -241,13 +238,13 @@ class NodeMessages : public MessageNetwork<A, 3> {
         for (int c = 0; c < C; ++c) {
           const V r = relu(y[m][c]);
           const V of_left = SameLeft ? shared_grad : left_grad[c][h];
-          const V both = of_left + right_part(c, right_grad[c][h]);
+          const V both = of_left + right_grad[c][h];
           grad_gate[c] += both * r;
           if (SameLeft)
             shared_sum += gate[c] * r;
           else
             left_sum[c][h] += gate[c] * r;
-          right_sum[c][h] += right_gate[c] * r;
+          right_sum[c][h] += gate[c] * r;
           grad_hidden[h * kWaiting + c] = select(above_zero(y[m][c]), gate[c] * both);
         }
         if (SameLeft) left_sum[0][h] = shared_sum;
@@ -262,14 +259,12 @@ class NodeMessages : public MessageNetwork<A, 3> {
   // The same from the units that are on, without relu(...) and the sums: with both_h = (W2^T (D_i + D_j))_h,
   //   both . relu(...) = p . W1^T m + b1 . m  with  m_h = [unit h is on] both_h,
   // and dL/dp is W1^T m times the gate.
-  template <int C, bool Diagonal, bool SameLeft>
+  template <int C, bool SameLeft>
   ALWAYS_INLINE void kept_chunk(int64_t first) {
     const Bits<A>* on = kept_.units_on();
     V* grad_hidden = grad_hidden_ + waiting_;
     Base::template multiply_ends<C>(first, waiting_);
     const int64_t H = h_;
-    const typename GraphBlock<A>::template RightPart<C, Diagonal> right_part(block_,
-                                                                             gates_.open.pair + first);
     V gate[C], dot[C];
     const V *left_grad[C], *right_grad[C];
     for (int c = 0; c < C; ++c) {
@@ -277,7 +272,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
       const int64_t i = block_.left[pair], j = block_.right_sum[pair];
       gate[c] = gates_.gate[pair];
       left_grad[c] = grad_sum_ + i * H, right_grad[c] = grad_sum_ + j * H;
-      gates_.grad_gate[pair] = grad_bias_[i] + right_part(c, grad_bias_[j]);
+      gates_.grad_gate[pair] = grad_bias_[i] + grad_bias_[j];
       dot[c] = V{};
     }
     const A* bias = weights_.hidden_bias;
@@ -286,7 +281,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
         const V of_left = SameLeft ? shared_grad : left_grad[c][h];
-        const V both = of_left + right_part(c, right_grad[c][h]);
+        const V both = of_left + right_grad[c][h];
         const Bits<A> is_on = load_bits(on + unit_index<A>(h, first + c));
         const V m = select(is_on, gate[c] * both);
         dot[c] = fma_where(is_on, dot[c], m, b);  // a bias of -inf turns a unit off

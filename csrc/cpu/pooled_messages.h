@@ -19,7 +19,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
                  EdgeGates<A>& gates, const Kept<A>& kept, Arena<A>& arena, int64_t slots, bool backward)
       : Base(problem, weights, block, gates, kept, arena, slots, backward) {
     if (!present_) return;
-    alpha_ = arena.take(slots + GraphBlock<A>::kBand);
+    alpha_ = arena.take(slots + GraphBlock<A>::kExtra);
     hidden_sum_ = arena.take(h_);
     hidden_total_ = reinterpret_cast<CompensatedSum<V>*>(arena.take(2 * h_));
     if (!backward) return;
@@ -182,9 +182,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
   }
 
   // w_ij / g_ij of a pair.
-  ALWAYS_INLINE V share(int pair) const {
-    return alpha_[block_.left[pair]] + block_.right_part(pair, alpha_[block_.right_sum[pair]]);
-  }
+  ALWAYS_INLINE V share(int pair) const { return alpha_[block_.left[pair]] + alpha_[block_.right_sum[pair]]; }
 
   // A function of its own: inlined, it makes the forward without it slower.
   __attribute__((noinline)) void keep_chunks(Bits<A>* on) {

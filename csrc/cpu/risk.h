@@ -24,7 +24,7 @@ class RiskKernel {
         gates_(problem, weights, block_, arena_, slots, true),
         network_(problem.message, weights.message, block_) {
     network_.take(arena_, slots, true);
-    alpha_ = arena_.take(slots + GraphBlock<A>::kBand);
+    alpha_ = arena_.take(slots + GraphBlock<A>::kExtra);
     edge_units_at_ = kScoreAt + kPanel;
     units_at_ = edge_units_at_ + Units<A>::vectors(problem.edge.hidden);
     kept_vectors_ = units_at_ + Units<A>::vectors(problem.message.hidden);
@@ -147,9 +147,7 @@ class RiskKernel {
   }
 
   // w_ij / g_ij.
-  ALWAYS_INLINE V share(int pair) const {
-    return alpha_[block_.left[pair]] + block_.right_part(pair, alpha_[block_.right_sum[pair]]);
-  }
+  ALWAYS_INLINE V share(int pair) const { return alpha_[block_.left[pair]] + alpha_[block_.right_sum[pair]]; }
 
   // Pairs with a message, and their lanes with one.
   ALWAYS_INLINE auto open_pair() const {

@@ -28,12 +28,12 @@ class ScalarNetwork {
 
   void take(Arena<A>& arena, int64_t slots, bool backward) {
     size_ = padded(network_.in), hidden_ = padded(network_.hidden);
-    nodes_ = arena.take((slots + GraphBlock<A>::kBand) * size_);
+    nodes_ = arena.take((slots + GraphBlock<A>::kExtra) * size_);
     chunk_product_ = arena.take(S::kChunk * size_);
     if (!backward) return;
     product_ = arena.take(kPanel * size_);
     waiting_units_ = Units<A>::at(arena.take(Units<A>::vectors(hidden_)), hidden_);
-    grad_nodes_ = arena.take((slots + GraphBlock<A>::kBand) * size_);
+    grad_nodes_ = arena.take((slots + GraphBlock<A>::kExtra) * size_);
     mask_sum_ = arena.take(hidden_ * size_);
     mask_bias_ = arena.take(hidden_);
   }
