@@ -104,7 +104,7 @@ def room() -> Any:
 
 @functools.cache
 def _leaves_something() -> bool:
-    return cpu_capability() == "avx512"  # kKeeps in csrc/cpu/kept.h
+    return cpu_capability() != "portable"  # kKeeps in csrc/cpu/kept.h
 
 
 def _import() -> ModuleType:

@@ -12,7 +12,7 @@ from l0sign_cuda import L0SIGNLayer, _extension, functional, ops
 
 OPS = torch.ops.l0sign_cuda
 GATE = (2 / 3, -0.1, 1.1)
-KEEPS = _extension.cpu_capability() == "avx512"
+KEEPS = _extension.cpu_capability() != "portable"
 
 GRAPHS = {
     "lanes over graphs": [5] * 19 + [4, 1, 0],

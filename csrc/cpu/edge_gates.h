@@ -43,10 +43,10 @@ class EdgeGates {
 
   void forward(const Kept<A>& kept) {
     if (kept && gated_) {
-      evaluate_into(kept.edge_units());
+      evaluate<true>(kept.edge_units());
       save(kept.gates());
     } else {
-      evaluate<false>();
+      evaluate<false>(Units<A>{});
     }
     count_open();
     if (problem_.aggregation != Aggregation::neighbor_mean) return;
@@ -130,7 +130,7 @@ class EdgeGates {
   // The gates again, with what `backward` needs of them.
   void find_again(const Kept<A>& kept) {
     if (kept && gated_)
-      restore(kept.gates(), kept.edge_units());
+      restore(kept.gates(), network_.unpack(kept.edge_units(), block_.count));
     else
       evaluate_into(gated_ ? network_.place_of_next(block_.count) : Units<A>{});
     clear(grad_gate, block_.count);
@@ -139,7 +139,7 @@ class EdgeGates {
   // The same with the units that are on kept in `units`, and with the sums of the forward.
   void evaluate_into(const Units<A>& units) {
     units_ = units;
-    evaluate<true>();
+    evaluate<true>(units);
   }
 
   // What evaluate_into() made of a panel, but for the units, to memory and back: gates have their slopes in
@@ -199,12 +199,12 @@ class EdgeGates {
   }
 
   // The gates of the panel's pairs, and which of them have a message; with Backward also gate_slope_ = dg/da,
-  // open_slope_ = dpi/da and units_.
-  template <bool Backward>
-  ALWAYS_INLINE void evaluate() {
+  // open_slope_ = dpi/da and the units that are on, in `units`.
+  template <bool Backward, class Bit>
+  ALWAYS_INLINE void evaluate(const Units<A, Bit>& units) {
     if (gated_) {
       for_chunks<A>(block_.count, [&](auto size, int64_t first) LAMBDA_INLINE {
-        network_.template compute<decltype(size)::value, Backward>(first, all_pairs, all_lanes, units_,
+        network_.template compute<decltype(size)::value, Backward>(first, all_pairs, all_lanes, units,
                                                                    logit_);
       });
       compute_gates<Backward>();

@@ -381,9 +381,9 @@ ALWAYS_INLINE int64_t unit_index(int64_t h, int64_t c) {
   return h * Simd<A>::kPanel + c;
 }
 
-template <class A>
+template <class A, class Bit = Bits<A>>
 int64_t bits_vectors(int64_t hidden) {
-  const int64_t bytes = padded(hidden) * Simd<A>::kPanel * sizeof(Bits<A>);
+  const int64_t bytes = padded(hidden) * Simd<A>::kPanel * sizeof(Bit);
   return (bytes + kVectorBytes - 1) / kVectorBytes;
 }
 
@@ -394,23 +394,36 @@ Bits<A>* take_bits(Arena<A>& arena, int64_t hidden) {
 
 // The same for kernels that look up: bit h % 32 of a lane's word tells whether unit h is on; word w of pair c
 // is at unit_index(w, c).
-template <class A>
+template <class A, class Bit = Bits<A>>
 struct Units {
-  Bits<A>* on = nullptr;
+  Bit* on = nullptr;
   typename Simd<A>::U* words = nullptr;  // only where kLooksUp
 
   static constexpr int64_t words_of(int64_t hidden) { return kLooksUp<A> ? (padded(hidden) + 31) / 32 : 0; }
   static int64_t vectors(int64_t hidden) {
-    return bits_vectors<A>(hidden) + words_of(hidden) * Simd<A>::kPanel;
+    return bits_vectors<A, Bit>(hidden) + words_of(hidden) * Simd<A>::kPanel;
   }
   // In `vectors` of memory.
   static Units at(typename Simd<A>::V* memory, int64_t hidden) {
-    return {reinterpret_cast<Bits<A>*>(memory),
-            reinterpret_cast<typename Simd<A>::U*>(memory + bits_vectors<A>(hidden))};
+    return {reinterpret_cast<Bit*>(memory),
+            reinterpret_cast<typename Simd<A>::U*>(memory + bits_vectors<A, Bit>(hidden))};
   }
   // From pair c on.
   Units from(int64_t c) const { return {on + c, words + c}; }
 };
+
+// `on` as kernels read them: what is packed is unpacked to `to`.
+template <class A>
+ALWAYS_INLINE const Bits<A>* unpack_units(const PackedBits<A>* on, Bits<A>* to, int64_t hidden,
+                                          int64_t count) {
+  if constexpr (sizeof(PackedBits<A>) == sizeof(Bits<A>)) {
+    return on;
+  } else {
+    for (int64_t h = 0; h < hidden; ++h)
+      for (int64_t c = 0; c < count; ++c) to[unit_index<A>(h, c)] = unpack_bits<A>(on + unit_index<A>(h, c));
+    return to;
+  }
+}
 
 // The pairs of a panel that have a message: those with an open gate in any lane. Where a whole vector is
 // closed, nothing is computed.

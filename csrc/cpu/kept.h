@@ -3,8 +3,8 @@
 // network are on; of the block the sums of messages. Included inside an anonymous namespace by each
 // instruction-set file.
 
-// Elsewhere a bit takes a lane of a vector, and to read so much is no faster than to compute it.
-constexpr bool kKeeps = kVectorBytes == 64;
+// Elsewhere there are no instructions to pack and unpack bits.
+constexpr bool kKeeps = kVectorBytes >= 32;
 
 template <class A>
 class EdgeGates;
@@ -18,9 +18,10 @@ class Kept {
     if (problem.edge_nodes) {
       edge_hidden_ = problem.edge.hidden;
       units_at_ = EdgeGates<A>::kSavedVectors;
-      on_at_ = units_at_ + Units<A>::vectors(edge_hidden_);
+      on_at_ = units_at_ + Units<A, PackedBits<A>>::vectors(edge_hidden_);
     }
-    panel_vectors_ = on_at_ + (problem.nodes ? bits_vectors<A>(problem.message.hidden) : 0);
+    panel_vectors_ = on_at_;
+    if (problem.nodes) panel_vectors_ += bits_vectors<A, PackedBits<A>>(problem.message.hidden);
   }
 
   // Of a block that has so many sums.
@@ -40,8 +41,10 @@ class Kept {
   explicit operator bool() const { return kKeeps && sums_; }
   V* sums() const { return sums_; }
   V* gates() const { return panel_; }
-  Units<A> edge_units() const { return Units<A>::at(panel_ + units_at_, edge_hidden_); }
-  Bits<A>* units_on() const { return reinterpret_cast<Bits<A>*>(panel_ + on_at_); }
+  Units<A, PackedBits<A>> edge_units() const {
+    return Units<A, PackedBits<A>>::at(panel_ + units_at_, edge_hidden_);
+  }
+  PackedBits<A>* units_on() const { return reinterpret_cast<PackedBits<A>*>(panel_ + on_at_); }
 
  private:
   int64_t edge_hidden_ = 0, units_at_ = 0, on_at_ = 0, panel_vectors_ = 0;

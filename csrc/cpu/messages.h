@@ -78,7 +78,7 @@ class MessageNetwork {
   }
 
   template <int C>
-  ALWAYS_INLINE void store_on(Bits<A>* on, int64_t h0, const V (&y)[kRows][C]) {
+  ALWAYS_INLINE void store_on(PackedBits<A>* on, int64_t h0, const V (&y)[kRows][C]) {
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) {
       Bits<A> bits[C];

@@ -41,13 +41,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
 
   void forward() {
     if (!present_) return;
-    Bits<A>* on = kept_ ? kept_.units_on() : nullptr;
-    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
-      constexpr int C = decltype(size)::value;
-      block_.template by_runs<C>(gates_.open.pair + first, [&](auto run) LAMBDA_INLINE {
-        forward_chunk<C, decltype(run)::value>(first, on);
-      });
-    });
+    kept_ ? forward_panel<true>() : forward_panel<false>();
   }
 
   void end_band_forward() {
@@ -136,7 +130,18 @@ class NodeMessages : public MessageNetwork<A, 3> {
   }
 
  private:
-  // One function each: both in one are more than GCC optimizes in reasonable time.
+  // One function each: together they are slower, and more than GCC optimizes in reasonable time.
+  template <bool Keeps>
+  __attribute__((noinline)) void forward_panel() {
+    PackedBits<A>* on = Keeps ? kept_.units_on() : nullptr;
+    for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
+      constexpr int C = decltype(size)::value;
+      block_.template by_runs<C>(gates_.open.pair + first, [&](auto run) LAMBDA_INLINE {
+        forward_chunk<C, decltype(run)::value, Keeps>(first, on);
+      });
+    });
+  }
+
   template <bool Reads>
   __attribute__((noinline)) void backward_panel() {
     for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
@@ -170,8 +175,8 @@ class NodeMessages : public MessageNetwork<A, 3> {
     return block_.left[pair[0]] == block_.left[pair[C - 1]];  // pairs are in order
   }
 
-  template <int C, int R>
-  ALWAYS_INLINE void forward_chunk(int64_t first, Bits<A>* on) {
+  template <int C, int R, bool Keeps>
+  ALWAYS_INLINE void forward_chunk(int64_t first, PackedBits<A>* on) {
     Base::template multiply_ends<C>(first, 0);
     const int64_t H = h_;
     const bool l2 = problem_.l2 != nullptr;
@@ -203,7 +208,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
         if (R) left[0][h0 + m] = run_sum[0];
         if (R && R < C) left[C - 1][h0 + m] = run_sum[1];
       }
-      if (on) Base::template store_on<C>(on + first, h0, y);
+      if (Keeps) Base::template store_on<C>(on + first, h0, y);
       if (l2) Base::template store_relu<C>(h0, y);
     });
     if (l2) Base::template add_l2<C>(first);
@@ -261,7 +266,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
   // and dL/dp is W1^T m times the gate.
   template <int C, bool SameLeft>
   ALWAYS_INLINE void kept_chunk(int64_t first) {
-    const Bits<A>* on = kept_.units_on();
+    const PackedBits<A>* on = kept_.units_on();
     V* grad_hidden = grad_hidden_ + waiting_;
     Base::template multiply_ends<C>(first, waiting_);
     const int64_t H = h_;
@@ -282,7 +287,7 @@ class NodeMessages : public MessageNetwork<A, 3> {
       for (int c = 0; c < C; ++c) {
         const V of_left = SameLeft ? shared_grad : left_grad[c][h];
         const V both = of_left + right_grad[c][h];
-        const Bits<A> is_on = load_bits(on + unit_index<A>(h, first + c));
+        const Bits<A> is_on = unpack_bits<A>(on + unit_index<A>(h, first + c));
         const V m = select(is_on, gate[c] * both);
         dot[c] = fma_where(is_on, dot[c], m, b);  // a bias of -inf turns a unit off
         grad_hidden[h * kWaiting + c] = m;

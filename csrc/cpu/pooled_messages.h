@@ -112,7 +112,8 @@ class PooledMessages : public MessageNetwork<A, 1> {
     if (!present_) return;
     const V *product = product_, *grad_sum = grad_sum_, *weight = weight_;
     const bool reads = reads_kept();
-    const Bits<A>* on = reads ? kept_.units_on() : unit_on_;
+    const Bits<A>* on = unit_on_;
+    if (reads) on = unpack_units<A>(kept_.units_on(), unit_on_, h_, gates_.open.count);
     const int64_t d = d_;
     for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
       if (reads)
@@ -185,14 +186,14 @@ class PooledMessages : public MessageNetwork<A, 1> {
   ALWAYS_INLINE V share(int pair) const { return alpha_[block_.left[pair]] + alpha_[block_.right_sum[pair]]; }
 
   // A function of its own: inlined, it makes the forward without it slower.
-  __attribute__((noinline)) void keep_chunks(Bits<A>* on) {
+  __attribute__((noinline)) void keep_chunks(PackedBits<A>* on) {
     for_chunks<A>(gates_.open.count, [&](auto size, int64_t first) LAMBDA_INLINE {
       forward_chunk<decltype(size)::value, true>(first, on);
     });
   }
 
   template <int C, bool Keeps>
-  ALWAYS_INLINE void forward_chunk(int64_t first, Bits<A>* on) {
+  ALWAYS_INLINE void forward_chunk(int64_t first, PackedBits<A>* on) {
     Base::template multiply_ends<C>(first, first);
     const bool l2 = problem_.l2 != nullptr;
     V weight[C];

@@ -46,8 +46,8 @@ class ScalarNetwork {
 
   // a of pairs first to first + C - 1 of those that pair(c) tells, to out[first ...]; with Keep which units
   // are on, to `units`. Lanes that do not count have a product of zero: nothing can overflow.
-  template <int C, bool Keep, class Pair, class Counts>
-  ALWAYS_INLINE void compute(int64_t first, Pair pair, Counts counts, const Units<A>& units, V* out) {
+  template <int C, bool Keep, class Pair, class Counts, class Bit>
+  ALWAYS_INLINE void compute(int64_t first, Pair pair, Counts counts, const Units<A, Bit>& units, V* out) {
     V* product = chunk_product_;
     const int64_t size = size_;
     for (int c = 0; c < C; ++c)
@@ -55,7 +55,7 @@ class ScalarNetwork {
     V sum[C];
     for (int c = 0; c < C; ++c) sum[c] = splat(weights_.out_bias[0]);
     const A* out_weight = weights_.out;
-    Bits<A>* on = units.on;
+    Bit* on = units.on;
     [[maybe_unused]] typename S::U word[C] = {};
     multiply<A, C>(
         weights_.hidden, weights_.hidden_bias, hidden_, network_.in,
@@ -68,10 +68,11 @@ class ScalarNetwork {
             for (int c = 0; c < C; ++c) {
               sum[c] += w * relu(y[m][c]);
               if (!Keep) continue;
-              const Bits<A> is_on = above_zero(y[m][c]);
-              on[unit_index<A>(h0 + m, first + c)] = is_on;
+              const Bits<A> is_on[1] = {above_zero(y[m][c])};
+              store_bits<1>(on + unit_index<A>(h0 + m, first + c), is_on);
 #if defined(__AVX512F__)
-              if constexpr (kLooksUp<A>) word[c] = or_where(is_on, m ? word[c] : word[c] >> 4, bit(28 + m));
+              if constexpr (kLooksUp<A>)
+                word[c] = or_where(is_on[0], m ? word[c] : word[c] >> 4, bit(28 + m));
 #endif
             }
           }
@@ -99,6 +100,17 @@ class ScalarNetwork {
   Units<A> place_of_next(int64_t count) {
     if (waiting_ + count > kPanel) add_waiting(waiting_units_.on);
     return waiting_units_.from(waiting_);
+  }
+
+  // Of the next pairs, `count` of them, what compute() left packed: as `backward` takes it.
+  Units<A> unpack(const Units<A, PackedBits<A>>& units, int64_t count) {
+    if constexpr (sizeof(PackedBits<A>) == sizeof(Bits<A>)) {
+      return {units.on, units.words};
+    } else {
+      const Units<A> place = place_of_next(count);
+      unpack_units<A>(units.on, place.on, hidden_, count);
+      return place;
+    }
   }
 
   // The gradients of `count` pairs from those of their outputs. `units` are what compute() kept.

@@ -197,7 +197,34 @@ ALWAYS_INLINE V add_where(I bits, V sum, V x) {
 }
 template <class I, class V>
 ALWAYS_INLINE V fma_where(I bits, V sum, V x, V y) {
-  return sum + select(bits, x) * y;
+  return sum + select(bits, x) * select(bits, y);
+}
+#endif
+
+// The same for memory that many of them go to: a bit a lane with AVX2, too. A register unpacks them.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <class A>
+using PackedBits = uint8_t;
+template <int C>
+ALWAYS_INLINE void store_bits(uint8_t* to, const F32::I (&bits)[C]) {
+  for (int c = 0; c < C; ++c) to[c] = static_cast<uint8_t>(_mm256_movemask_ps((__m256)bits[c]));
+}
+template <int C>
+ALWAYS_INLINE void store_bits(uint8_t* to, const F64::I (&bits)[C]) {
+  for (int c = 0; c < C; ++c) to[c] = static_cast<uint8_t>(_mm256_movemask_pd((__m256d)bits[c]));
+}
+template <class A>
+ALWAYS_INLINE Bits<A> unpack_bits(const uint8_t* from) {
+  const Bits<A> all = (Bits<A>)_mm256_set1_epi8(static_cast<char>(*from));
+  const Bits<A> of_lane = splat_index<A>(1) << lane_index<A>();
+  return (all & of_lane) == of_lane;
+}
+#else
+template <class A>
+using PackedBits = Bits<A>;
+template <class A>
+ALWAYS_INLINE Bits<A> unpack_bits(const Bits<A>* from) {
+  return load_bits(from);
 }
 #endif
 
