@@ -203,6 +203,9 @@ for call in (cases.l0_sign, cases.complete_sign, cases.sign_edges, cases.pair_ga
         if call is cases.sign_edges:
             case = cases.with_edges(case, weighted=True)
         cases.assert_fused_as_good(case, call, dtype)
+for call in (cases.l0_sign_bag, cases.sign_bag):
+    for dtype in (torch.float32, torch.float64):
+        cases.assert_fused_as_good(cases.make_bag([7, 0, 1, 5, 5, 5, 18], dtype=dtype), call, dtype)
 """
 
 

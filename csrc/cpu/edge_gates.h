@@ -398,5 +398,5 @@ class EdgeGates {
   CompensatedSum<V> l0_;
   V grad_l0_ = {};
   I open_ = {};
-  int64_t open_rows_ = 0;  // lanes over nodes: the open pairs of the rows that are done
+  int64_t open_rows_ = 0;  // lanes over nodes: the open pairs of the bands that are done
 };

@@ -29,7 +29,8 @@ struct GraphBlock {
   const Block* block = nullptr;
   bool over_nodes = false, uniform = false;  // uniform: all graphs of the block have `slots` nodes
   bool full = false;                         // lanes over graphs, and every lane of every slot holds a node
-  int64_t slots = 0, sink = 0, extra = 0, all = 0;  // of nodes, the extra ones, with them
+  // How many slots have nodes, and how many there are; the first two of the extra ones.
+  int64_t slots = 0, all = 0, sink = 0, extra = 0;
   int64_t lane_graph[W], lane_begin[W];
   I lane_nodes;
 

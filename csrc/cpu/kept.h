@@ -3,7 +3,7 @@
 // network are on; of the block the sums of messages. Included inside an anonymous namespace by each
 // instruction-set file.
 
-// Elsewhere there are no instructions to pack and unpack bits.
+// The portable kernels have no instructions to pack and unpack bits.
 constexpr bool kKeeps = kVectorBytes >= 32;
 
 template <class A>

@@ -20,7 +20,7 @@ struct Block {
   int64_t lanes;          // graphs in this block
   int64_t nodes;          // nodes of the largest of them
   bool lanes_over_nodes;
-  void* kept;  // where the forward leaves what the backward needs, 64-byte aligned, or null
+  void* kept;  // where the forward leaves what the backward needs, aligned for vectors, or null
 };
 
 // The edges order[0..count) of a list: those of the graphs that own the nodes [node_begin, node_end).

@@ -201,7 +201,7 @@ ALWAYS_INLINE V fma_where(I bits, V sum, V x, V y) {
 }
 #endif
 
-// The same for memory that many of them go to: a bit a lane with AVX2, too. A register unpacks them.
+// Packed to a bit a lane, for rooms; unpack_bits makes of it what the kernels take.
 #if defined(__AVX2__) && !defined(__AVX512F__)
 template <class A>
 using PackedBits = uint8_t;
