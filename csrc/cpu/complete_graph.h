@@ -7,15 +7,15 @@ class CompleteGraphKernel {
   using V = typename Simd<A>::V;
 
  public:
-  // Without memory, `scratch_vectors` tells how much is needed.
+  // For blocks of up to `slots`. Without memory, `scratch_vectors` tells how much is needed.
   CompleteGraphKernel(const CompleteGraph<A>& problem, const PackedWeights<A>& weights, void* memory,
                       int64_t slots, bool backward)
       : problem_(problem),
         arena_{static_cast<V*>(memory)},
         block_(problem.graphs),
         kept_(problem),
-        gates_(problem, weights, block_, arena_, slots, backward),
-        messages_(problem, weights, block_, gates_, kept_, arena_, slots, backward) {}
+        gates_(problem, weights, block_, arena_, slots + GraphBlock<A>::kExtra, backward),
+        messages_(problem, weights, block_, gates_, kept_, arena_, slots + GraphBlock<A>::kExtra, backward) {}
 
   int64_t scratch_vectors() const { return arena_.used; }
 

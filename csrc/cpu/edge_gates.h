@@ -22,7 +22,7 @@ class EdgeGates {
         block_(block),
         gated_(problem.edge_nodes != nullptr),
         network_(problem.edge, weights.edge, block) {
-    if (!backward) degree_ = arena.take(slots + GraphBlock<A>::kExtra);
+    if (!backward) degree_ = arena.take(slots);
     if (gated_) network_.take(arena, slots, backward);
   }
 

@@ -23,7 +23,7 @@ struct GraphBlock {
   static constexpr int W = S::W, kPanel = S::kPanel;
   static constexpr int kBand = S::kChunk;  // a slot's pairs with a band make a chunk
   static_assert(W % kBand == 0, "a tile is bands");
-  static constexpr int kExtra = 1 + (kBand > W / 2 ? kBand : W / 2);  // slots
+  static constexpr int kExtra = 1 + (kBand > W / 2 ? kBand : W / 2);  // slots, at most
 
   const Graphs& graphs;
   const Block* block = nullptr;
@@ -38,9 +38,9 @@ struct GraphBlock {
   int64_t count = 0;
   int64_t left[kPanel], right[kPanel], right_sum[kPanel];
   I active[kPanel];
-  // Lanes over nodes: the copies in extra slots are those of node row_begin and the next ones, or of slot
-  // `turned`, whose first `turn` lanes go round.
-  int64_t row_begin = 0, turned = 0;
+  // Lanes over nodes: the copies in extra slots are those of node row_begin and the next ones, or of its
+  // slot, whose first `turn` lanes go round.
+  int64_t row_begin = 0;
   int turn = 0;  // 0: they are rows
 
   explicit GraphBlock(const Graphs& of) : graphs(of) {}
@@ -218,7 +218,7 @@ struct GraphBlock {
       return;
     }
     for (int64_t slot = 0; slot < slots; ++slot) {
-      turned = slot;
+      row_begin = slot * W;
       turn = lanes_in(block->nodes, slot);
       begin_band();
       for (int k = 0; k < count_turns(block->nodes, slot); ++k) {
@@ -231,7 +231,7 @@ struct GraphBlock {
       last();
       end_band();
       turn = 0;
-      for (row_begin = slot * W; slot + 1 < slots && row_begin < (slot + 1) * W; row_begin += kBand) {
+      for (; slot + 1 < slots && row_begin < (slot + 1) * W; row_begin += kBand) {
         begin_band();
         for (int64_t other = slot + 1; other < slots; ++other)
           for (int r = 0; r < kBand; ++r) {
@@ -276,33 +276,31 @@ struct GraphBlock {
 
   // Lanes over nodes: fills the extra slots.
   void copy_to_extra(V* v, int64_t stride) const {
+    const V* from = v + row_begin / W * stride;
     V* to = v + extra * stride;
     if (turn) {
-      const V* from = v + turned * stride;
       for (int k = 1; k <= turn / 2; ++k, to += stride) {
         const I lanes = lanes_turned(k);
         for (int64_t m = 0; m < stride; ++m) to[m] = __builtin_shuffle(from[m], lanes);
       }
       return;
     }
-    const V* from = v + row_begin / W * stride;
     for (int r = 0; r < kBand; ++r, to += stride)
       for (int64_t m = 0; m < stride; ++m) to[m] = splat<A>(from[m][row_begin % W + r]);
   }
 
   // Adds the extra slots to the nodes that they are copies of, and clears them.
   void flush_extra(V* v, int64_t stride) const {
-    V* from = v + extra * stride;
+    V *slot = v + row_begin / W * stride, *from = v + extra * stride;
     if (turn) {
-      V* to = v + turned * stride;
       for (int k = 1; k <= turn / 2; ++k, from += stride) {
         const I lanes = lanes_turned(turn - k);
-        for (int64_t m = 0; m < stride; ++m) to[m] += __builtin_shuffle(from[m], lanes), from[m] = V{};
+        for (int64_t m = 0; m < stride; ++m) slot[m] += __builtin_shuffle(from[m], lanes), from[m] = V{};
       }
       return;
     }
     typedef A Rows __attribute__((vector_size(kBand * sizeof(A))));
-    A* to = reinterpret_cast<A*>(v + row_begin / W * stride) + row_begin % W;
+    A* to = reinterpret_cast<A*>(slot) + row_begin % W;
     for (int64_t m = 0; m < stride; ++m, to += W) {
       V rows[kBand];
       for (int r = 0; r < kBand; ++r) rows[r] = from[r * stride + m], from[r * stride + m] = V{};
@@ -415,8 +413,7 @@ struct Units {
 
 // `on` as kernels read them: what is packed is unpacked to `to`.
 template <class A>
-ALWAYS_INLINE const Bits<A>* unpack_units(const PackedBits<A>* on, Bits<A>* to, int64_t hidden,
-                                          int64_t count) {
+ALWAYS_INLINE Bits<A>* unpack_units(PackedBits<A>* on, Bits<A>* to, int64_t hidden, int64_t count) {
   if constexpr (sizeof(PackedBits<A>) == sizeof(Bits<A>)) {
     return on;
   } else {

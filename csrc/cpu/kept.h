@@ -12,13 +12,14 @@ class EdgeGates;
 template <class A>
 class Kept {
   using V = typename Simd<A>::V;
+  using Packed = Units<A, PackedBits<A>>;
 
  public:
   explicit Kept(const CompleteGraph<A>& problem) {
     if (problem.edge_nodes) {
       edge_hidden_ = problem.edge.hidden;
       units_at_ = EdgeGates<A>::kSavedVectors;
-      on_at_ = units_at_ + Units<A, PackedBits<A>>::vectors(edge_hidden_);
+      on_at_ = units_at_ + Packed::vectors(edge_hidden_);
     }
     panel_vectors_ = on_at_;
     if (problem.nodes) panel_vectors_ += bits_vectors<A, PackedBits<A>>(problem.message.hidden);
@@ -41,9 +42,7 @@ class Kept {
   explicit operator bool() const { return kKeeps && sums_; }
   V* sums() const { return sums_; }
   V* gates() const { return panel_; }
-  Units<A, PackedBits<A>> edge_units() const {
-    return Units<A, PackedBits<A>>::at(panel_ + units_at_, edge_hidden_);
-  }
+  Packed edge_units() const { return Packed::at(panel_ + units_at_, edge_hidden_); }
   PackedBits<A>* units_on() const { return reinterpret_cast<PackedBits<A>*>(panel_ + on_at_); }
 
  private:

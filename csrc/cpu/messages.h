@@ -27,11 +27,11 @@ class MessageNetwork {
     present_ = problem.nodes && (!backward || problem.grad_out || problem.grad_pooled || problem.grad_l2);
     if (!present_) return;
     d_ = padded(problem.message.in), h_ = padded(problem.message.hidden);
-    nodes_ = arena.take((slots + GraphBlock<A>::kExtra) * d_);
+    nodes_ = arena.take(slots * d_);
     product_ = arena.take(kPanel * d_);
     relu_ = arena.take(kChunk * h_);
     if (!backward) return;
-    grad_nodes_ = arena.take((slots + GraphBlock<A>::kExtra) * d_);
+    grad_nodes_ = arena.take(slots * d_);
     grad_hidden_ = arena.take(kWaiting * h_);
     grad_z_ = arena.take(kChunk * d_);
     grad_message_.take(arena, problem.message);

@@ -14,13 +14,12 @@ class NodeMessages : public MessageNetwork<A, 3> {
                EdgeGates<A>& gates, const Kept<A>& kept, Arena<A>& arena, int64_t slots, bool backward)
       : Base(problem, weights, block, gates, kept, arena, slots, backward) {
     if (!present_) return;
-    const int64_t all = slots + GraphBlock<A>::kExtra;
-    hidden_sum_ = arena.take(all * h_);
-    gate_sum_ = arena.take(all);
+    hidden_sum_ = arena.take(slots * h_);
+    gate_sum_ = arena.take(slots);
     if (!backward) return;
-    grad_out_ = arena.take(all * d_);
-    grad_sum_ = arena.take(all * h_);
-    grad_bias_ = arena.take(all);
+    grad_out_ = arena.take(slots * d_);
+    grad_sum_ = arena.take(slots * h_);
+    grad_bias_ = arena.take(slots);
   }
 
   // hidden_sum_ and gate_sum_ of the nodes.

@@ -19,7 +19,7 @@ class PooledMessages : public MessageNetwork<A, 1> {
                  EdgeGates<A>& gates, const Kept<A>& kept, Arena<A>& arena, int64_t slots, bool backward)
       : Base(problem, weights, block, gates, kept, arena, slots, backward) {
     if (!present_) return;
-    alpha_ = arena.take(slots + GraphBlock<A>::kExtra);
+    alpha_ = arena.take(slots);
     hidden_sum_ = arena.take(h_);
     hidden_total_ = reinterpret_cast<CompensatedSum<V>*>(arena.take(2 * h_));
     if (!backward) return;

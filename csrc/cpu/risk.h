@@ -21,10 +21,11 @@ class RiskKernel {
         risk_(risk),
         arena_{static_cast<V*>(memory)},
         block_(problem.graphs),
-        gates_(problem, weights, block_, arena_, slots, true),
+        gates_(problem, weights, block_, arena_, slots + GraphBlock<A>::kExtra, true),
         network_(problem.message, weights.message, block_) {
-    network_.take(arena_, slots, true);
-    alpha_ = arena_.take(slots + GraphBlock<A>::kExtra);
+    const int64_t all = slots + GraphBlock<A>::kExtra;
+    network_.take(arena_, all, true);
+    alpha_ = arena_.take(all);
     edge_units_at_ = kScoreAt + kPanel;
     units_at_ = edge_units_at_ + Units<A>::vectors(problem.edge.hidden);
     kept_vectors_ = units_at_ + Units<A>::vectors(problem.message.hidden);

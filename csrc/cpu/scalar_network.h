@@ -28,12 +28,12 @@ class ScalarNetwork {
 
   void take(Arena<A>& arena, int64_t slots, bool backward) {
     size_ = padded(network_.in), hidden_ = padded(network_.hidden);
-    nodes_ = arena.take((slots + GraphBlock<A>::kExtra) * size_);
+    nodes_ = arena.take(slots * size_);
     chunk_product_ = arena.take(S::kChunk * size_);
     if (!backward) return;
     product_ = arena.take(kPanel * size_);
     waiting_units_ = Units<A>::at(arena.take(Units<A>::vectors(hidden_)), hidden_);
-    grad_nodes_ = arena.take((slots + GraphBlock<A>::kExtra) * size_);
+    grad_nodes_ = arena.take(slots * size_);
     mask_sum_ = arena.take(hidden_ * size_);
     mask_bias_ = arena.take(hidden_);
   }
@@ -104,13 +104,7 @@ class ScalarNetwork {
 
   // Of the next pairs, `count` of them, what compute() left packed: as `backward` takes it.
   Units<A> unpack(const Units<A, PackedBits<A>>& units, int64_t count) {
-    if constexpr (sizeof(PackedBits<A>) == sizeof(Bits<A>)) {
-      return {units.on, units.words};
-    } else {
-      const Units<A> place = place_of_next(count);
-      unpack_units<A>(units.on, place.on, hidden_, count);
-      return place;
-    }
+    return {unpack_units<A>(units.on, place_of_next(count).on, hidden_, count), units.words};
   }
 
   // The gradients of `count` pairs from those of their outputs. `units` are what compute() kept.
